@@ -1,0 +1,1 @@
+"""Text, captured activations, statistics, float evaluation."""

@@ -1,0 +1,1 @@
+"""What is true of the hardware: the HLS library, device facts, performance model."""

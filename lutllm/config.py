@@ -1,0 +1,162 @@
+"""Configuration of a quantized linear layer and of a whole quantized model.
+
+Letters, here and everywhere: T tokens, D in_features, M out_features, v vec_len, P = ceil(D / v)
+positions, Ka and Kw activation and weight centroids per codebook, G group_size (output rows that
+share one weight codebook), B = ceil(M / G) groups, Sa and Sw residual stages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from dataclasses import dataclass, field
+from typing import Any
+
+from lutllm.errors import ConfigError
+
+FORMAT_VERSION = 1
+SCHEMES = ("co", "weight")
+
+#: One further activation stage refines the grid of the stage before by this many bits.
+STAGE_BITS = 3
+#: Largest magnitude of a quantized activation in the units of a first-stage centroid (10 bits).
+ACT_LIMIT = 511
+
+
+def _check_range(owner: str, name: str, value: Any, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigError(
+            f"{owner}: {name} is {value!r}; it must be a whole number {low} to {high}"
+        )
+
+
+def reject_unknown(owner: str, values: dict[str, Any], known: set[str]) -> None:
+    """Raise ConfigError when `values` has a key outside `known`."""
+    extra = sorted(set(values) - known)
+    if extra:
+        raise ConfigError(f"{owner}: unknown field {extra[0]!r}; known: {', '.join(sorted(known))}")
+
+
+@dataclass(frozen=True)
+class LutConfig:
+    """How one linear layer is cut, coded and tabulated.
+
+    scheme          "co": activations and weights are coded, rows come from tables;
+                    "weight": weights only, a row is computed from the activation itself.
+    vec_len         v, channels per position
+    act_centroids   Ka, per activation codebook and stage (scheme "co")
+    weight_centroids Kw, per weight codebook and stage
+    group_size      G, output rows per weight codebook
+    act_stages      Sa, residual stages of the activation code (scheme "co")
+    weight_stages   Sw, residual stages of the weight code
+    table_bits      width of a signed table entry
+    block_positions positions that share one accumulator exponent
+    """
+
+    scheme: str = "co"
+    vec_len: int = 2
+    act_centroids: int = 64
+    weight_centroids: int = 16
+    group_size: int = 512
+    act_stages: int = 1
+    weight_stages: int = 1
+    table_bits: int = 8
+    block_positions: int = 16
+
+    def __post_init__(self) -> None:
+        if self.scheme not in SCHEMES:
+            raise ConfigError(f"scheme is {self.scheme!r}; choose one of {', '.join(SCHEMES)}")
+        for name, low, high in (
+            ("vec_len", 1, 8),
+            ("act_centroids", 2, 256),
+            ("weight_centroids", 2, 256),
+            ("group_size", 1, 1 << 20),
+            ("act_stages", 1, 3),
+            ("weight_stages", 1, 4),
+            ("table_bits", 4, 8),
+            ("block_positions", 1, 16),
+        ):
+            _check_range("quantization config", name, getattr(self, name), low, high)
+        if self.scheme == "weight" and self.act_stages != 1:
+            raise ConfigError(
+                f"act_stages is {self.act_stages} in scheme 'weight', which does not code "
+                "activations; set it to 1 or use scheme 'co'"
+            )
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of one packed weight code."""
+        return max(1, (self.weight_centroids - 1).bit_length())
+
+    @property
+    def index_bits_per_weight(self) -> float:
+        return self.code_bits * self.weight_stages / self.vec_len
+
+    def num_positions(self, in_features: int) -> int:
+        return -(-in_features // self.vec_len)
+
+    def num_groups(self, out_features: int) -> int:
+        return -(-out_features // self.group_size)
+
+    def num_blocks(self, in_features: int) -> int:
+        return -(-self.num_positions(in_features) // self.block_positions)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LutConfig:
+        reject_unknown("quantization config", values, {f.name for f in dataclasses.fields(cls)})
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """The quantization of a model: a default for every linear and named exceptions.
+
+    overrides maps a shell pattern over linear names ("*.mlp.down_proj") to the fields of LutConfig
+    that differ there; later patterns win.
+    """
+
+    default: LutConfig = LutConfig()
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_range("quantization config", "seed", self.seed, 0, 2**31 - 1)
+        for pattern in self.overrides:
+            self.for_linear(pattern)
+
+    def for_linear(self, name: str) -> LutConfig:
+        """The configuration of the linear `name`, overrides applied in order."""
+        values = self.default.to_dict()
+        for pattern, changes in self.overrides.items():
+            if fnmatch.fnmatchcase(name, pattern) or name == pattern:
+                reject_unknown(f"override {pattern!r}", changes, set(values))
+                values.update(changes)
+        return LutConfig.from_dict(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "quant_method": "lutllm",
+            "format_version": FORMAT_VERSION,
+            "default": self.default.to_dict(),
+            "overrides": {k: dict(v) for k, v in self.overrides.items()},
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> QuantConfig:
+        values = dict(values)
+        method = values.pop("quant_method", None)
+        if method != "lutllm":
+            raise ConfigError(f"quant_method is {method!r}, not 'lutllm': not a lutllm artifact")
+        version = values.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise ConfigError(
+                f"artifact format version {version!r}; this lutllm reads version {FORMAT_VERSION}: "
+                "quantize again or install the matching release"
+            )
+        reject_unknown("quantization config", values, {"default", "overrides", "seed"})
+        default = LutConfig.from_dict(values.get("default", {}))
+        return cls(default, values.get("overrides", {}), values.get("seed", 0))

@@ -1,0 +1,1 @@
+"""Co-quantization: codebooks, error feedback, tables."""
