@@ -11,7 +11,7 @@ import numpy as np
 from lutllm.artifact import write_json
 from lutllm.checkpoint.base import FLOAT_KINDS, Checkpoint, check_tensors
 from lutllm.checkpoint.gguf_file import GgufFile
-from lutllm.checkpoint.gguf_tokenizer import tokenizer_files
+from lutllm.checkpoint.gguf_tokenizer import token_ids, tokenizer_files
 from lutllm.errors import CheckpointError
 from lutllm.model_config import ARCHITECTURES, ModelConfig
 from lutllm.rope import inverse_frequencies
@@ -80,9 +80,9 @@ class GgufCheckpoint(Checkpoint):
         (rows, *_), dim = self.shape(name), self.model.head_dim
         return np.arange(rows).reshape(-1, dim // 2, 2).swapaxes(1, 2).reshape(-1)
 
-    def _read_as(self, name: str, dtype: type) -> np.ndarray:
+    def _read_as(self, name: str, dtype: type[np.floating]) -> np.ndarray:
         gguf_name, shape = self._gguf_names[name], self.shape(name)
-        out = np.empty((int(np.prod(shape[:-1], dtype=np.int64)), shape[-1]), dtype)
+        out: np.ndarray = np.empty((int(np.prod(shape[:-1], dtype=np.int64)), shape[-1]), dtype)
         with np.errstate(over="ignore"):  # the caller looks for what became infinite
             for rows, values in self._file.chunks(gguf_name, self._row_order(name)):
                 out[rows] = values
@@ -118,7 +118,7 @@ class _Metadata:
 
     def __init__(self, file: GgufFile, source: str):
         self.values, self.source = file.metadata, source
-        self.arch = self.values.get("general.architecture")
+        self.arch: str = self.values.get("general.architecture", "")
         if self.arch not in ARCHITECTURES:
             raise CheckpointError(
                 f"{source}: GGUF architecture {self.arch!r} is not supported; lutllm reads "
@@ -180,14 +180,7 @@ def _hf_config(file: GgufFile, source: str) -> dict[str, Any]:
     }
     if meta.arch != "qwen2":
         config["attention_bias"] = False
-    for key, name in (
-        ("bos_token_id", "bos"),
-        ("eos_token_id", "eos"),
-        ("pad_token_id", "padding"),
-    ):
-        value = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if value is not None:
-            config[key] = value
+    config |= token_ids(file.metadata)
     scaling = _rope_scaling(file, meta, config)
     if scaling:
         config["rope_scaling"] = scaling

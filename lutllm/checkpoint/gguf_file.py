@@ -151,12 +151,12 @@ class GgufFile:
             if not 0 < dims <= _MAX_DIMS:
                 raise CheckpointError(f"{self.path}: tensor {name!r} has {dims} dimensions")
             shape = tuple(cursor.number("Q") for _ in range(dims))[::-1]
-            raw.append((name, shape, cursor.number("I"), cursor.number("Q")))
+            raw.append((name, shape, int(cursor.number("I")), int(cursor.number("Q"))))
         align = self.metadata.get("general.alignment", 32)
         if not isinstance(align, int) or align < 1:
             raise CheckpointError(f"{self.path}: general.alignment is {align!r}")
         start = -(-cursor.at // align) * align
-        out = {name: self._tensor(name, *rest, start) for name, *rest in raw}
+        out = {entry[0]: self._tensor(*entry, start) for entry in raw}
         if len(out) != len(raw):
             raise CheckpointError(f"{self.path}: two tensors have the same name")
         return out
@@ -245,9 +245,8 @@ class GgufFile:
 
     def rows(self, name: str, index: np.ndarray) -> np.ndarray:
         """Chosen rows as floats. index: i64[N] -> f32[N, columns]."""
-        return self._dequantize(
-            np.ascontiguousarray(self.raw_rows(name)[index]), self.tensors[name]
-        )
+        chosen = np.ascontiguousarray(self.raw_rows(name)[index])
+        return self._dequantize(chosen, self.tensors[name])
 
     def chunks(self, name: str, order: np.ndarray | None) -> Iterator[tuple[slice, np.ndarray]]:
         """The tensor as (rows, f32[rows, columns]), a few million values at a time.

@@ -16,6 +16,8 @@ _QWEN2 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+#: Control tokens that end a text or a turn whatever the metadata says.
+_STOPS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>")
 _BYTES_GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
 
@@ -54,7 +56,7 @@ def tokenizer_files(metadata: dict[str, Any], source: str) -> dict[str, dict[str
     return {
         "tokenizer.json": _tokenizer_json(metadata, tokens, pre, source),
         "tokenizer_config.json": _tokenizer_config(metadata, special),
-        "generation_config.json": _generation_config(metadata),
+        "generation_config.json": _generation_config(metadata, tokens),
     }
 
 
@@ -151,13 +153,18 @@ def _tokenizer_config(metadata: dict[str, Any], special: dict[str, str]) -> dict
     return config
 
 
-def _generation_config(metadata: dict[str, Any]) -> dict[str, Any]:
-    def token(name: str) -> int | None:
-        return metadata.get(f"tokenizer.ggml.{name}_token_id")
+def token_ids(metadata: dict[str, Any]) -> dict[str, int]:
+    """ "bos_token_id", "eos_token_id" and "pad_token_id", those that the metadata names."""
+    names = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+    found = {key: metadata.get(f"tokenizer.ggml.{name}_token_id") for key, name in names.items()}
+    return {key: value for key, value in found.items() if isinstance(value, int)}
 
-    stops = dict.fromkeys(i for i in map(token, ("eos", "eot", "eom")) if i is not None)
-    config: dict[str, Any] = {"eos_token_id": list(stops)} if stops else {}
-    for key, name in (("bos_token_id", "bos"), ("pad_token_id", "padding")):
-        if token(name) is not None:
-            config[key] = token(name)
+
+def _generation_config(metadata: dict[str, Any], tokens: list[str]) -> dict[str, Any]:
+    """The ids a generator starts and stops at."""
+    config: dict[str, Any] = dict(token_ids(metadata))
+    stops = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    stops += [t["id"] for t in _added_tokens(metadata, tokens) if t["content"] in _STOPS]
+    if stops := [stop for stop in dict.fromkeys(stops) if isinstance(stop, int)]:
+        config["eos_token_id"] = stops
     return config
