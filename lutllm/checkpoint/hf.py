@@ -74,10 +74,14 @@ def _locate_tensors(folder: Path, source: str) -> dict[str, TensorFile]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / INDEX_NAME}: weight_map is missing or empty")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file:
+        if (
+            not isinstance(file, str)
+            or Path(file).name != file
+            or not file.endswith(".safetensors")
+        ):
             raise CheckpointError(
                 f"{folder / INDEX_NAME}: {name!r} points to {file!r}; "
-                "only files of the same folder are read"
+                "only *.safetensors of the same folder are read"
             )
     files = {f: TensorFile(folder / f, CheckpointError) for f in sorted(set(weight_map.values()))}
     held = {file: set(opened.names()) for file, opened in files.items()}
