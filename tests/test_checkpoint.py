@@ -189,7 +189,7 @@ def test_config_is_refused(folder, changes, message):
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": ', "\x00"])
 def test_config_that_is_not_an_object(folder, text):
     (folder / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match=r"config.json"):
         open_checkpoint(folder)
 
 
@@ -230,7 +230,7 @@ def test_values_that_are_not_finite_are_counted(tmp_path, value, dtype):
 
 
 def test_unknown_tensor_name(folder):
-    with pytest.raises(CheckpointError, match="no tensor 'model.nothing'"):
+    with pytest.raises(CheckpointError, match=r"no tensor 'model.nothing'"):
         open_checkpoint(folder).tensor("model.nothing")
 
 
@@ -288,7 +288,7 @@ def test_missing_shard(sharded):
 @pytest.mark.parametrize("target", ["../sharded/x.safetensors", "/etc/passwd", "..", "", None, 3])
 def test_index_pointing_outside(sharded, target):
     edit_index(sharded, lambda i: i["weight_map"].update({"model.norm.weight": target}))
-    with pytest.raises(CheckpointError, match="'model.norm.weight' points to"):
+    with pytest.raises(CheckpointError, match=r"'model.norm.weight' points to"):
         open_checkpoint(sharded)
 
 
@@ -325,7 +325,7 @@ def test_truncated_gguf(gguf_path):
     step = len(data) // 25
     for keep in [4, 8, 23, 24, 100, *range(step, len(data) - 32, step)]:
         gguf_path.write_bytes(data[:keep])
-        with pytest.raises(CheckpointError, match="truncated|damaged"):
+        with pytest.raises(CheckpointError, match=r"truncated|damaged"):
             open_checkpoint(gguf_path)
 
 
@@ -446,7 +446,7 @@ def test_hub_id_offline(monkeypatch, tmp_path):
         raise error
 
     monkeypatch.setattr(hub, "snapshot_download", offline)
-    with pytest.raises(CheckpointError, match="could not be fetched.*no route to host"):
+    with pytest.raises(CheckpointError, match=r"could not be fetched.*no route to host"):
         open_checkpoint("someone/some-model")
 
 
