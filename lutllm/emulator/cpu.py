@@ -1,0 +1,65 @@
+"""What the processor can do, and which set of kernels is used.
+
+Detection reads the features that Numba compiles for, not those the processor has: the two differ
+when NUMBA_CPU_NAME or NUMBA_CPU_FEATURES is set, and an instruction that the compiler was not
+allowed to use would end the process. A further set (AVX-512, NEON) is one more entry in `SETS` and
+one more module beside `plain.py` and `avx2.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+from lutllm.errors import ConfigError
+
+ENV = "LUTLLM_ISA"
+#: Kernel sets, best first, with the features each needs.
+SETS: dict[str, frozenset[str]] = {
+    "avx2": frozenset({"avx2"}),
+    "plain": frozenset(),
+}
+
+
+@cache
+def compiler_target() -> tuple[str, str, frozenset[str]]:
+    """Triple, processor name and features that Numba generates code for."""
+    from numba.core.registry import cpu_target
+
+    triple, name, features = cpu_target.target_context.codegen().magic_tuple()[:3]
+    return triple, name, frozenset(f[1:] for f in features.split(",") if f.startswith("+"))
+
+
+def has_feature(name: str) -> bool:
+    return name in compiler_target()[2]
+
+
+def choose_isa(wanted: str | None, features: frozenset[str]) -> str:
+    """The best kernel set the features allow, or `wanted` if they allow it."""
+    if not wanted:
+        return next(name for name, needs in SETS.items() if needs <= features)
+    if wanted not in SETS:
+        raise ConfigError(f"{ENV} is {wanted!r}; choose one of {', '.join(SETS)}")
+    missing = sorted(SETS[wanted] - features)
+    if missing:
+        raise ConfigError(
+            f"{ENV} is {wanted!r}, but this processor lacks {', '.join(missing)}; "
+            f"unset {ENV} or choose 'plain'"
+        )
+    return wanted
+
+
+#: The kernel set of this process.
+ISA = choose_isa(os.environ.get(ENV), compiler_target()[2])
+
+
+def available_threads() -> int:
+    """Processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def describe() -> str:
+    triple, name, _ = compiler_target()
+    return f"{name} ({triple.split('-')[0]}), kernels {ISA}"

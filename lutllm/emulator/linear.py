@@ -1,0 +1,319 @@
+"""A LUT linear over a block of tokens: coding of the activations, lookup, dequantization.
+
+`code_inputs` and `apply_tables` are the two phases, each run by all threads of a team with a
+barrier between them. `run_linear` does both from Python, for tests and analysis.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lutllm.emulator.jit import inline, kernel
+from lutllm.emulator.kernels import (
+    code_block,
+    largest_input,
+    lookup,
+    make_rows,
+    quantize_block,
+)
+from lutllm.emulator.layout import PANEL_COLUMNS, PANEL_TILES, SEGMENT, TILE, UNIT, PackedLinear
+from lutllm.emulator.plain import segment_slots, stream_index
+from lutllm.emulator.simd import (
+    load_f32,
+    load_i32,
+    load_i64,
+    store_f32,
+    store_i32,
+)
+from lutllm.emulator.team import Team, barrier, share
+
+#: Tokens whose rows are generated together.
+TOKEN_BLOCK = 8
+_ACC_BYTES = 4 * TILE * PANEL_TILES
+_ROWS_AT = TOKEN_BLOCK * _ACC_BYTES + SEGMENT * TILE + 256
+
+
+def scratch_bytes(record: np.ndarray) -> int:
+    """Scratch one thread needs for linears like `record` (LINEAR[n])."""
+    rows = (record["row_stride"] * record["act_stages"]).max() * SEGMENT * TOKEN_BLOCK
+    return int(_ROWS_AT + rows + 64)
+
+
+# ---------------------------------------------------------------- phase 1
+
+
+@inline
+def code_inputs(
+    lin: Any,
+    tokens: int,
+    x: int,
+    x_bytes: int,
+    act: int,
+    act_bytes: int,
+    scales: int,
+    codes: int,
+    scratch: int,
+    member: int,
+    members: int,
+) -> None:
+    """Code the inputs of `tokens` tokens.
+
+    x: f32[D] of token t at x + t * x_bytes. act receives i8[Sa, slots * v] per token, every
+    act_bytes; scales f32[tokens] (scheme "weight"); codes u8[tokens, Sa, slots] unless 0.
+    """
+    blocks = lin.slots // UNIT
+    if lin.by_weight:
+        _quantize_tokens(lin, tokens, x, x_bytes, act, act_bytes, scales, member, members)
+        return
+    first, end = share(blocks, member, members)
+    for block in range(first, end):
+        for t in range(tokens):
+            numbers = codes + t * lin.act_stages * lin.slots if codes else 0
+            code_block(lin, x + t * x_bytes, block, act + t * act_bytes, numbers, scratch)
+
+
+@inline
+def _quantize_tokens(
+    lin: Any,
+    tokens: int,
+    x: int,
+    x_bytes: int,
+    act: int,
+    act_bytes: int,
+    scales: int,
+    member: int,
+    members: int,
+) -> None:
+    """Scheme "weight": split by token, or the slots of a single token."""
+    blocks = lin.slots // UNIT
+    if tokens > 1:
+        first, end = share(tokens, member, members)
+        block0, block1 = 0, blocks
+    else:
+        first, end = 0, 1
+        block0, block1 = share(blocks, member, members)
+    for t in range(first, end):
+        top = largest_input(lin, x + t * x_bytes)
+        inverse = np.float32(127) / top if top > 0 else np.float32(0)
+        for block in range(block0, block1):
+            quantize_block(lin, x + t * x_bytes, inverse, block, act + t * act_bytes)
+        if block0 == 0:
+            store_f32(scales + 4 * t, top / np.float32(127))
+
+
+# ---------------------------------------------------------------- phase 2
+
+
+@inline
+def apply_tables(
+    lin: Any,
+    tokens: int,
+    act: int,
+    act_bytes: int,
+    scales: int,
+    y: int,
+    y_bytes: int,
+    accumulators: int,
+    residual: int,
+    scratch: int,
+    member: int,
+    members: int,
+) -> None:
+    """y = tables applied to coded inputs, or y += with `residual`.
+
+    y: f32[M] of token t at y + t * y_bytes. accumulators: i32[tokens, M] receives the integer
+    sums, unless 0. Many tokens are split among the threads, else the tiles are.
+    """
+    token0, token1, tile0, tile1 = 0, tokens, 0, lin.tiles
+    if tokens >= members * TOKEN_BLOCK:
+        token0, token1 = share(tokens, member, members)
+    else:
+        tile0, tile1 = share(lin.tiles, member, members)
+    for panel in range(lin.panels):
+        table = lin.panel_table + 8 * PANEL_COLUMNS * panel
+        outputs, first = load_i64(table + 16), load_i64(table + 24)
+        tiles = (outputs + TILE - 1) // TILE
+        low, high = max(tile0 - first, 0), min(tile1 - first, tiles)
+        if low >= high:
+            continue
+        for t in range(token0, token1, TOKEN_BLOCK):
+            count = min(TOKEN_BLOCK, token1 - t)
+            sums = accumulators + 4 * t * lin.out_features if accumulators else 0
+            _clear(scratch, count, low, high)
+            _sum_panel(lin, table, tiles, low, high, count, act + t * act_bytes, act_bytes, scratch)
+            for n in range(count):
+                _dequantize(
+                    lin,
+                    table,
+                    low,
+                    high,
+                    scratch + n * _ACC_BYTES,
+                    load_f32(scales + 4 * (t + n)),
+                    y + (t + n) * y_bytes,
+                    sums + 4 * n * lin.out_features if accumulators else 0,
+                    residual,
+                )
+
+
+@inline
+def _clear(acc: int, tokens: int, low: int, high: int) -> None:
+    for t in range(tokens):
+        for i in range(low * TILE, high * TILE):
+            store_i32(acc + t * _ACC_BYTES + 4 * i, 0)
+
+
+@inline
+def _sum_panel(
+    lin: Any,
+    table: int,
+    tiles: int,
+    low: int,
+    high: int,
+    tokens: int,
+    act: int,
+    act_bytes: int,
+    scratch: int,
+) -> None:
+    """Integer sums of tiles low..high of one panel, for up to TOKEN_BLOCK tokens."""
+    group, offset = load_i64(table), load_i64(table + 32)
+    split = scratch + TOKEN_BLOCK * _ACC_BYTES
+    rows = scratch + _ROWS_AT
+    rows_bytes = SEGMENT * lin.row_stride
+    vectors = tokens * lin.act_stages
+    for segment in range(lin.segments):
+        slots = segment_slots(lin, segment)
+        for stage in range(lin.weight_stages):
+            for n in range(vectors):
+                t, act_stage = n // lin.act_stages, n % lin.act_stages
+                vector = act + t * act_bytes + act_stage * lin.slots * lin.vec_len
+                make_rows(lin, group, segment, stage, act_stage, vector, rows + n * rows_bytes)
+            place = stream_index(lin, segment, stage) * tiles
+            codes = lin.codes + offset + place * lin.code_bytes
+            for tile in range(low, high):
+                lookup(
+                    lin,
+                    segment,
+                    stage,
+                    codes + tile * slots * lin.code_bytes,
+                    rows,
+                    rows_bytes,
+                    vectors,
+                    scratch + 4 * TILE * tile,
+                    _ACC_BYTES,
+                    split,
+                )
+
+
+@inline
+def _dequantize(
+    lin: Any,
+    table: int,
+    low: int,
+    high: int,
+    acc: int,
+    token_scale: float,
+    y: int,
+    sums: int,
+    residual: int,
+) -> None:
+    """The float steps of `intmath.dequantize`, each rounded by itself, then the residual."""
+    first, outputs = load_i64(table + 8), load_i64(table + 16)
+    for i in range(low * TILE, min(high * TILE, outputs)):
+        m = first + i
+        total = load_i32(acc + 4 * i)
+        value = np.float32(total) * load_f32(lin.output_scale + 4 * m)
+        if lin.by_weight:
+            value = value * token_scale
+        if lin.bias:
+            value = value + load_f32(lin.bias + 4 * m)
+        if residual:
+            value = load_f32(y + 4 * m) + value
+        store_f32(y + 4 * m, value)
+        if sums:
+            store_i32(sums + 4 * m, total)
+
+
+# ---------------------------------------------------------------- from Python
+
+
+@kernel
+def _run(
+    lins: np.ndarray,
+    tokens: int,
+    x: int,
+    act: int,
+    act_bytes: int,
+    scales: int,
+    codes: int,
+    y: int,
+    accumulators: int,
+    scratch: int,
+    scratch_stride: int,
+    arrivals: int,
+    member: int,
+    members: int,
+) -> None:
+    lin = lins[0]
+    own = scratch + member * scratch_stride
+    code_inputs(
+        lin, tokens, x, 4 * lin.in_features, act, act_bytes, scales, codes, own, member, members
+    )
+    barrier(arrivals, members)
+    apply_tables(
+        lin,
+        tokens,
+        act,
+        act_bytes,
+        scales,
+        y,
+        4 * lin.out_features,
+        accumulators,
+        0,
+        own,
+        member,
+        members,
+    )
+
+
+def run_linear(packed: PackedLinear, x: np.ndarray, team: Team) -> dict[str, np.ndarray]:
+    """One linear on x: f32[T, D].
+
+    Returns y f32[T, M], accumulators i32[T, M], codes u8[T, Sa, P] (scheme "co"),
+    token_scale f32[T] (scheme "weight").
+    """
+    lin = packed.record[0]
+    tokens = len(x)
+    x = np.ascontiguousarray(x, np.float32)
+    stages, slots = int(lin["act_stages"]), int(lin["slots"])
+    act = np.zeros((tokens, stages * slots * int(lin["vec_len"])), np.int8)
+    scales = np.zeros(tokens, np.float32)
+    codes = np.zeros((tokens, stages, slots), np.uint8)
+    y = np.zeros((tokens, int(lin["out_features"])), np.float32)
+    sums = np.zeros(y.shape, np.int32)
+    stride = -(-scratch_bytes(packed.record) // 64) * 64
+    scratch = np.zeros(stride * team.size, np.uint8)
+    addresses = [a.ctypes.data for a in (x, act, scales, codes, y, sums, scratch)]
+    x_at, act_at, scales_at, codes_at, y_at, sums_at, scratch_at = addresses
+    team.run(
+        _run,
+        packed.record,
+        tokens,
+        x_at,
+        act_at,
+        act.strides[0],
+        scales_at,
+        codes_at,
+        y_at,
+        sums_at,
+        scratch_at,
+        stride,
+    )
+    out: dict[str, np.ndarray] = {"y": y, "accumulators": sums}
+    if lin["by_weight"]:
+        out["token_scale"] = scales
+    else:
+        order = np.argsort(packed.slot_position, kind="stable")
+        out["codes"] = codes[..., order[-int((packed.slot_position >= 0).sum()) :]]
+    return out

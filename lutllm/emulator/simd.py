@@ -1,0 +1,470 @@
+"""Vector values inside Numba functions.
+
+A vector type is a Numba type whose value is an LLVM vector, so that values live in registers and
+loops around them are ordinary Numba code. Arithmetic is plain LLVM IR and works on every processor;
+the functions under "x86" name one instruction each and may only be compiled where it exists.
+Addresses are intp byte addresses (`address_of`), which keeps kernels free of array bookkeeping.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import extending, types
+from numba.core import cgutils
+from numba.extending import models, register_model
+
+from lutllm.emulator.cpu import compiler_target, has_feature
+
+#: A function whose body is generated LLVM IR. Untyped here: callers do not pass the typing context.
+intrinsic: Any = extending.intrinsic
+
+_I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
+_ELEMENTS = {
+    "i8": _I8,
+    "i16": ir.IntType(16),
+    "i32": _I32,
+    "i64": _I64,
+    "f16": ir.HalfType(),
+    "f32": ir.FloatType(),
+}
+
+
+class Vector(types.Type):
+    """`lanes` elements of LLVM type `kind`; integers carry no sign, operations do."""
+
+    def __init__(self, kind: str, lanes: int):
+        self.kind, self.lanes = kind, lanes
+        self.llvm = ir.VectorType(_ELEMENTS[kind], lanes)
+        self.is_float = kind.startswith("f")
+        super().__init__(name=f"{kind}x{lanes}")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: Vector):
+        super().__init__(manager, vector, vector.llvm)
+
+
+i8x8, i8x16, i8x32, i8x64 = (Vector("i8", n) for n in (8, 16, 32, 64))
+i16x8, i16x16, i16x32 = (Vector("i16", n) for n in (8, 16, 32))
+i32x8, i32x16 = (Vector("i32", n) for n in (8, 16))
+i64x4 = Vector("i64", 4)
+f16x8 = Vector("f16", 8)
+f32x8 = Vector("f32", 8)
+
+
+def _call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
+    """Call the LLVM intrinsic or external function `name`."""
+    kind = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+def _constant(vector: Vector, value: float) -> Any:
+    return ir.Constant(vector.llvm, [value] * vector.lanes)
+
+
+def _broadcast(builder: Any, vector: Vector, scalar: Any) -> Any:
+    empty = ir.Constant(vector.llvm, ir.Undefined)
+    one = builder.insert_element(empty, scalar, _I32(0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, vector.lanes), None))
+
+
+def _same(*args: Any) -> Vector | None:
+    """The common vector type of `args`, or None (which makes Numba report a typing error)."""
+    first = args[0]
+    return first if isinstance(first, Vector) and all(a == first for a in args) else None
+
+
+# ---------------------------------------------------------------- memory
+
+
+@intrinsic
+def address_of(typingctx: Any, array: Any) -> Any:
+    """Address of the first element of a contiguous array, as intp."""
+    if not isinstance(array, types.Array):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, context.get_value_type(types.intp))
+
+    return types.intp(array), codegen
+
+
+def _pointer(builder: Any, address: Any, pointee: Any) -> Any:
+    return builder.inttoptr(address, pointee.as_pointer())
+
+
+@intrinsic
+def load(typingctx: Any, vector: Any, address: Any) -> Any:
+    """load(f32x8, address): an unaligned vector load."""
+    kind = vector.instance_type
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(_pointer(builder, args[1], kind.llvm), align=1)
+
+    return kind(vector, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx: Any, address: Any, value: Any) -> Any:
+    """Unaligned store of a vector or scalar."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[1], _pointer(builder, args[0], args[1].type), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, value), codegen
+
+
+def _scalar_load(numba_type: Any, llvm: Any, extend: str | None, result: Any) -> Any:
+    @intrinsic
+    def scalar(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            value = builder.load(_pointer(builder, args[0], llvm), align=1)
+            return value if extend is None else getattr(builder, extend)(value, result)
+
+        return numba_type(types.intp), codegen
+
+    return scalar
+
+
+load_u8 = _scalar_load(types.intp, _I8, "zext", _I64)
+load_i8 = _scalar_load(types.intp, _I8, "sext", _I64)
+load_i16 = _scalar_load(types.intp, _ELEMENTS["i16"], "sext", _I64)
+load_u16 = _scalar_load(types.intp, _ELEMENTS["i16"], "zext", _I64)
+load_i32 = _scalar_load(types.intp, _I32, "sext", _I64)
+load_i64 = _scalar_load(types.intp, _I64, None, None)
+load_f32 = _scalar_load(types.float32, ir.FloatType(), None, None)
+
+
+def _scalar_store(numba_type: Any, bits: int | None) -> Any:
+    @intrinsic
+    def scalar(typingctx: Any, address: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            stored = args[1] if bits is None else builder.trunc(args[1], ir.IntType(bits))
+            builder.store(stored, _pointer(builder, args[0], stored.type), align=1)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, numba_type), codegen
+
+    return scalar
+
+
+store_i8 = _scalar_store(types.intp, 8)
+store_i16 = _scalar_store(types.intp, 16)
+store_i32 = _scalar_store(types.intp, 32)
+store_f32 = _scalar_store(types.float32, None)
+
+
+@intrinsic
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at `address` (read, all levels)."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(builder, args[0], _I8)
+        hints = [_I32(0), _I32(3), _I32(1)]
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *hints])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), codegen
+
+
+# ---------------------------------------------------------------- any processor
+
+
+def _binary(int_op: str | None, float_op: str | None) -> Any:
+    @intrinsic
+    def operation(typingctx: Any, a: Any, b: Any) -> Any:
+        kind = _same(a, b)
+        name = kind and (float_op if kind.is_float else int_op)
+        if kind is None or name is None:
+            return None
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return getattr(builder, name)(*args)
+
+        return kind(kind, kind), codegen
+
+    return operation
+
+
+add = _binary("add", "fadd")
+sub = _binary("sub", "fsub")
+mul = _binary("mul", "fmul")
+div = _binary(None, "fdiv")
+band = _binary("and_", None)
+bor = _binary("or_", None)
+bxor = _binary("xor", None)
+
+
+def _extreme(int_test: str, float_test: str) -> Any:
+    @intrinsic
+    def operation(typingctx: Any, a: Any, b: Any) -> Any:
+        kind = _same(a, b)
+        if kind is None:
+            return None
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            compare = builder.fcmp_ordered if kind.is_float else builder.icmp_signed
+            test = compare(float_test if kind.is_float else int_test, args[0], args[1])
+            return builder.select(test, args[0], args[1])
+
+        return kind(kind, kind), codegen
+
+    return operation
+
+
+#: Signed comparison; for floats a NaN in `a` yields b.
+vmin = _extreme("<", "<")
+vmax = _extreme(">", ">")
+
+
+@intrinsic
+def splat(typingctx: Any, vector: Any, value: Any) -> Any:
+    """splat(i16x16, 15): every lane holds `value` (integers are truncated to the lane)."""
+    kind = vector.instance_type
+    wanted = types.float32 if kind.is_float else types.intp
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        scalar = args[1]
+        if not kind.is_float and kind.llvm.element.width < 64:
+            scalar = builder.trunc(scalar, kind.llvm.element)
+        return _broadcast(builder, kind, scalar)
+
+    return kind(vector, wanted), codegen
+
+
+def _shift(name: str) -> Any:
+    @intrinsic
+    def operation(typingctx: Any, value: Any, count: Any) -> Any:
+        if not isinstance(value, Vector) or value.is_float:
+            return None
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            element = value.llvm.element
+            scalar = args[1] if element.width == 64 else builder.trunc(args[1], element)
+            return getattr(builder, name)(args[0], _broadcast(builder, value, scalar))
+
+        return value(value, types.intp), codegen
+
+    return operation
+
+
+shl = _shift("shl")
+lshr = _shift("lshr")
+ashr = _shift("ashr")
+
+
+@intrinsic
+def bitcast(typingctx: Any, vector: Any, value: Any) -> Any:
+    """bitcast(i16x16, v): the same bits as another vector type."""
+    kind = vector.instance_type
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.bitcast(args[1], kind.llvm)
+
+    return kind(vector, value), codegen
+
+
+def _resize(name: str) -> Any:
+    @intrinsic
+    def operation(typingctx: Any, vector: Any, value: Any) -> Any:
+        kind = vector.instance_type
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return getattr(builder, name)(args[1], kind.llvm)
+
+        return kind(vector, value), codegen
+
+    return operation
+
+
+sext = _resize("sext")
+zext = _resize("zext")
+trunc = _resize("trunc")
+int_to_float = _resize("sitofp")
+float_to_int = _resize("fptosi")
+float_extend = _resize("fpext")
+
+
+@intrinsic
+def half(typingctx: Any, value: Any, which: Any) -> Any:
+    """half(v, 0) or half(v, 1): the lower or upper lanes; `which` is a literal."""
+    if not isinstance(which, types.IntegerLiteral):
+        return None
+    count = value.lanes // 2
+    kind = Vector(value.kind, count)
+    first = which.literal_value * count
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        lanes = ir.Constant(ir.VectorType(_I32, count), list(range(first, first + count)))
+        return builder.shuffle_vector(args[0], args[0], lanes)
+
+    return kind(value, which), codegen
+
+
+half.prefer_literal = True  # type: ignore[attr-defined]
+
+
+@intrinsic
+def twice(typingctx: Any, value: Any) -> Any:
+    """The lanes of `value` followed by themselves (16 bytes loaded into both halves)."""
+    kind = Vector(value.kind, 2 * value.lanes)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        lanes = ir.Constant(ir.VectorType(_I32, kind.lanes), list(range(value.lanes)) * 2)
+        return builder.shuffle_vector(args[0], args[0], lanes)
+
+    return kind(value), codegen
+
+
+def _unary_float(name: str) -> Any:
+    @intrinsic
+    def operation(typingctx: Any, value: Any) -> Any:
+        if not isinstance(value, Vector) or value.kind != "f32":
+            return None
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            full = f"llvm.{name}.v{value.lanes}f32"
+            return _call(builder, full, value.llvm, [args[0]])
+
+        return value(value), codegen
+
+    return operation
+
+
+rint = _unary_float("rint")
+vabs = _unary_float("fabs")
+
+
+@intrinsic
+def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c: one rounding where the processor fuses, two where it cannot."""
+    kind = _same(a, b, c)
+    if kind is None:
+        return None
+    fused = has_feature("fma") or not compiler_target()[0].startswith("x86")
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if not fused:
+            return builder.fadd(builder.fmul(args[0], args[1]), args[2])
+        return _call(builder, f"llvm.fma.v{kind.lanes}f32", kind.llvm, list(args))
+
+    return kind(kind, kind, kind), codegen
+
+
+def _reduce(combine: Callable[[Any, Any, Any], Any]) -> Any:
+    """Lanes combined pairwise, upper half onto lower half: the order is the same everywhere."""
+
+    @intrinsic
+    def operation(typingctx: Any, value: Any) -> Any:
+        if not isinstance(value, Vector) or value.kind != "f32":
+            return None
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            total, count = args[0], value.lanes
+            while count > 1:
+                count //= 2
+                mask = ir.VectorType(_I32, count)
+                low = ir.Constant(mask, list(range(count)))
+                high = ir.Constant(mask, list(range(count, 2 * count)))
+                total = combine(
+                    builder,
+                    builder.shuffle_vector(total, total, low),
+                    builder.shuffle_vector(total, total, high),
+                )
+            return builder.extract_element(total, _I32(0))
+
+        return types.float32(value), codegen
+
+    return operation
+
+
+sum_lanes = _reduce(lambda builder, a, b: builder.fadd(a, b))
+max_lanes = _reduce(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+
+# ---------------------------------------------------------------- threads
+
+
+@intrinsic
+def atomic_add(typingctx: Any, address: Any, value: Any) -> Any:
+    """Add to the int64 at `address`; returns its value before."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", _pointer(builder, args[0], _I64), args[1], "seq_cst")
+
+    return types.int64(types.intp, types.int64), codegen
+
+
+@intrinsic
+def atomic_load(typingctx: Any, address: Any) -> Any:
+    """The int64 at `address`, read with sequential consistency."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load_atomic(_pointer(builder, args[0], _I64), "seq_cst", 8)
+
+    return types.int64(types.intp), codegen
+
+
+@intrinsic
+def pause(typingctx: Any) -> Any:
+    """Tell the processor that this is a spin loop."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if compiler_target()[0].startswith("x86_64"):
+            _call(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def give_way(typingctx: Any) -> Any:
+    """Let another thread run on this processor (POSIX; nothing elsewhere)."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if sys.platform != "win32":
+            _call(builder, "sched_yield", _I32, [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+# ---------------------------------------------------------------- x86, AVX2
+
+
+def _x86(name: str, result: Vector, *operands: Vector) -> Any:
+    """One instruction as a function of vectors."""
+
+    def build(typingctx: Any, given: tuple[Any, ...]) -> Any:
+        if tuple(given) != operands:
+            return None
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return _call(builder, f"llvm.x86.{name}", result.llvm, list(args))
+
+        return result(*operands), codegen
+
+    if len(operands) == 1:
+        return intrinsic(lambda typingctx, a: build(typingctx, (a,)))
+    return intrinsic(lambda typingctx, a, b: build(typingctx, (a, b)))
+
+
+#: Bytes of the first operand picked by the low 4 bits of the second, in each 16-byte half.
+pshufb = _x86("avx2.pshuf.b", i8x32, i8x32, i8x32)
+#: The first operand with the sign of the second (0 where that is 0).
+psignb = _x86("avx2.psign.b", i8x32, i8x32, i8x32)
+#: Unsigned times signed bytes, neighbours added to 16 bits with saturation.
+maddubs = _x86("avx2.pmadd.ub.sw", i16x16, i8x32, i8x32)
+#: Signed 16-bit products, neighbours added to 32 bits.
+maddwd = _x86("avx2.pmadd.wd", i32x8, i16x16, i16x16)
+#: (a * b + 2^14) >> 15 on signed 16 bits.
+mulhrs = _x86("avx2.pmul.hr.sw", i16x16, i16x16, i16x16)
+#: Saturate 16 bits to signed 8, the halves of both operands interleaved.
+packsswb = _x86("avx2.packsswb", i8x32, i16x16, i16x16)

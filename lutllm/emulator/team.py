@@ -1,0 +1,91 @@
+"""A team of threads that runs one kernel together, and the barrier they meet at.
+
+Python threads are enough: a kernel releases the GIL for its whole run, and a team has no pool of
+its own beside Numba's, OpenMP's or a BLAS library's that could oversubscribe the machine. Every
+member runs the same function with its number; work is divided by number, so results do not depend
+on how many members there are.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lutllm.emulator.cpu import available_threads
+from lutllm.emulator.jit import inline
+from lutllm.emulator.simd import atomic_add, atomic_load, give_way, pause
+from lutllm.errors import ConfigError
+
+#: Polls before a waiting thread offers its processor to others.
+SPINS = 2000
+MAX_THREADS = 256
+
+
+@inline
+def barrier(arrivals: int, expected: int) -> None:
+    """Wait until `expected` arrivals have been counted at the address `arrivals`."""
+    atomic_add(arrivals, 1)
+    spins = 0
+    while atomic_load(arrivals) < expected:
+        pause()
+        spins += 1
+        if spins > SPINS:
+            give_way()
+
+
+@inline
+def share(count: int, member: int, members: int) -> tuple[int, int]:
+    """The part first..end of `count` items that belongs to `member`."""
+    return count * member // members, count * (member + 1) // members
+
+
+def _serve(jobs: queue.SimpleQueue, done: queue.SimpleQueue) -> None:
+    while (job := jobs.get()) is not None:
+        function, args = job
+        try:
+            function(*args)
+            done.put(None)
+        except BaseException as cause:
+            done.put(cause)
+        del job, function, args
+
+
+def _dismiss(queues: list[queue.SimpleQueue]) -> None:
+    for jobs in queues:
+        jobs.put(None)
+
+
+class Team:
+    """`size` threads, the caller being the first. Not for use from two threads at once."""
+
+    def __init__(self, size: int | None = None):
+        self.size = available_threads() if size is None else size
+        if not 1 <= self.size <= MAX_THREADS:
+            raise ConfigError(f"threads is {self.size}; it must be 1 to {MAX_THREADS}")
+        self._arrivals = np.zeros(16, np.int64)  # a cache line of its own
+        self._jobs: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in range(self.size - 1)]
+        self._done: queue.SimpleQueue = queue.SimpleQueue()
+        self._busy = threading.Lock()
+        for i, jobs in enumerate(self._jobs):
+            threading.Thread(
+                target=_serve, args=(jobs, self._done), name=f"lutllm-{i + 1}", daemon=True
+            ).start()
+        weakref.finalize(self, _dismiss, self._jobs)
+
+    def run(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call function(*args, arrivals, member, size) in every member and wait for all."""
+        with self._busy:
+            self._arrivals[:] = 0
+            arrivals = self._arrivals.ctypes.data + 64
+            for member, jobs in enumerate(self._jobs, 1):
+                jobs.put((function, (*args, arrivals, member, self.size)))
+            function(*args, arrivals, 0, self.size)
+            failures = [self._done.get() for _ in self._jobs]
+        for cause in failures:
+            if cause is not None:
+                raise cause
