@@ -1,5 +1,55 @@
-"""lutllm turns a large language model into lookup tables."""
+"""lutllm turns a large language model into lookup tables.
+
+    import lutllm
+
+    lutllm.quantize("models/SmolLM2-135M", "smol-lut")
+    print(lutllm.load("smol-lut").generate("Once upon a time"))
+
+Every command of the command line is a function here. Names are imported when first used, so that
+`import lutllm` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from lutllm.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from lutllm.api import csim, evaluate, export, load, plan, quantize, verify
+    from lutllm.checkpoint import open_checkpoint
+    from lutllm.config import LutConfig, QuantConfig
+    from lutllm.errors import LutLLMError
+
+__all__ = [
+    "LutConfig",
+    "LutLLMError",
+    "QuantConfig",
+    "__version__",
+    "csim",
+    "evaluate",
+    "export",
+    "load",
+    "open_checkpoint",
+    "plan",
+    "quantize",
+    "verify",
+]
+
+_HOME = {
+    "LutConfig": "lutllm.config",
+    "QuantConfig": "lutllm.config",
+    "LutLLMError": "lutllm.errors",
+    "open_checkpoint": "lutllm.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'lutllm' has no attribute {name!r}")
+    return getattr(import_module(_HOME.get(name, "lutllm.api")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,219 @@
+"""The commands as functions. The one module that joins calibration, quantizer, emulator, export.
+
+Heavy modules are imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lutllm.artifact import Artifact, artifact_hash, is_artifact, read_json, write_json
+from lutllm.config import QuantConfig
+from lutllm.errors import ArtifactError, ConfigError
+from lutllm.model_card import write_model_card
+
+if TYPE_CHECKING:
+    from calib.evaluate import Perplexity
+    from lutllm.checkpoint import Checkpoint
+    from lutllm.emulator import LutModel
+    from lutllm.tokenizer import Tokenizer
+
+Source = str | Path
+
+#: Tokens per window in calibration and in the perplexities of a report.
+CTX = 512
+
+
+def plan(
+    source: Source, config: QuantConfig | None = None, *, calib_tokens: int = 8192
+) -> dict[str, Any]:
+    """What quantizing `source` would take: seconds, peak memory, artifact size."""
+    from lutllm.checkpoint import open_checkpoint
+    from quant import pipeline
+
+    calibration = pipeline.CalibrationConfig(calib_tokens, CTX)
+    return pipeline.plan(open_checkpoint(source), config or QuantConfig(), calibration)
+
+
+def quantize(
+    source: Source,
+    out: Source,
+    config: QuantConfig | None = None,
+    *,
+    calib: Source | None = None,
+    calib_tokens: int = 8192,
+    eval_text: Source | None = None,
+    eval_tokens: int = 4096,
+    resume: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Quantize a checkpoint into the artifact folder `out` and return its report.
+
+    source       Hugging Face folder, GGUF file or hub id
+    config       None takes the published setting
+    calib        calibration text; None takes the one that ships with lutllm
+    eval_text    text for perplexity before and after; None takes the end of the calibration text,
+                 which is then not calibrated on
+    eval_tokens  how many of its tokens, 0 to leave the perplexities out
+    resume       continue a run that was interrupted, from its last finished layer
+    """
+    from lutllm.checkpoint import open_checkpoint
+    from quant import pipeline
+
+    begun = time.monotonic()
+    out = Path(out)
+    checkpoint = open_checkpoint(source)
+    calib_ids, windows = _texts(checkpoint.tokenizer(), calib, calib_tokens, eval_text, eval_tokens)
+    report = pipeline.quantize(
+        checkpoint,
+        out,
+        config or QuantConfig(),
+        calib_ids,
+        calibration=pipeline.CalibrationConfig(calib_tokens, CTX),
+        resume=resume,
+        progress=progress,
+    )
+    report |= _perplexities(checkpoint, out, windows, progress)
+    report["peak_rss_bytes"] = pipeline.peak_rss_bytes()
+    report["seconds"] = round(time.monotonic() - begun, 1)
+    write_json(out / "report.json", report)
+    write_model_card(out, report)
+    return report
+
+
+def _texts(
+    tokenizer: Tokenizer,
+    calib: Source | None,
+    calib_tokens: int,
+    eval_text: Source | None,
+    eval_tokens: int,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Calibration ids i64[T] and evaluation windows i64[N, CTX], None where there is no text."""
+    from calib.text import default_text, read_text, windows
+
+    text = default_text() if calib is None else read_text(calib)
+    ids = np.array(tokenizer.encode(text), np.int64)
+    if eval_tokens == 0:
+        return ids, None
+    if eval_text is not None:
+        held_out = np.array(tokenizer.encode(read_text(eval_text)), np.int64)
+        return ids, windows(held_out, CTX, max(eval_tokens, CTX))
+    spare = min(eval_tokens, len(ids) - calib_tokens) // CTX * CTX
+    if spare < CTX:
+        return ids, None
+    return ids[:-spare], windows(ids[-spare:], CTX)
+
+
+def _perplexities(
+    checkpoint: Checkpoint, out: Path, windows: np.ndarray | None, progress: bool
+) -> dict[str, Any]:
+    """perplexity_before and _after with their standard errors, None without windows."""
+    from calib.evaluate import perplexity_of_checkpoint
+
+    names = ("perplexity", "stderr")
+    if windows is None:
+        return {f"{name}_{when}": None for name in names for when in ("before", "after")}
+    before = perplexity_of_checkpoint(checkpoint, windows, progress)
+    after = _artifact_perplexity(out, windows, progress)
+    values = {"before": before.to_dict(), "after": after.to_dict()}
+    found = {f"{name}_{when}": values[when][name] for name in names for when in values}
+    return found | {"evaluation": {"tokens": before.tokens, "ctx": before.ctx}}
+
+
+def _artifact_perplexity(path: Path, windows: np.ndarray, progress: bool) -> Perplexity:
+    from calib.evaluate import perplexity_of_logits
+
+    return perplexity_of_logits(load(path).logits, windows, progress, "evaluating the artifact")
+
+
+def evaluate(
+    model: Source,
+    text: Source,
+    *,
+    ctx: int = CTX,
+    max_tokens: int | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Perplexity of an artifact or a float checkpoint over windows that do not overlap.
+
+    Returns perplexity, stderr (delta method over windows), tokens (predicted ones) and ctx.
+    """
+    from calib.evaluate import perplexity_of_checkpoint
+    from calib.text import read_text, windows
+    from lutllm.checkpoint import open_checkpoint
+    from lutllm.tokenizer import Tokenizer
+
+    content = read_text(text)
+    if _is_artifact(model):
+        limit = Artifact.open(model).model.max_position_embeddings
+        _check_ctx(model, ctx, limit)
+        ids = Tokenizer.from_folder(model).encode(content)
+        return _artifact_perplexity(Path(model), windows(ids, ctx, max_tokens), progress).to_dict()
+    checkpoint = open_checkpoint(model)
+    _check_ctx(model, ctx, checkpoint.model.max_position_embeddings)
+    ids = checkpoint.tokenizer().encode(content)
+    return perplexity_of_checkpoint(checkpoint, windows(ids, ctx, max_tokens), progress).to_dict()
+
+
+def _check_ctx(model: Source, ctx: int, limit: int) -> None:
+    if ctx > limit:
+        raise ConfigError(
+            f"ctx is {ctx}, but {model} is made for up to {limit} positions; lower ctx"
+        )
+
+
+def _is_artifact(model: Source) -> bool:
+    return Path(model).is_dir() and is_artifact(Path(model))
+
+
+def load(path: Source, *, threads: int | None = None) -> LutModel:
+    """The artifact `path`, ready to run on this machine."""
+    from lutllm.emulator import LutModel
+
+    return LutModel.load(path, threads=threads)
+
+
+def export(artifact: Source, out: Source, *, device: str = "v80") -> dict[str, Any]:
+    """Write FPGA kernels, memory images and a testbench for an artifact into `out`."""
+    from codegen.export import export as run_export
+
+    return run_export(artifact, out, device=device)
+
+
+def csim(
+    folder: Source,
+    *,
+    tokens: int | None = None,
+    layers: int | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Compile the kernels in an exported folder with g++ and compare them with the emulator."""
+    from codegen.csim import run_csim
+
+    return run_csim(folder, tokens=tokens, layers=layers, progress=progress)
+
+
+def verify(path: Source) -> dict[str, Any]:
+    """Check every array, value and recorded digest of an artifact."""
+    path = Path(path)
+    if not path.is_dir():
+        raise ArtifactError(f"{path}: no such folder; give the folder `lutllm quantize` wrote")
+    try:
+        problems = Artifact.open(path).verify()
+    except ArtifactError as error:
+        problems = [str(error)]
+    problems += _hash_problem(path)
+    return {"ok": not problems, "problems": problems, "artifact_hash": artifact_hash(path)}
+
+
+def _hash_problem(path: Path) -> list[str]:
+    """The recorded hash of the whole artifact, compared with the one it has."""
+    report = path / "report.json"
+    recorded = read_json(report).get("artifact_hash") if report.is_file() else None
+    if recorded in (None, artifact_hash(path)):
+        return []
+    return [f"{path}: the files do not have the hash {recorded} that report.json states"]

@@ -1,0 +1,122 @@
+"""What the commands share: options, the way results are printed, the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command found: the object for --json, the text without it, the exit status."""
+
+    result: Result
+    text: str
+    status: int = 0
+
+
+Run = Callable[[argparse.Namespace], Outcome]
+
+
+def add_command(
+    commands: Any, name: str, summary: str, run: Run, interrupt_hint: str = ""
+) -> argparse.ArgumentParser:
+    """Add the sub-parser of a command with the options all commands have."""
+    parser = commands.add_parser(name, help=summary, description=summary)
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on stdout and nothing else there"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no progress")
+    parser.set_defaults(run=run, interrupt_hint=interrupt_hint)
+    return parser
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """Run the chosen command and print its outcome.
+
+    With --json whatever the command prints goes to stderr, and stdout gets the one object.
+    """
+    if not args.json:
+        outcome = args.run(args)
+        if outcome.text:
+            print(outcome.text)
+        return outcome.status
+    with contextlib.redirect_stdout(sys.stderr):
+        outcome = args.run(args)
+    print(json.dumps(plain(outcome.result), ensure_ascii=False, allow_nan=False))
+    return outcome.status
+
+
+def plain(value: Any) -> Any:
+    """The value with numpy scalars, paths and numbers that are not finite made fit for JSON."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return str(value)
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    """Names and values in two aligned columns."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def format_bytes(count: float) -> str:
+    """A size as people read it: "1.5 GB"."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def format_perplexity(value: float | None, stderr: float | None) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value:.3f}" if stderr is None else f"{value:.3f} +- {stderr:.3f}"
+
+
+def positive(text: str) -> int:
+    """argparse type: a whole number above zero."""
+    return _whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """argparse type: a whole number, zero included."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, low: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if value < low:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
+    return value
+
+
+def non_negative_number(text: str) -> float:
+    """argparse type: a finite number of at least zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return value

@@ -1,0 +1,25 @@
+"""lutllm csim: compile exported kernels with g++ and compare them with the emulator."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lutllm.cli.common import Outcome, add_command, positive, table
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(commands, "csim", "simulate exported kernels and compare results", run)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what lutllm export wrote")
+    parser.add_argument("--tokens", type=positive, metavar="N", help="tokens to run")
+    parser.add_argument("--layers", type=positive, metavar="N", help="decoder layers to run")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    from lutllm import api
+
+    found = api.csim(args.folder, tokens=args.tokens, layers=args.layers, progress=not args.quiet)
+    equal = found["integer_mismatches"] == 0 and found.get("first_divergence") is None
+    rows = [(key.replace("_", " "), str(value)) for key, value in found.items()]
+    return Outcome(found, table(rows), 0 if equal else 1)

@@ -1,0 +1,35 @@
+"""lutllm eval: perplexity of an artifact or a float checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lutllm.cli.common import Outcome, add_command, format_perplexity, positive
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(commands, "eval", "measure perplexity on a text", run)
+    parser.add_argument("model", metavar="MODEL", help="artifact, or any source of quantize")
+    parser.add_argument("--text", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--ctx", type=positive, default=512, metavar="N", help="tokens per window (default 512)"
+    )
+    parser.add_argument("--max-tokens", type=positive, metavar="N", help="stop after this many")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    from lutllm import api
+
+    found = api.evaluate(
+        args.model,
+        args.text,
+        ctx=args.ctx,
+        max_tokens=args.max_tokens,
+        progress=not args.quiet,
+    )
+    value = format_perplexity(found["perplexity"], found["stderr"])
+    return Outcome(
+        found, f"perplexity {value} over {found['tokens']} tokens in windows of {found['ctx']}"
+    )

@@ -1,0 +1,25 @@
+"""lutllm export: FPGA kernels, memory images and testbench of an artifact."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lutllm.cli.common import Outcome, add_command
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(commands, "export", "write FPGA kernels and their testbench", run)
+    parser.add_argument("artifact", type=Path, metavar="ART")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--device", default="v80", metavar="NAME", help="default v80")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    from lutllm import api
+
+    found = api.export(args.artifact, args.out, device=args.device)
+    return Outcome(
+        found, f"{args.out}: {len(found['files'])} files for {found['device']}; next: lutllm csim"
+    )

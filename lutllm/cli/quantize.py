@@ -1,0 +1,164 @@
+"""lutllm quantize: a checkpoint becomes an artifact."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from lutllm.cli.common import (
+    Outcome,
+    Result,
+    add_command,
+    format_bytes,
+    format_perplexity,
+    natural,
+    positive,
+    table,
+)
+from lutllm.config import SCHEMES, LutConfig, QuantConfig
+from lutllm.errors import ConfigError
+from lutllm.progress import format_seconds
+from lutllm.recipes import DEFAULT_RECIPE, RECIPES, recipe
+
+_HINT = "; the same command with --resume continues after the last finished layer"
+#: option -> the field of LutConfig it sets, and what it is
+_SIZES = {
+    "vec-len": "channels per position",
+    "act-centroids": "activation centroids per codebook",
+    "weight-centroids": "weight centroids per codebook",
+    "group-size": "output rows that share a weight codebook",
+    "act-stages": "residual stages of the activation code",
+    "weight-stages": "residual stages of the weight code",
+}
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(commands, "quantize", "write a checkpoint as lookup tables", run, _HINT)
+    parser.add_argument("source", metavar="SRC", help="Hugging Face folder, GGUF file or hub id")
+    parser.add_argument("-o", "--out", type=Path, metavar="OUT", help="folder to write")
+    setting = parser.add_argument_group("setting")
+    setting.add_argument(
+        "--recipe",
+        default=DEFAULT_RECIPE,
+        metavar="NAME",
+        help="; ".join(f"{name}: {r.purpose}" for name, r in RECIPES.items())
+        + f" (default {DEFAULT_RECIPE})",
+    )
+    setting.add_argument(
+        "--scheme",
+        choices=SCHEMES,
+        help="co: code activations and weights; weight: code weights only",
+    )
+    for option, meaning in _SIZES.items():
+        setting.add_argument(f"--{option}", type=int, metavar="N", help=meaning)
+    setting.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="PATTERN:FIELD=VALUE",
+        help="another value for the linears that match, e.g. '*.down_proj:weight_stages=2'; "
+        "may be repeated",
+    )
+    setting.add_argument("--seed", type=natural, default=0, metavar="N")
+    text = parser.add_argument_group("text")
+    text.add_argument("--calib", type=Path, metavar="FILE", help="calibration text (default: ours)")
+    text.add_argument("--calib-tokens", type=positive, default=8192, metavar="N")
+    text.add_argument(
+        "--eval",
+        type=Path,
+        metavar="FILE",
+        dest="eval_text",
+        help="text for perplexity before and after (default: the unused end of the calibration "
+        "text)",
+    )
+    text.add_argument(
+        "--eval-tokens",
+        type=natural,
+        default=4096,
+        metavar="N",
+        help="tokens of it to use, 0 to skip",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="say whether it works, how long and how large; stop"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    config = build_config(args)
+    from lutllm import api
+
+    if args.plan:
+        found = api.plan(args.source, config, calib_tokens=args.calib_tokens)
+        return Outcome(found, _plan_text(found), 0 if found["supported"] else 1)
+    if args.out is None:
+        raise ConfigError("no output folder; add -o OUT (or --plan to only see the estimate)")
+    report = api.quantize(
+        args.source,
+        args.out,
+        config,
+        calib=args.calib,
+        calib_tokens=args.calib_tokens,
+        eval_text=args.eval_text,
+        eval_tokens=args.eval_tokens,
+        resume=args.resume,
+        progress=not args.quiet,
+    )
+    return Outcome({k: v for k, v in report.items() if k != "layers"}, _text(args.out, report))
+
+
+def build_config(args: argparse.Namespace) -> QuantConfig:
+    """The recipe with the values given on the command line."""
+    names = ("scheme", *(option.replace("-", "_") for option in _SIZES))
+    changes = {n: v for n in names if (v := getattr(args, n)) is not None}
+    values = {**dataclasses.asdict(recipe(args.recipe).config), **changes}
+    overrides: dict[str, dict[str, Any]] = {}
+    for text in args.override:
+        pattern, field, value = parse_override(text)
+        overrides.setdefault(pattern, {})[field] = value
+    return QuantConfig(LutConfig.from_dict(values), overrides, args.seed)
+
+
+def parse_override(text: str) -> tuple[str, str, str | int]:
+    """ "PATTERN:FIELD=VALUE" -> its parts, the value a number where it looks like one."""
+    pattern, colon, setting = text.rpartition(":")
+    field, equals, value = setting.partition("=")
+    if not (pattern and colon and field and equals and value):
+        raise ConfigError(f"override {text!r} is not of the form PATTERN:FIELD=VALUE")
+    return pattern, field, int(value) if value.lstrip("-").isdigit() else value
+
+
+def _plan_text(found: Result) -> str:
+    return table(
+        [
+            ("supported", "yes" if found["supported"] else "no"),
+            ("time", "about " + format_seconds(found["estimated_seconds"])),
+            ("peak memory", "up to " + format_bytes(found["estimated_peak_rss_bytes"])),
+            ("artifact", "about " + format_bytes(found["estimated_artifact_bytes"])),
+        ]
+    )
+
+
+def _text(out: Path, report: Result) -> str:
+    worst = sorted(
+        (linear for layer in report.get("layers", []) for linear in layer["linears"]),
+        key=lambda linear: -linear["relative_error"],
+    )[:3]
+    rows = [
+        ("artifact", str(out)),
+        ("hash", report["artifact_hash"]),
+        ("size", format_bytes(report["artifact_bytes"])),
+        ("bits per weight", f"{report['bits_per_weight']:.2f}, codebooks and scales included"),
+        ("perplexity before", _perplexity(report, "before")),
+        ("perplexity after", _perplexity(report, "after")),
+        ("time", format_seconds(report["seconds"])),
+        ("peak memory", format_bytes(report["peak_rss_bytes"])),
+    ]
+    rows += [("largest error", f"{w['name']} {w['relative_error']:.2%}") for w in worst]
+    return table(rows)
+
+
+def _perplexity(report: Result, when: str) -> str:
+    return format_perplexity(report[f"perplexity_{when}"], report.get(f"stderr_{when}"))

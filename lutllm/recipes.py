@@ -1,0 +1,38 @@
+"""Named configurations, for the command line and for code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lutllm.config import LutConfig
+from lutllm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A configuration of every linear, and what it is for."""
+
+    config: LutConfig
+    purpose: str
+
+
+RECIPES = {
+    "published": Recipe(
+        LutConfig(), "activations and weights coded, 2 index bits per weight, stored tables"
+    ),
+    "weight-2bit": Recipe(
+        LutConfig(scheme="weight"), "weights coded, 2 index bits per weight, rows computed"
+    ),
+    "weight-4bit": Recipe(
+        LutConfig(scheme="weight", weight_stages=2),
+        "weights coded in two stages, 4 index bits per weight, rows computed",
+    ),
+}
+DEFAULT_RECIPE = "published"
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe `name`, or ConfigError with the names there are."""
+    if name not in RECIPES:
+        raise ConfigError(f"no recipe {name!r}; choose one of {', '.join(sorted(RECIPES))}")
+    return RECIPES[name]

@@ -1,0 +1,247 @@
+"""The command line: what it passes on, what it prints where, its exit status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lutllm
+from lutllm import api
+from lutllm.cli import COMMANDS, build_parser, main
+from lutllm.cli.common import plain
+from lutllm.cli.quantize import build_config, parse_override
+from lutllm.config import LutConfig
+from lutllm.errors import CheckpointError, ConfigError
+from lutllm.recipes import RECIPES
+from tests.tiny_models import make_model, tiny_config, write_hf, write_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    write_hf(folder, make_model(tiny_config("qwen3")))
+    return write_tokenizer(folder)
+
+
+def parse_config(*words):
+    return build_config(build_parser().parse_args(["quantize", "SRC", *words]))
+
+
+# Options
+
+
+def test_every_command_has_help(capsys):
+    for command in COMMANDS:
+        name = command.__name__.rsplit(".", 1)[-1].replace("evaluate", "eval")
+        assert main([name, "--help"]) == 0
+        assert "--json" in capsys.readouterr().out
+
+
+def test_recipe_and_sizes():
+    assert parse_config().default == LutConfig()
+    config = parse_config("--recipe", "weight-4bit", "--group-size", "64", "--seed", "5")
+    assert config.default == LutConfig(scheme="weight", weight_stages=2, group_size=64)
+    assert config.seed == 5
+    words = "--scheme co --vec-len 4 --act-centroids 32 --weight-centroids 8 --act-stages 2"
+    expected = LutConfig(vec_len=4, act_centroids=32, weight_centroids=8, act_stages=2)
+    assert parse_config(*words.split()).default == expected
+
+
+def test_overrides():
+    config = parse_config(
+        "--override", "*.down_proj:weight_stages=2", "--override", "*.down_proj:scheme=weight"
+    )
+    assert config.for_linear("model.layers.0.mlp.down_proj") == LutConfig(
+        scheme="weight", weight_stages=2
+    )
+    assert config.for_linear("model.layers.0.self_attn.o_proj") == LutConfig()
+    assert parse_override("a:b:seed=3") == ("a:b", "seed", 3)
+
+
+@pytest.mark.parametrize("text", ["", "x", "x:y", ":y=1", "x:=1", "x:y="])
+def test_malformed_override(text):
+    with pytest.raises(ConfigError, match="PATTERN:FIELD=VALUE"):
+        parse_override(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--recipe", "best"], "no recipe 'best'; choose one of"),
+        (["--vec-len", "0"], "vec_len is 0"),
+        (["--scheme", "weight", "--act-stages", "2"], "act_stages is 2"),
+        (["--override", "*:colour=1"], "unknown field 'colour'"),
+        ([], "no output folder; add -o OUT"),
+    ],
+)
+def test_settings_that_are_refused(words, message, capsys):
+    assert main(["quantize", "SRC", *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("lutllm quantize: error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["fly"],
+        ["quantize"],
+        ["eval", "M"],
+        ["eval", "M", "--text", "F", "--ctx", "-1"],
+        ["generate", "A", "--prompt", "x", "--temperature", "nan"],
+        ["quantize", "S", "--vec-len", "two"],
+    ],
+)
+def test_usage_errors_are_status_2(words, capsys):
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "usage: lutllm" in captured.err
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lutllm {lutllm.__version__}\n"
+
+
+# Errors
+
+
+def test_missing_input_is_one_line(capsys, tmp_path):
+    words = ["quantize", str(tmp_path / "none"), "-o", str(tmp_path / "out"), "--json"]
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no such file or folder" in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("command", ["generate", "bench", "export", "verify"])
+def test_commands_on_artifacts_refuse_other_folders(command, checkpoint, tmp_path, capsys):
+    extra = {"generate": ["--prompt", "x"], "export": ["-o", str(tmp_path / "x")]}.get(command, [])
+    assert main([command, str(tmp_path / "none"), *extra]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    status = main([command, str(checkpoint), *extra])
+    captured = capsys.readouterr()
+    assert status == (1 if command == "verify" else 2)
+    assert "quantize it first" in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (CheckpointError("the thing"), 2, "error: the thing"),
+        (MemoryError(), 2, "out of memory"),
+        (OSError(28, "No space left on device", "/x/y"), 2, "/x/y: No space left on device"),
+        (KeyboardInterrupt(), 130, "--resume continues after the last finished layer"),
+    ],
+)
+def test_what_goes_wrong_inside(monkeypatch, capsys, error, status, message):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(api, "quantize", fail)
+    assert main(["quantize", "SRC", "-o", "OUT", "--json"]) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+
+
+def test_programming_errors_keep_their_traceback(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError
+
+    monkeypatch.setattr(api, "verify", fail)
+    with pytest.raises(RuntimeError):
+        main(["verify", "A"])
+
+
+# JSON
+
+
+def test_json_is_one_object_whatever_is_printed(monkeypatch, capsys):
+    def chatty(path):
+        print("noise")
+        return {"ok": True, "problems": [], "artifact_hash": "abc"}
+
+    monkeypatch.setattr(api, "verify", chatty)
+    assert main(["verify", "A", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"ok": True, "problems": [], "artifact_hash": "abc"}
+    assert captured.out.count("\n") == 1
+    assert "noise" in captured.err
+    assert main(["verify", "A"]) == 0
+    assert "hash abc" in capsys.readouterr().out
+
+
+def test_a_no_is_status_1(monkeypatch, capsys):
+    found = {"ok": False, "problems": ["one", "two"], "artifact_hash": "abc"}
+    monkeypatch.setattr(api, "verify", lambda path: found)
+    assert main(["verify", "A", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == found
+    found = {"integer_mismatches": 3, "max_abs_error": 1.0, "tokens_compared": 4}
+    monkeypatch.setattr(api, "csim", lambda folder, **options: found)
+    assert main(["csim", "D"]) == 1
+    assert "integer mismatches" in capsys.readouterr().out
+
+
+def test_plain_values():
+    value = {"a": np.float32(1.5), "b": [np.int64(3), float("nan")], "c": Path("x"), 1: (True,)}
+    assert plain(value) == {"a": 1.5, "b": [3, None], "c": "x", "1": [True]}
+
+
+def test_eval_of_a_float_checkpoint(checkpoint, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("hello world, " * 60)
+    words = ["eval", str(checkpoint), "--text", str(text), "--ctx", "16", "--max-tokens", "100"]
+    assert main([*words, "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert set(found) == {"perplexity", "stderr", "tokens", "ctx"}
+    assert (found["tokens"], found["ctx"]) == (6 * 15, 16)
+    assert "evaluating" in captured.err
+    assert found == lutllm.evaluate(checkpoint, text, ctx=16, max_tokens=100)
+    assert main([*words, "-q"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("perplexity ")
+    assert captured.err == ""
+    assert main([*words[:4], "--ctx", "9999"]) == 2
+    assert "made for up to 512 positions" in capsys.readouterr().err
+
+
+def test_module_runs_as_a_program(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "lutllm", "verify", str(tmp_path / "none")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("lutllm verify: error: ")
+
+
+def test_options_have_one_spelling():
+    """Long options use dashes, and every command's words are unique."""
+    commands = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for parser in commands.choices.values():
+        words = [word for action in parser._actions for word in action.option_strings]
+        assert len(words) == len(set(words))
+        assert not any("_" in word for word in words)
+
+
+def test_recipes_are_valid():
+    assert RECIPES["published"].config == LutConfig()
+    assert all(recipe.purpose for recipe in RECIPES.values())
