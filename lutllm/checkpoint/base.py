@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: Kinds a tensor may have when it stays a float in the artifact.
 FLOAT_KINDS = ("F32", "F16", "BF16")
 
+#: Values looked at together when a tensor is checked, which bounds the temporary memory.
+_CHECK_VALUES = 1 << 22
 _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -115,9 +117,11 @@ class Checkpoint(ABC):
 
 def count_not_finite(kind: str, values: np.ndarray) -> int:
     """Number of NaN and infinite values; BF16 values are u16 bit patterns."""
+    flat = values.reshape(-1)
+    parts = (flat[i : i + _CHECK_VALUES] for i in range(0, len(flat), _CHECK_VALUES))
     if kind == "BF16":
-        return int(np.count_nonzero((values & 0x7F80) == 0x7F80))
-    return values.size - int(np.count_nonzero(np.isfinite(values)))
+        return sum(int(np.count_nonzero((part & 0x7F80) == 0x7F80)) for part in parts)
+    return sum(len(part) - int(np.count_nonzero(np.isfinite(part))) for part in parts)
 
 
 def read_model_config(hf_config: dict[str, Any], source: str) -> ModelConfig:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lutllm.checkpoint.pages import release
 from lutllm.errors import CheckpointError
 from lutllm.tensorfile import bf16_to_f32
 
@@ -259,3 +260,4 @@ class GgufFile:
         for start in range(0, tensor.num_rows, step):
             rows = order[start : start + step]
             yield slice(start, start + len(rows)), self.rows(name, rows)
+        release(self._map, tensor.offset, tensor.num_rows * tensor.row_bytes)

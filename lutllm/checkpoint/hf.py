@@ -10,6 +10,7 @@ import numpy as np
 
 from lutllm.artifact import INDEX_NAME, TOKENIZER_FILES, read_json, write_json
 from lutllm.checkpoint.base import FLOAT_KINDS, Checkpoint, check_tensors
+from lutllm.checkpoint.pages import release_view
 from lutllm.errors import CheckpointError
 from lutllm.tensorfile import TensorFile, bf16_to_f32
 
@@ -29,7 +30,10 @@ class HfCheckpoint(Checkpoint):
         self._shapes = check_tensors(source, self.model, found, FLOAT_KINDS)
 
     def _read_f32(self, name: str) -> np.ndarray:
-        return self._where[name].float32(name)
+        file = self._where[name]
+        values = file.float32(name)
+        release_view(file.view(name))
+        return values
 
     def _read_stored(self, name: str) -> tuple[str, np.ndarray]:
         file = self._where[name]
