@@ -1,0 +1,103 @@
+// lut_linear.h: the channels of a LUT linear engine. The rendered top function wires them up.
+//
+//   x -> scale -> round -> gather --+-> channel 0 -> channel 1 -> ... --+-> accumulate -> y
+//                                   |   (a chain adds up its channels)  |
+//                                   +-> the other chains ---------------+
+//
+// A channel: search -> repeat -> rows -> lookup, its memory read by plan -> bursts.
+#pragma once
+
+#include "accumulate.h"
+#include "centroid_search.h"
+#include "lookup.h"
+#include "memory.h"
+#include "quantize_input.h"
+#include "row_source.h"
+
+namespace lutllm {
+
+// Codes searched, rows from tables or fetched.
+template <class E>
+void table_channel(hls::burst_maxi<typename E::beat_t> memory, typename E::acts& act,
+                   typename E::centroids& centroids, typename E::sums& in, typename E::sums& out,
+                   LinearCall call) {
+#pragma HLS DATAFLOW
+    typename E::items found("found"), codes("codes"), to_table("to_table"), to_fetch("to_fetch");
+    typename E::jobs jobs("jobs");
+    typename E::beats index_beats("index_beats"), row_beats("row_beats");
+    typename E::indices indices("indices");
+    typename E::rows rows("rows");
+    LUTLLM_REGION;
+    LUTLLM_PROCESS("search", centroid_search<E>(act, centroids, found, call));
+    LUTLLM_PROCESS("repeat", repeat_items<E>(found, codes, call));
+    LUTLLM_PROCESS("route", route_codes<E>(codes, to_table, to_fetch, call));
+    LUTLLM_PROCESS("plan", plan_tables<E>(to_fetch, jobs, call));
+    LUTLLM_PROCESS("bursts", read_bursts<E>(memory, jobs, index_beats, row_beats,
+                                            count_table_jobs<E>(call)));
+    LUTLLM_PROCESS("unpack", unpack_words<E, E::INDEX_BITS>(
+                                 index_beats, indices, call.rounds * call.weight_stages,
+                                 call.subs));
+    LUTLLM_PROCESS("rows", rows_from_tables<E>(row_beats, to_table, rows, call));
+    LUTLLM_PROCESS("lookup", lookup<E>(indices, rows, in, out, call));
+}
+
+// What the two kinds of channel with computed rows have in common.
+template <class E>
+void online_part(hls::burst_maxi<typename E::beat_t> memory, typename E::items& vectors,
+                 typename E::sums& in, typename E::sums& out, LinearCall call) {
+#pragma HLS DATAFLOW
+    typename E::jobs jobs("jobs");
+    typename E::beats index_beats("index_beats"), row_beats("row_beats");
+    typename E::indices indices("indices");
+    typename E::rows rows("rows");
+    LUTLLM_REGION;
+    LUTLLM_PROCESS("plan", plan_codebooks<E>(jobs, call));
+    LUTLLM_PROCESS("bursts", read_bursts<E>(memory, jobs, index_beats, row_beats,
+                                            2 * call.rounds * call.weight_stages));
+    LUTLLM_PROCESS("unpack", unpack_words<E, E::INDEX_BITS>(
+                                 index_beats, indices, call.rounds * call.weight_stages,
+                                 call.subs));
+    LUTLLM_PROCESS("rows", rows_online<E>(row_beats, vectors, rows, call));
+    LUTLLM_PROCESS("lookup", lookup<E>(indices, rows, in, out, call));
+}
+
+// Codes searched, rows computed from the centroid found.
+template <class E>
+void coded_online_channel(hls::burst_maxi<typename E::beat_t> memory, typename E::acts& act,
+                          typename E::centroids& centroids, typename E::sums& in,
+                          typename E::sums& out, LinearCall call) {
+#pragma HLS DATAFLOW
+    typename E::items found("found"), vectors("vectors");
+    LUTLLM_REGION;
+    LUTLLM_PROCESS("search", centroid_search<E>(act, centroids, found, call));
+    LUTLLM_PROCESS("repeat", repeat_items<E>(found, vectors, call));
+    LUTLLM_PROCESS("part", online_part<E>(memory, vectors, in, out, call));
+}
+
+// No search: rows computed from the activation itself.
+template <class E>
+void online_channel(hls::burst_maxi<typename E::beat_t> memory, typename E::acts& act,
+                    typename E::sums& in, typename E::sums& out, LinearCall call) {
+#pragma HLS DATAFLOW
+    typename E::items vectors("vectors");
+    LUTLLM_REGION;
+    LUTLLM_PROCESS("repeat", repeat_items<E>(act, vectors, call));
+    LUTLLM_PROCESS("part", online_part<E>(memory, vectors, in, out, call));
+}
+
+// Float32 input to one position per channel, round and token.
+template <class E>
+void quantize_input(typename E::beats& x, typename E::param_beats& input_scales,
+                    typename E::param_beats& gather_beats, typename E::acts (&act)[E::CHANNELS],
+                    typename E::token_floats& token_scales, LinearCall call) {
+#pragma HLS DATAFLOW
+    typename E::token_beats z("z");
+    typename E::token_floats largest("largest");
+    typename E::quantizeds quantized("quantized");
+    LUTLLM_REGION;
+    LUTLLM_PROCESS("scale", scale_input<E>(x, input_scales, z, largest, call));
+    LUTLLM_PROCESS("round", round_input<E>(z, largest, quantized, token_scales, call));
+    LUTLLM_PROCESS("gather", gather_input<E>(quantized, gather_beats, act, call));
+}
+
+}  // namespace lutllm

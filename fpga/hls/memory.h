@@ -1,0 +1,142 @@
+// memory.h: processes that move beats between memory ports and streams, and nothing else.
+#pragma once
+
+#include <hls_burst_maxi.h>
+
+#include "engine.h"
+
+namespace lutllm {
+
+// x: f32[tokens, in_beats * FLOATS] in memory -> one beat at a time.
+template <class E>
+void read_input(const typename E::beat_t* memory, typename E::beats& out, LinearCall call) {
+    const int total = call.tokens * call.in_beats;
+read_input_loop:
+    for (int i = 0; i < total; i++) {
+#pragma HLS PIPELINE II=1
+        out.write(memory[i]);
+    }
+}
+
+// The parameters of a linear, in the order they are needed: input scales, block exponents, gather
+// indices, output scales (and biases, a beat of each in turn).
+template <class E>
+void read_parameters(const typename E::beat_t* memory, typename E::param_beats& input_scales,
+                     typename E::param_beats& block_shifts, typename E::param_beats& gather,
+                     typename E::param_beats& output_scales, typename E::param_beats& biases,
+                     LinearCall call) {
+    int at = call.parameter_base;
+scale_loop:
+    for (int i = 0; i < call.in_beats; i++) {
+#pragma HLS PIPELINE II=1
+        input_scales.write(memory[at + i]);
+    }
+    at += call.in_beats;
+    const int shift_beats = E::block_shift_packing::beats(E::passes(call));
+shift_loop:
+    for (int i = 0; i < shift_beats; i++) {
+#pragma HLS PIPELINE II=1
+        block_shifts.write(memory[at + i]);
+    }
+    at += shift_beats;
+    const int gather_beats = E::gather_packing::beats(call.rounds * E::GATHER_STEPS);
+gather_loop:
+    for (int i = 0; i < gather_beats; i++) {
+#pragma HLS PIPELINE II=1
+        gather.write(memory[at + i]);
+    }
+    at += gather_beats;
+    const int output_beats = call.subs * E::OUT_BEATS * (call.bias ? 2 : 1);
+output_loop:
+    for (int i = 0; i < output_beats; i++) {
+#pragma HLS PIPELINE II=1
+        const typename E::beat_t beat = memory[at + i];
+        if (call.bias && i % 2 == 1) biases.write(beat);
+        else output_scales.write(beat);
+    }
+}
+
+// Centroids of CENTROID_SHARE channels, one search pass at a time: [round][stage][pass][channel].
+template <class E>
+void read_centroids(const typename E::beat_t* memory,
+                    typename E::centroids (&out)[E::CENTROID_SHARE], LinearCall call) {
+    typedef typename E::centroid_packing packing;
+    const int total = packing::beats(call.rounds * call.act_stages * E::SEARCH_PASSES);
+    ap_uint<packing::BEATS * E::AXI_BITS> wide;
+    int part = 0;
+    int left = call.rounds * call.act_stages * E::SEARCH_PASSES;
+centroid_loop:
+    for (int i = 0; i < total; i++) {
+#pragma HLS PIPELINE II=packing::PER_BEAT
+        const typename E::beat_t beat = memory[call.centroid_base + i];
+        wide.range(part * E::AXI_BITS + E::AXI_BITS - 1, part * E::AXI_BITS) = beat;
+        if (!advance(part, packing::BEATS)) continue;
+    word_loop:
+        for (int w = 0; w < packing::PER_BEAT; w++) {
+        share_loop:
+            for (int c = 0; c < E::CENTROID_SHARE; c++) {
+#pragma HLS UNROLL
+                const int low = w * packing::SLOT_BITS + c * E::PES_BITS;
+                const typename E::centroids_t word = wide.range(low + E::PES_BITS - 1, low);
+                if (w < left) out[c].write(word);
+            }
+        }
+        left -= packing::PER_BEAT;
+    }
+}
+
+// Runs the bursts that a plan asks for, READ_AHEAD of them under way at a time, so that the latency
+// of a burst hides behind the beats of those before it.
+template <class E>
+void read_bursts(hls::burst_maxi<typename E::beat_t> memory, typename E::jobs& jobs,
+                 typename E::beats& index_beats, typename E::beats& row_beats, int count) {
+    typename E::job_t pending[E::READ_AHEAD];
+#pragma HLS ARRAY_PARTITION variable=pending type=complete
+    int slot = 0;
+burst_loop:
+    for (int i = 0; i < count + E::READ_AHEAD; i++) {
+        const typename E::job_t due = pending[slot];
+        const int beats = i < E::READ_AHEAD ? 0 : due.beats.to_int();
+        if (i < count) {
+            const typename E::job_t job = jobs.read();
+            memory.read_request(job.address.to_uint(), job.beats.to_uint());
+            pending[slot] = job;
+        }
+    beat_loop:
+        for (int b = 0; b < beats; b++) {
+#pragma HLS PIPELINE II=1
+            const typename E::beat_t beat = memory.read();
+            if (due.is_index == 1) index_beats.write(beat);
+            else row_beats.write(beat);
+        }
+        advance(slot, E::READ_AHEAD);
+    }
+}
+
+// Beats to words, for `runs` runs of `words` words; each run starts on a beat.
+template <class E, int BITS, class Words>
+void unpack_words(typename E::beats& beats, Words& words, int runs, int words_per_run) {
+    WordReader<BITS, E::AXI_BITS> reader;
+run_loop:
+    for (int r = 0; r < runs; r++) {
+        reader.align();
+    word_loop:
+        for (int w = 0; w < words_per_run; w++) {
+#pragma HLS PIPELINE II=(Packing<BITS, E::AXI_BITS>::BEATS)
+            words.write(reader.read(beats));
+        }
+    }
+}
+
+// Results of all tokens, in the order of the stream.
+template <class E>
+void write_output(typename E::beats& beats, typename E::beat_t* memory, LinearCall call) {
+    const int total = call.tokens * call.subs * E::OUT_BEATS * (call.accumulators ? 2 : 1);
+write_output_loop:
+    for (int i = 0; i < total; i++) {
+#pragma HLS PIPELINE II=1
+        memory[i] = beats.read();
+    }
+}
+
+}  // namespace lutllm

@@ -1,0 +1,225 @@
+// row_source.h: where table rows come from.
+//
+// A row holds the Kw entries of one position and group for one activation, as offset binary. It is
+// streamed from a table held on chip (prefill), fetched for the code just found (decode: the same
+// memory layout), or computed from the weight codebook. All give the same integers.
+#pragma once
+
+#include "engine.h"
+
+namespace lutllm {
+
+// Memory jobs of a channel, per (round, weight stage): the indices, then the tables of each
+// activation stage, or of each token the row of its code.
+template <class E>
+void plan_tables(typename E::items& codes, typename E::jobs& jobs, LinearCall call) {
+    const int index_beats = E::index_beats(call);
+    const int row_beats = E::row_beats(call);
+    const int table_beats = E::ACT_CENTROIDS * row_beats;
+    int at = call.channel_base;
+record_loop:
+    for (int i = 0; i < call.rounds * call.weight_stages; i++) {
+        typename E::job_t indices;
+        indices.address = at;
+        indices.beats = index_beats;
+        indices.is_index = 1;
+        jobs.write(indices);
+        at += index_beats;
+    stage_loop:
+        for (int t = 0; t < call.act_stages; t++) {
+            const int count = call.row_fetch ? call.tokens : 1;
+        row_loop:
+            for (int token = 0; token < count; token++) {
+                typename E::job_t rows;
+                rows.address = at;
+                if (call.row_fetch) rows.address = at + codes.read().to_int() * row_beats;
+                rows.beats = call.row_fetch ? row_beats : table_beats;
+                rows.is_index = 0;
+                jobs.write(rows);
+            }
+            at += table_beats;
+        }
+    }
+}
+
+template <class E>
+int count_table_jobs(const LinearCall& call) {
+    return call.rounds * call.weight_stages *
+           (1 + call.act_stages * (call.row_fetch ? call.tokens : 1));
+}
+
+template <class E>
+void load_table(typename E::beats& beats, typename E::beat_t* table, int count) {
+load_loop:
+    for (int i = 0; i < count; i++) {
+#pragma HLS PIPELINE II=1
+        table[i] = beats.read();
+    }
+}
+
+// The rows of every token's code, group by group, out of a table [Ka][row_beats].
+template <class E>
+void serve_rows(const typename E::beat_t* table, typename E::items& codes, typename E::rows& rows,
+                int tokens, int groups, int row_beats) {
+    typedef typename E::row_packing packing;
+    int group = 0, at = 0, slot = 0;
+serve_loop:
+    for (int i = 0; i < tokens * groups; i++) {
+#pragma HLS PIPELINE II=packing::BEATS
+        if (group == 0) {
+            at = codes.read().to_int() * row_beats;
+            slot = 0;
+        }
+        typename E::row_t row;
+        if (packing::PER_BEAT == 1) {
+            ap_uint<packing::BEATS * E::AXI_BITS> wide;
+        part_loop:
+            for (int b = 0; b < packing::BEATS; b++) {
+                wide.range(b * E::AXI_BITS + E::AXI_BITS - 1, b * E::AXI_BITS) = table[at + b];
+            }
+            row = wide.range(E::ROW_BITS - 1, 0);
+            at += packing::BEATS;
+        } else {
+            const int low = slot * packing::SLOT_BITS;
+            row = table[at].range(low + E::ROW_BITS - 1, low);
+            if (advance(slot, packing::PER_BEAT)) at++;
+        }
+        rows.write(row);
+        advance(group, groups);
+    }
+}
+
+// Whole tables, loaded while the one before is in use.
+template <class E>
+void stream_tables(typename E::beats& beats, typename E::items& codes, typename E::rows& rows,
+                   LinearCall call) {
+    const int row_beats = E::row_beats(call);
+    const int passes = E::passes(call);
+table_loop:
+    for (int p = 0; p < passes; p++) {
+#pragma HLS DATAFLOW
+        typename E::beat_t table[E::ACT_CENTROIDS * E::MAX_ROW_BEATS];
+#pragma HLS BIND_STORAGE variable=table type=RAM_2P impl=URAM
+        load_table<E>(beats, table, E::ACT_CENTROIDS * row_beats);
+        serve_rows<E>(table, codes, rows, call.tokens, call.groups, row_beats);
+    }
+}
+
+// Rows as they arrive, already those of the codes.
+template <class E>
+void pass_rows(typename E::beats& beats, typename E::rows& rows, LinearCall call) {
+    WordReader<E::ROW_BITS, E::AXI_BITS> reader;
+    int group = 0;
+    const int total = E::passes(call) * call.tokens * call.groups;
+pass_loop:
+    for (int i = 0; i < total; i++) {
+#pragma HLS PIPELINE II=E::row_packing::BEATS
+        if (group == 0) reader.align();
+        rows.write(reader.read(beats));
+        advance(group, call.groups);
+    }
+}
+
+template <class E>
+void rows_from_tables(typename E::beats& beats, typename E::items& codes, typename E::rows& rows,
+                      LinearCall call) {
+    if (call.row_fetch) pass_rows<E>(beats, rows, call);
+    else stream_tables<E>(beats, codes, rows, call);
+}
+
+// Memory jobs of a channel whose rows are computed: indices; shifts and codebook.
+template <class E>
+void plan_codebooks(typename E::jobs& jobs, LinearCall call) {
+    const int index_beats = E::index_beats(call);
+    const int codebook_beats = E::record_beats(call) - index_beats;
+    int at = call.channel_base;
+record_loop:
+    for (int i = 0; i < call.rounds * call.weight_stages; i++) {
+#pragma HLS PIPELINE II=2
+        typename E::job_t indices;
+        indices.address = at;
+        indices.beats = index_beats;
+        indices.is_index = 1;
+        jobs.write(indices);
+        typename E::job_t codebook;
+        codebook.address = at + index_beats;
+        codebook.beats = codebook_beats;
+        codebook.is_index = 0;
+        jobs.write(codebook);
+        at += index_beats + codebook_beats;
+    }
+}
+
+// saturate((dot + 2^(shift - 1)) >> shift) to TABLE_BITS, as offset binary; shift is 1 to 24.
+template <class E>
+ap_uint<E::TABLE_BITS> table_entry(int dot, int shift) {
+#pragma HLS INLINE
+    const int limit = 1 << (E::TABLE_BITS - 1);
+    const int rounded = (dot + (1 << (shift - 1))) >> shift;
+    const int entry = rounded < -limit ? -limit : rounded > limit - 1 ? limit - 1 : rounded;
+    return ap_uint<E::TABLE_BITS>(entry + limit);
+}
+
+// The row of an integer vector: its dot products with the Kw centroids of a group.
+template <class E>
+typename E::row_t compute_row(typename E::item_t vector,
+                              const ap_uint<E::CODEBOOK_BITS>& codebook, int shift) {
+#pragma HLS INLINE
+    typename E::row_t row;
+entry_loop:
+    for (int k = 0; k < E::WEIGHT_CENTROIDS; k++) {
+#pragma HLS UNROLL
+        ap_int<16 + bits_for(E::VEC_LEN)> dot = 0;
+    component_loop:
+        for (int j = 0; j < E::VEC_LEN; j++) {
+#pragma HLS UNROLL
+            const ap_int<8> x = vector.range(8 * j + 7, 8 * j);
+            const int low = k * E::VECTOR_BITS + 8 * j;
+            const ap_int<8> c = codebook.range(low + 7, low);
+            dot += x * c;
+        }
+        row.range(k * E::TABLE_BITS + E::TABLE_BITS - 1, k * E::TABLE_BITS) =
+            table_entry<E>(dot.to_int(), shift);
+    }
+    return row;
+}
+
+// Rows from the codebooks. A codebook is used as it arrives by the first token of the first
+// activation stage, and kept for the others.
+template <class E>
+void rows_online(typename E::beats& beats, typename E::items& vectors, typename E::rows& rows,
+                 LinearCall call) {
+    ap_uint<8> shifts[E::MAX_ACT_STAGES][E::MAX_GROUPS];
+    ap_uint<E::CODEBOOK_BITS> kept[E::MAX_GROUPS];
+#pragma HLS BIND_STORAGE variable=kept type=RAM_2P impl=LUTRAM
+    const int records = call.rounds * call.weight_stages;
+record_loop:
+    for (int i = 0; i < records; i++) {
+    stage_loop:
+        for (int t = 0; t < call.act_stages; t++) {
+            WordReader<8, E::AXI_BITS> shift_reader;
+        shift_loop:
+            for (int g = 0; g < call.groups; g++) {
+#pragma HLS PIPELINE II=1
+                shifts[t][g] = shift_reader.read(beats);
+            }
+        }
+        WordReader<E::CODEBOOK_BITS, E::AXI_BITS> reader;
+        typename E::item_t vector;
+        int stage = 0, token = 0, group = 0;
+        const int total = call.act_stages * call.tokens * call.groups;
+    row_loop:
+        for (int j = 0; j < total; j++) {
+#pragma HLS PIPELINE II=E::ROW_INTERVAL
+            const bool first = stage == 0 && token == 0;
+            const ap_uint<E::CODEBOOK_BITS> codebook =
+                first ? reader.read(beats) : kept[group];
+            if (first) kept[group] = codebook;
+            if (group == 0) vector = vectors.read();
+            rows.write(compute_row<E>(vector, codebook, shifts[stage][group].to_int()));
+            if (advance(group, call.groups) && advance(token, call.tokens)) stage++;
+        }
+    }
+}
+
+}  // namespace lutllm
