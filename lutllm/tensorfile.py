@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open, serialize_file
+from safetensors import SafetensorError, safe_open
 
 from lutllm.errors import LutLLMError
 
@@ -23,14 +23,6 @@ STORED = {
     "I32": np.int32,
     "I8": np.int8,
     "U8": np.uint8,
-}
-_WRITTEN = {
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I32": "int32",
-    "I8": "int8",
-    "U8": "uint8",
 }
 _HEADER_LIMIT = 100 << 20
 
@@ -112,11 +104,22 @@ class TensorFile:
 def write_tensors(path: Path, tensors: dict[str, tuple[str, np.ndarray]]) -> None:
     """Write name -> (safetensors dtype, array); same input, same bytes.
 
-    BF16 arrays are given as u16 bit patterns.
+    BF16 arrays are given as u16 bit patterns. Written here rather than by the library, whose
+    interface and order of tensors change between versions: widest type first, then by name, so
+    that every tensor is aligned.
     """
-    blob = {}
-    for name in sorted(tensors):
-        kind, array = tensors[name]
-        array = np.ascontiguousarray(array, STORED[kind])
-        blob[name] = {"dtype": _WRITTEN[kind], "shape": list(array.shape), "data": array.tobytes()}
-    serialize_file(blob, str(path), {"format": "pt"})
+    names = sorted(tensors, key=lambda n: (-np.dtype(STORED[tensors[n][0]]).itemsize, n))
+    arrays = [np.ascontiguousarray(tensors[n][1], STORED[tensors[n][0]]) for n in names]
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, array in zip(names, arrays, strict=True):
+        start, end = end, end + array.nbytes
+        shape = list(tensors[name][1].shape)
+        header[name] = {"dtype": tensors[name][0], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for array in arrays:
+            file.write(array.data)
