@@ -1,8 +1,8 @@
 """Perplexity over windows of text, with its standard error.
 
-A model is given as a function from token ids to logits, or as a float checkpoint, which runs layer
-by layer so that memory stays bounded. Every window stands alone: its first token has no
-prediction, so a window of ctx tokens counts ctx - 1.
+A model is given as a function from token ids to losses or to logits, or as a float checkpoint,
+which runs layer by layer so that memory stays bounded. Every window stands alone: its first token
+has no prediction, so a window of ctx tokens counts ctx - 1.
 """
 
 from __future__ import annotations
@@ -78,20 +78,35 @@ def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits, targets, reduction="none").double()
 
 
-def perplexity_of_logits(
-    logits: Callable[[np.ndarray], np.ndarray],
+def perplexity_of_losses(
+    losses: Callable[[np.ndarray], np.ndarray],
     windows: np.ndarray,
     progress: bool = False,
     label: str = "evaluating",
 ) -> Perplexity:
-    """Perplexity of any model. logits: i64[T] -> f32[T, V]; windows: i64[N, ctx]."""
+    """Perplexity of any model.
+
+    losses gives the negative log-likelihood of every token after the first: i64[1, ctx] ->
+    f64[1, ctx - 1]. windows: i64[N, ctx].
+    """
     nll = np.empty(len(windows))
     with Progress(len(windows), label, progress) as bar:
-        for i, window in enumerate(windows):
-            predicted = torch.from_numpy(np.asarray(logits(window[:-1]), np.float32))
-            nll[i] = float(token_nll(predicted, torch.from_numpy(window[1:])).mean())
+        for i in range(len(windows)):
+            nll[i] = losses(windows[i : i + 1]).mean()
             bar.advance(note=f"perplexity {math.exp(min(nll[: i + 1].mean(), 700.0)):.3f}")
     return Perplexity.from_window_nll(nll, windows.shape[1])
+
+
+def perplexity_of_logits(
+    logits: Callable[[np.ndarray], np.ndarray], windows: np.ndarray, progress: bool = False
+) -> Perplexity:
+    """Perplexity of a model given as a function. logits: i64[T] -> f32[T, V]."""
+
+    def losses(window: np.ndarray) -> np.ndarray:
+        predicted = torch.from_numpy(np.asarray(logits(window[0, :-1]), np.float32))
+        return token_nll(predicted, torch.from_numpy(window[0, 1:]))[None].numpy()
+
+    return perplexity_of_losses(losses, windows, progress)
 
 
 @torch.no_grad()

@@ -125,9 +125,9 @@ def _perplexities(
 
 
 def _artifact_perplexity(path: Path, windows: np.ndarray, progress: bool) -> Perplexity:
-    from calib.evaluate import perplexity_of_logits
+    from calib.evaluate import perplexity_of_losses
 
-    return perplexity_of_logits(load(path).logits, windows, progress, "evaluating the artifact")
+    return perplexity_of_losses(load(path).nll, windows, progress, "evaluating the artifact")
 
 
 def evaluate(
@@ -170,11 +170,15 @@ def _is_artifact(model: Source) -> bool:
     return Path(model).is_dir() and is_artifact(Path(model))
 
 
-def load(path: Source, *, threads: int | None = None) -> LutModel:
-    """The artifact `path`, ready to run on this machine."""
+def load(path: Source, *, threads: int | None = None, context: int | None = None) -> LutModel:
+    """The artifact `path`, ready to run: `.generate(...)`, `.logits(ids)`.
+
+    threads  None takes all that are available
+    context  positions a sequence may have; None takes what the model is made for
+    """
     from lutllm.emulator import LutModel
 
-    return LutModel.load(path, threads=threads)
+    return LutModel.load(path, threads, context)
 
 
 def export(artifact: Source, out: Source, *, device: str = "v80") -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
-from lutllm.cli.common import Outcome, add_command, natural, non_negative_number, positive
+from lutllm.cli.common import Outcome, Result, add_command, natural, non_negative_number, positive
 
 
 def add_parser(commands: Any) -> None:
@@ -29,4 +30,41 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> Outcome:
-    raise NotImplementedError
+    from lutllm import api
+
+    model = api.load(args.artifact, threads=args.threads)
+    prompt: dict[str, Any] = {"prompt": args.prompt}
+    if model.tokenizer.has_chat_template and not args.raw:
+        prompt = {"messages": [{"role": "user", "content": args.prompt}]}
+    found = model.generate(
+        **prompt,
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
+        on_text=None if args.json else _print_piece,
+    )
+    if not args.json:
+        print()
+    result = {
+        "text": found.text,
+        "tokens": len(found.tokens),
+        "token_ids": found.tokens,
+        "finish_reason": found.finish_reason,
+        "prompt_tokens": found.prompt_tokens,
+        "prefill_tokens_per_s": found.prefill_tokens_per_s,
+        "decode_tokens_per_s": found.decode_tokens_per_s,
+    }
+    if not args.quiet:
+        print(_speed(result), file=sys.stderr)
+    return Outcome(result, "")
+
+
+def _print_piece(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _speed(result: Result) -> str:
+    return (
+        f"{result['prompt_tokens']} prompt tokens at {result['prefill_tokens_per_s']:.1f} tokens/s, "
+        f"{result['tokens']} new ones at {result['decode_tokens_per_s']:.1f} tokens/s"
+    )
