@@ -9,7 +9,9 @@ panel     at most PANEL_TILES tiles of one group: the outputs that share a set o
 Everything that is streamed lies in the order panel, segment, weight stage, (tile,) slot, so one
 token reads codes and codebooks front to back.
 
-A tile of one slot is 64 codes: 32 bytes of nibbles when they fit (`NIBBLE_ORDER`), else 64 bytes.
+A tile of one slot is 64 codes: 64 bytes, or 32 when a code fits 4 bits. Then output i of the 64
+lies in byte 2 (i % 16) + (i // 16) % 2, nibble i // 32, so that the even and the odd bytes of a
+shuffle result are runs of 16 outputs.
 """
 
 from __future__ import annotations
@@ -28,24 +30,27 @@ UNIT = 16
 SEGMENT = 7 * UNIT
 PANEL_TILES = 8
 
-#: Bytes of a tile: output i of 64 lies in byte 2 (i % 16) + (i // 16) % 2, nibble i // 32, so that
-#: the even and the odd bytes of a shuffle result are runs of 16 outputs.
-NIBBLE_ORDER = np.array([2 * (i % 16) + (i // 16) % 2 for i in range(TILE)])
 
-_FIELDS = """
-    in_features out_features vec_len act_centroids weight_centroids act_stages weight_stages
-    by_weight table_bits slots groups segments panels tiles
-    fast_search fast_rows fast_lookup row_stride row_bias slot_bytes code_bytes
-    perm scale act_codebook weight_codebook shift codes segment_table panel_table
-    output_scale bias
-"""
+def record_type(fields: str, *floats: str) -> np.dtype:
+    """A record of int64 fields (named in one text) and float32 fields."""
+    kinds = [(name, np.int64) for name in fields.split()] + [(name, np.float32) for name in floats]
+    return np.dtype(kinds)
+
 
 #: What a kernel knows of a linear: sizes, flags, and the addresses of its arrays (0 = absent).
 #: by_weight     1 in scheme "weight"
 #: fast_*        1 where the layout is that of the vector kernels, see `Packing`
 #: row_stride    bytes of one generated row; row_bias is added to each entry
 #: slot_bytes    bytes of the weight codebook of one slot; code_bytes, of one tile of one slot
-LINEAR = np.dtype([(name, np.int64) for name in _FIELDS.split()])
+LINEAR = record_type(
+    """
+    in_features out_features vec_len act_centroids weight_centroids act_stages weight_stages
+    by_weight table_bits slots groups segments panels tiles
+    fast_search fast_rows fast_lookup row_stride row_bias slot_bytes code_bytes
+    perm scale act_codebook weight_codebook shift codes segment_table panel_table
+    output_scale bias
+    """
+)
 
 #: Columns of `segment_table` before the shifts [Sa, Sw], and of `panel_table`; all int64.
 SEGMENT_COLUMNS = 2  # first slot, slots

@@ -159,6 +159,7 @@ store_i8 = _scalar_store(types.intp, 8)
 store_i16 = _scalar_store(types.intp, 16)
 store_i32 = _scalar_store(types.intp, 32)
 store_f32 = _scalar_store(types.float32, None)
+store_f64 = _scalar_store(types.float64, None)
 
 
 @intrinsic
@@ -181,8 +182,10 @@ def _binary(int_op: str | None, float_op: str | None) -> Any:
     @intrinsic
     def operation(typingctx: Any, a: Any, b: Any) -> Any:
         kind = _same(a, b)
-        name = kind and (float_op if kind.is_float else int_op)
-        if kind is None or name is None:
+        if kind is None:
+            return None
+        name = float_op if kind.is_float else int_op
+        if name is None:
             return None
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -343,19 +346,97 @@ vabs = _unary_float("fabs")
 
 
 @intrinsic
+def half_to_float(typingctx: Any, value: Any) -> Any:
+    """IEEE half precision bits (i16x8) as f32x8; exact for every finite value."""
+    if value != i16x8:
+        return None
+    native = has_feature("f16c") or not compiler_target()[0].startswith("x86")
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if native:
+            return builder.fpext(builder.bitcast(args[0], f16x8.llvm), f32x8.llvm)
+        bits = builder.zext(args[0], i32x8.llvm)
+        size = builder.and_(bits, _constant(i32x8, 0x7FFF))
+        sign = builder.shl(builder.xor(bits, size), _constant(i32x8, 16))
+        small = builder.bitcast(builder.shl(size, _constant(i32x8, 13)), f32x8.llvm)
+        scaled = builder.fmul(small, _constant(f32x8, 2.0**112))  # exponent bias 127 - 15
+        return builder.bitcast(builder.or_(builder.bitcast(scaled, i32x8.llvm), sign), f32x8.llvm)
+
+    return f32x8(i16x8), codegen
+
+
+def _fused() -> bool:
+    return has_feature("fma") or not compiler_target()[0].startswith("x86")
+
+
+def _multiply_add(builder: Any, kind: Vector, a: Any, b: Any, c: Any) -> Any:
+    if not _fused():
+        return builder.fadd(builder.fmul(a, b), c)
+    return _call(builder, f"llvm.fma.v{kind.lanes}f32", kind.llvm, [a, b, c])
+
+
+@intrinsic
 def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c: one rounding where the processor fuses, two where it cannot."""
     kind = _same(a, b, c)
     if kind is None:
         return None
-    fused = has_feature("fma") or not compiler_target()[0].startswith("x86")
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if not fused:
-            return builder.fadd(builder.fmul(args[0], args[1]), args[2])
-        return _call(builder, f"llvm.fma.v{kind.lanes}f32", kind.llvm, list(args))
+        return _multiply_add(builder, kind, *args)
 
     return kind(kind, kind, kind), codegen
+
+
+@intrinsic
+def outer_zero(typingctx: Any, rows: Any) -> Any:
+    """Accumulators for `outer_fma`: two zero vectors (f32x8) for each address in `rows`."""
+    result = types.UniTuple(f32x8, 2 * len(rows))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.make_tuple(builder, result, [_constant(f32x8, 0.0)] * len(result))
+
+    return result(rows), codegen
+
+
+@intrinsic
+def outer_fma(typingctx: Any, total: Any, rows: Any, offset: Any, column: Any) -> Any:
+    """total[n] += f32 at rows[n] + offset, times the f32[16] at `column`: one rank-1 step.
+
+    rows: a tuple of addresses; total: as made by `outer_zero`.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        old = cgutils.unpack_tuple(builder, args[0])
+        parts = []
+        for i in range(2):
+            place = builder.add(args[3], _I64(32 * i))
+            parts.append(builder.load(_pointer(builder, place, f32x8.llvm), align=1))
+        new = []
+        for n, address in enumerate(cgutils.unpack_tuple(builder, args[1])):
+            place = builder.add(address, args[2])
+            value = builder.load(_pointer(builder, place, ir.FloatType()), align=1)
+            wide = _broadcast(builder, f32x8, value)
+            for i, part in enumerate(parts):
+                new.append(_multiply_add(builder, f32x8, wide, part, old[2 * n + i]))
+        return context.make_tuple(builder, total, new)
+
+    return total(total, rows, types.intp, types.intp), codegen
+
+
+@intrinsic
+def outer_store(typingctx: Any, total: Any, rows: Any, offset: Any) -> Any:
+    """Store the two vectors of each row at rows[n] + offset."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        values = cgutils.unpack_tuple(builder, args[0])
+        for n, address in enumerate(cgutils.unpack_tuple(builder, args[1])):
+            for i in range(2):
+                place = builder.add(builder.add(address, args[2]), _I64(32 * i))
+                builder.store(values[2 * n + i], _pointer(builder, place, f32x8.llvm), align=1)
+        return context.get_dummy_value()
+
+    return types.void(total, rows, types.intp), codegen
 
 
 def _reduce(combine: Callable[[Any, Any, Any], Any]) -> Any:

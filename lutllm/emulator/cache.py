@@ -1,0 +1,59 @@
+"""Keys and values of the tokens seen so far, for one sequence."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lutllm.emulator.floats import KEYS
+from lutllm.emulator.forward import LAYER
+from lutllm.model_config import ModelConfig
+
+_FIRST_CAPACITY = 256
+
+
+class KVCache:
+    """Float32 cache that grows by doubling up to `limit` positions.
+
+    keys    f32[L, kv_heads, capacity / KEYS, head_dim, KEYS]: scores of KEYS keys are one vector
+    values  f32[L, kv_heads, capacity, wide], wide = head_dim rounded up to KEYS
+    length  positions filled
+    """
+
+    def __init__(self, config: ModelConfig, limit: int):
+        self._config = config
+        self.limit = limit
+        self.length = 0
+        self._allocate(min(_FIRST_CAPACITY, -(-limit // KEYS) * KEYS))
+
+    def _allocate(self, capacity: int) -> None:
+        config = self._config
+        wide = -(-config.head_dim // KEYS) * KEYS
+        heads = (config.num_hidden_layers, config.num_key_value_heads)
+        self.capacity = capacity
+        self.keys = np.zeros((*heads, capacity // KEYS, config.head_dim, KEYS), np.float32)
+        self.values = np.zeros((*heads, capacity, wide), np.float32)
+
+    def reserve(self, length: int) -> bool:
+        """Make room for `length` positions; True if the arrays moved."""
+        if length <= self.capacity:
+            return False
+        keys, values = self.keys, self.values
+        most = -(-self.limit // KEYS) * KEYS
+        capacity = self.capacity
+        while capacity < length:
+            capacity *= 2
+        self._allocate(min(capacity, most))
+        self.keys[:, :, : keys.shape[2]] = keys
+        self.values[:, :, : values.shape[2]] = values
+        return True
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    def addresses(self, layers: np.ndarray) -> None:
+        """Write the addresses into LAYER records."""
+        assert layers.dtype == LAYER
+        for i in range(len(layers)):
+            layers[i]["keys"] = self.keys[i].ctypes.data
+            layers[i]["values"] = self.values[i].ctypes.data

@@ -1,0 +1,381 @@
+"""The float steps of a decoder on vectors of eight float32, in one fixed order.
+
+The order of additions depends on sizes alone: not on threads, nor on how many tokens are processed
+together. All functions work on byte addresses of float32 data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lutllm.emulator.jit import inline
+from lutllm.emulator.simd import (
+    add,
+    bitcast,
+    div,
+    f32x8,
+    float_to_int,
+    fma,
+    half_to_float,
+    i16x8,
+    i32x8,
+    load,
+    load_f32,
+    max_lanes,
+    mul,
+    outer_fma,
+    outer_store,
+    outer_zero,
+    rint,
+    shl,
+    splat,
+    store,
+    store_f32,
+    sub,
+    sum_lanes,
+    vmax,
+    vmin,
+    zext,
+)
+
+LANES = 8
+#: Keys of one block of the key cache, laid out [block][head_dim][KEYS].
+KEYS = 16
+#: How a stored float tensor is read.
+F32, F16, BF16 = 0, 1, 2
+KINDS = {"F32": F32, "F16": F16, "BF16": BF16}
+
+
+# ---------------------------------------------------------------- elementwise
+
+
+@inline
+def exp8(x: Any) -> Any:
+    """e^x of eight lanes, within 2 units of the last place; x is clamped to +-87.
+
+    x = n ln 2 + r, ln 2 in two parts; a polynomial of degree 6 on |r| < 0.35.
+    """
+    x = vmax(vmin(x, splat(f32x8, 87.0)), splat(f32x8, -87.0))
+    n = rint(mul(x, splat(f32x8, 1.4426950408889634)))
+    r = fma(n, splat(f32x8, -0.693359375), x)
+    r = fma(n, splat(f32x8, 2.12194440e-4), r)
+    p = splat(f32x8, 1.9875691500e-4)
+    p = fma(p, r, splat(f32x8, 1.3981999507e-3))
+    p = fma(p, r, splat(f32x8, 8.3334519073e-3))
+    p = fma(p, r, splat(f32x8, 4.1665795894e-2))
+    p = fma(p, r, splat(f32x8, 1.6666665459e-1))
+    p = fma(p, r, splat(f32x8, 5.0000001201e-1))
+    p = add(fma(mul(p, r), r, r), splat(f32x8, 1.0))
+    power = shl(add(float_to_int(i32x8, n), splat(i32x8, 127)), 23)
+    return mul(p, bitcast(f32x8, power))
+
+
+@inline
+def silu8(gate: Any, up: Any) -> Any:
+    """gate / (1 + e^-gate) * up."""
+    one = splat(f32x8, 1.0)
+    return mul(div(gate, add(one, exp8(sub(splat(f32x8, 0.0), gate)))), up)
+
+
+@inline
+def silu_product(gate: int, up: int, out: int, first: int, end: int, scratch: int) -> None:
+    """out[i] = silu(gate[i]) * up[i] for first <= i < end. scratch: 96 bytes."""
+    i = first
+    while i + LANES <= end:
+        store(out + 4 * i, silu8(load(f32x8, gate + 4 * i), load(f32x8, up + 4 * i)))
+        i += LANES
+    if i < end:
+        for n in range(end - i):
+            store_f32(scratch + 4 * n, load_f32(gate + 4 * (i + n)))
+            store_f32(scratch + 32 + 4 * n, load_f32(up + 4 * (i + n)))
+        store(scratch + 64, silu8(load(f32x8, scratch), load(f32x8, scratch + 32)))
+        for n in range(end - i):
+            store_f32(out + 4 * (i + n), load_f32(scratch + 64 + 4 * n))
+
+
+@inline
+def rms_norm(x: int, weight: int, out: int, size: int, eps: Any) -> None:
+    """out = x / sqrt(mean(x^2) + eps) * weight; out may be x."""
+    total = splat(f32x8, 0.0)
+    whole = size // LANES * LANES
+    for i in range(0, whole, LANES):
+        value = load(f32x8, x + 4 * i)
+        total = fma(value, value, total)
+    squares = sum_lanes(total)
+    for i in range(whole, size):
+        squares += load_f32(x + 4 * i) * load_f32(x + 4 * i)
+    factor = np.float32(1) / np.sqrt(squares / np.float32(size) + eps)
+    scale = splat(f32x8, factor)
+    for i in range(0, whole, LANES):
+        normed = mul(load(f32x8, x + 4 * i), scale)
+        store(out + 4 * i, mul(normed, load(f32x8, weight + 4 * i)))
+    for i in range(whole, size):
+        store_f32(out + 4 * i, load_f32(x + 4 * i) * factor * load_f32(weight + 4 * i))
+
+
+@inline
+def rotate(x: int, cos: int, sin: int, size: int) -> None:
+    """Rotary embedding in place: element i pairs with i + size / 2."""
+    middle = size // 2
+    for i in range(middle):
+        a, b = load_f32(x + 4 * i), load_f32(x + 4 * (i + middle))
+        c, s = load_f32(cos + 4 * i), load_f32(sin + 4 * i)
+        store_f32(x + 4 * i, a * c - b * s)
+        store_f32(x + 4 * (i + middle), b * c + a * s)
+
+
+# ---------------------------------------------------------------- stored tensors
+
+
+@inline
+def load8(kind: int, address: int) -> Any:
+    """Eight stored values of a tensor of `kind` as f32x8."""
+    if kind == BF16:
+        return bitcast(f32x8, shl(zext(i32x8, load(i16x8, address)), 16))
+    if kind == F16:
+        return half_to_float(load(i16x8, address))
+    return load(f32x8, address)
+
+
+@inline
+def stored_bytes(kind: int) -> int:
+    return 4 if kind == F32 else 2
+
+
+@inline
+def read_row(kind: int, row: int, size: int, out: int) -> None:
+    """out: f32[size rounded up to 8], zero beyond size, from a stored row."""
+    width = stored_bytes(kind)
+    whole = size // LANES * LANES
+    for i in range(0, whole, LANES):
+        store(out + 4 * i, load8(kind, row + width * i))
+    if whole < size:
+        last = size - LANES
+        if last >= 0:  # the last eight values, moved to their place
+            tail = load8(kind, row + width * last)
+            store(out + 4 * last, tail)
+        for i in range(size, whole + LANES):
+            store_f32(out + 4 * i, np.float32(0))
+
+
+# ---------------------------------------------------------------- output head
+
+
+@inline
+def _dot4(weights: int, stride: int, x: int, padded: int, out: int, out_step: int) -> None:
+    """Four rows of float32 times one vector; the order is that of `_dot4_stored`."""
+    a = b = c = d = splat(f32x8, 0.0)
+    for i in range(0, 4 * padded, 32):
+        value = load(f32x8, x + i)
+        a = fma(load(f32x8, weights + i), value, a)
+        b = fma(load(f32x8, weights + stride + i), value, b)
+        c = fma(load(f32x8, weights + 2 * stride + i), value, c)
+        d = fma(load(f32x8, weights + 3 * stride + i), value, d)
+    store_f32(out, sum_lanes(a))
+    store_f32(out + out_step, sum_lanes(b))
+    store_f32(out + 2 * out_step, sum_lanes(c))
+    store_f32(out + 3 * out_step, sum_lanes(d))
+
+
+@inline
+def _dot4x2(weights: int, stride: int, x: int, y: int, padded: int, out: int, out2: int) -> None:
+    """`_dot4` for two vectors at once."""
+    a = b = c = d = splat(f32x8, 0.0)
+    e = f = g = h = splat(f32x8, 0.0)
+    for i in range(0, 4 * padded, 32):
+        u, v = load(f32x8, x + i), load(f32x8, y + i)
+        w = load(f32x8, weights + i)
+        a, e = fma(w, u, a), fma(w, v, e)
+        w = load(f32x8, weights + stride + i)
+        b, f = fma(w, u, b), fma(w, v, f)
+        w = load(f32x8, weights + 2 * stride + i)
+        c, g = fma(w, u, c), fma(w, v, g)
+        w = load(f32x8, weights + 3 * stride + i)
+        d, h = fma(w, u, d), fma(w, v, h)
+    store_f32(out, sum_lanes(a))
+    store_f32(out + 4, sum_lanes(b))
+    store_f32(out + 8, sum_lanes(c))
+    store_f32(out + 12, sum_lanes(d))
+    store_f32(out2, sum_lanes(e))
+    store_f32(out2 + 4, sum_lanes(f))
+    store_f32(out2 + 8, sum_lanes(g))
+    store_f32(out2 + 12, sum_lanes(h))
+
+
+@inline
+def _dot4_stored(kind: int, weights: int, row_bytes: int, x: int, size: int, out: int) -> None:
+    """Four stored rows times one vector, without a copy; size is a multiple of 8."""
+    width = stored_bytes(kind)
+    a = b = c = d = splat(f32x8, 0.0)
+    for i in range(0, size, LANES):
+        value = load(f32x8, x + 4 * i)
+        at = weights + width * i
+        a = fma(load8(kind, at), value, a)
+        b = fma(load8(kind, at + row_bytes), value, b)
+        c = fma(load8(kind, at + 2 * row_bytes), value, c)
+        d = fma(load8(kind, at + 3 * row_bytes), value, d)
+    store_f32(out, sum_lanes(a))
+    store_f32(out + 4, sum_lanes(b))
+    store_f32(out + 8, sum_lanes(c))
+    store_f32(out + 12, sum_lanes(d))
+
+
+@inline
+def head_rows(
+    kind: int,
+    weights: int,
+    size: int,
+    first: int,
+    end: int,
+    tokens: int,
+    x: int,
+    x_bytes: int,
+    out: int,
+    out_bytes: int,
+    scratch: int,
+) -> None:
+    """out[t][r] = weights[r] . x[t] for rows first <= r < end.
+
+    weights: stored [rows, size]; x: f32, zero from size to the next multiple of 8; scratch: four
+    float32 rows. Every dot product is eight partial sums over i modulo 8, added pairwise.
+    """
+    row_bytes = size * stored_bytes(kind)
+    padded = (size + LANES - 1) // LANES * LANES
+    row = first
+    while row < end:
+        at = weights + row * row_bytes
+        target = out + 4 * row
+        if row + 4 > end or tokens > 1 or padded != size:
+            count = min(4, end - row)
+            for r in range(count):
+                read_row(kind, at + r * row_bytes, size, scratch + 4 * r * padded)
+            _head_block(scratch, count, padded, tokens, x, x_bytes, target, out_bytes)
+            row += count
+            continue
+        if kind == BF16:  # the kind is a constant in each call, so the inner loop has no test
+            _dot4_stored(BF16, at, row_bytes, x, size, target)
+        elif kind == F16:
+            _dot4_stored(F16, at, row_bytes, x, size, target)
+        else:
+            _dot4_stored(F32, at, row_bytes, x, size, target)
+        row += 4
+
+
+@inline
+def _head_block(
+    weights: int,
+    count: int,
+    padded: int,
+    tokens: int,
+    x: int,
+    x_bytes: int,
+    out: int,
+    out_bytes: int,
+) -> None:
+    """Up to four float32 rows times all tokens."""
+    stride = 4 * padded
+    t = 0
+    while count == 4 and t + 2 <= tokens:
+        at = out + t * out_bytes
+        _dot4x2(weights, stride, x + t * x_bytes, x + (t + 1) * x_bytes, padded, at, at + out_bytes)
+        t += 2
+    for n in range(t, tokens):
+        if count == 4:
+            _dot4(weights, stride, x + n * x_bytes, padded, out + n * out_bytes, 4)
+            continue
+        for r in range(count):
+            total = splat(f32x8, 0.0)
+            for i in range(0, stride, 32):
+                w = load(f32x8, weights + r * stride + i)
+                total = fma(w, load(f32x8, x + n * x_bytes + i), total)
+            store_f32(out + n * out_bytes + 4 * r, sum_lanes(total))
+
+
+# ---------------------------------------------------------------- attention
+
+
+@inline
+def store_key(key: int, size: int, position: int, keys: int) -> None:
+    """Write one key vector into the blocked cache of its head."""
+    at = keys + 4 * (position // KEYS * size * KEYS + position % KEYS)
+    for i in range(size):
+        store_f32(at + 4 * KEYS * i, load_f32(key + 4 * i))
+
+
+@inline
+def _scores(queries: Any, outs: Any, keys: int, size: int, blocks: int) -> None:
+    """outs[n][key] = queries[n] . key for all keys of the first `blocks` blocks."""
+    for block in range(blocks):
+        at = keys + 4 * KEYS * size * block
+        total = outer_zero(queries)
+        for i in range(size):
+            total = outer_fma(total, queries, 4 * i, at + 4 * KEYS * i)
+        outer_store(total, outs, 4 * KEYS * block)
+
+
+@inline
+def _softmax(scores: int, count: int, padded: int, scale: Any) -> Any:
+    """scores[i] = e^(scale (score - max)) for i < count, 0 to `padded`; returns the sum."""
+    for i in range(count, padded):
+        store_f32(scores + 4 * i, np.float32(-np.inf))
+    top = splat(f32x8, -np.inf)
+    for i in range(0, padded, LANES):
+        top = vmax(load(f32x8, scores + 4 * i), top)
+    most = splat(f32x8, max_lanes(top))
+    factor = splat(f32x8, scale)
+    total = splat(f32x8, 0.0)
+    for i in range(0, count, LANES):
+        value = exp8(mul(sub(load(f32x8, scores + 4 * i), most), factor))
+        if i + LANES > count:
+            store(scores + 4 * i, value)
+            for n in range(count, i + LANES):
+                store_f32(scores + 4 * n, np.float32(0))
+            value = load(f32x8, scores + 4 * i)
+        total = add(total, value)
+        store(scores + 4 * i, value)
+    for i in range((count + LANES - 1) // LANES * LANES, padded):
+        store_f32(scores + 4 * i, np.float32(0))
+    return sum_lanes(total)
+
+
+@inline
+def _mix(weights: Any, outs: Any, values: int, wide: int, count: int) -> None:
+    """outs[n] = sum over keys of weights[n][key] * values[key]; rows of `wide` values."""
+    for i in range(0, wide, KEYS):
+        total = outer_zero(weights)
+        for key in range(count):
+            total = outer_fma(total, weights, 4 * key, values + 4 * (key * wide + i))
+        outer_store(total, outs, 4 * i)
+
+
+@inline
+def attend(
+    queries: Any,
+    scores: Any,
+    outs: Any,
+    lengths: Any,
+    keys: int,
+    values: int,
+    size: int,
+    scale: Any,
+) -> None:
+    """Attention of a few queries over one key-value head.
+
+    queries, scores, outs: tuples of addresses; lengths: tuple, keys each query may see. scores:
+    room for the longest, rounded up to KEYS. A query's result does not depend on its neighbours:
+    keys it may not see get weight 0.
+    """
+    longest = 0
+    for length in lengths:
+        longest = max(longest, length)
+    blocks = (longest + KEYS - 1) // KEYS
+    _scores(queries, scores, keys, size, blocks)
+    for n in range(len(queries)):
+        total = _softmax(scores[n], lengths[n], blocks * KEYS, scale)
+        inverse = splat(f32x8, np.float32(1) / total)
+        for i in range(0, blocks * KEYS, LANES):
+            at = scores[n] + 4 * i
+            store(at, mul(load(f32x8, at), inverse))
+    _mix(scores, outs, values, (size + KEYS - 1) // KEYS * KEYS, longest)

@@ -1,0 +1,424 @@
+"""The whole decoder as one kernel: every thread of a team runs `forward` from start to end.
+
+Phases are separated by barriers; inside a phase members write disjoint outputs. Nothing here
+depends on the kind of processor: the integer kernels come from `kernels`, float steps from
+`floats`. Rows of buffers are one token each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lutllm.emulator.floats import (
+    KEYS,
+    attend,
+    head_rows,
+    read_row,
+    rms_norm,
+    rotate,
+    silu_product,
+    store_key,
+)
+from lutllm.emulator.jit import inline, kernel
+from lutllm.emulator.layout import record_type
+from lutllm.emulator.linear import apply_tables, code_inputs
+from lutllm.emulator.simd import load_f32, load_i64, store_f32, store_f64
+from lutllm.emulator.team import barrier, share
+
+#: Linears of a layer, in the order they run.
+QKV, OUT, GATE_UP, DOWN = 0, 1, 2, 3
+LINEARS = 4
+#: Queries that share the loads of keys and values.
+QUERIES = 4
+
+#: Sizes, constants and stored float tensors of a model. *_kind: `floats.KINDS`.
+DECODER = record_type(
+    """
+    layers hidden intermediate heads kv_heads head_dim vocab
+    embed embed_kind head head_kind final_norm cos sin
+    """,
+    "eps",
+    "score_scale",
+)
+
+#: Addresses of one layer: norms (q_norm and k_norm 0 where absent) and its part of `KVCache`.
+LAYER = record_type("input_norm post_norm q_norm k_norm keys values")
+
+#: Buffers of a run. Rows of one token: h and normed f32[hidden, padded to 8 with zeros], qkv, mixed
+#: (attention output), gate_up, product f32; act i8[Sa, slots * v]. One per thread: scratch, scores.
+#: capture and sums: 0, or tables i64[4 L] of addresses that receive every linear's input
+#: f32[tokens, D] and accumulators i32[tokens, M].
+BUFFERS = record_type(
+    """
+    capacity ids scales h h_bytes normed qkv qkv_bytes mixed mixed_bytes
+    gate_up gate_up_bytes product product_bytes act act_bytes
+    scratch scratch_bytes scores scores_bytes capture sums
+    """
+)
+
+
+@inline
+def _norm_rows(
+    dec: Any, buf: Any, weight: int, first: int, tokens: int, member: int, members: int
+) -> None:
+    low, high = share(tokens, member, members)
+    for t in range(first + low, first + high):
+        at = t * buf.h_bytes
+        rms_norm(buf.h + at, weight, buf.normed + at, dec.hidden, dec.eps)
+
+
+@inline
+def _linear(
+    lin: Any,
+    buf: Any,
+    index: int,
+    tokens: int,
+    x: int,
+    x_bytes: int,
+    y: int,
+    y_bytes: int,
+    residual: int,
+    arrivals: int,
+    phase: int,
+    member: int,
+    members: int,
+) -> int:
+    """Both phases of a linear and the barriers after them; returns the next phase number."""
+    scratch = buf.scratch + member * buf.scratch_bytes
+    if buf.capture:
+        _copy_rows(load_i64(buf.capture + 8 * index), x, x_bytes, lin.in_features, tokens, member)
+    code_inputs(
+        lin, tokens, x, x_bytes, buf.act, buf.act_bytes, buf.scales, 0, scratch, member, members
+    )
+    barrier(arrivals, members * phase)
+    apply_tables(
+        lin,
+        tokens,
+        buf.act,
+        buf.act_bytes,
+        buf.scales,
+        y,
+        y_bytes,
+        load_i64(buf.sums + 8 * index) if buf.sums else 0,
+        residual,
+        scratch,
+        member,
+        members,
+    )
+    barrier(arrivals, members * (phase + 1))
+    return phase + 2
+
+
+@inline
+def _copy_rows(target: int, x: int, x_bytes: int, size: int, tokens: int, member: int) -> None:
+    if member == 0 and target:
+        for t in range(tokens):
+            for i in range(size):
+                store_f32(target + 4 * (t * size + i), load_f32(x + t * x_bytes + 4 * i))
+
+
+@inline
+def _place_heads(
+    dec: Any, layer: Any, buf: Any, tokens: int, start: int, member: int, members: int
+) -> None:
+    """Norm and rotate queries in place; write keys and values to the cache."""
+    heads = dec.heads + 2 * dec.kv_heads
+    size = dec.head_dim
+    wide = (size + KEYS - 1) // KEYS * KEYS
+    low, high = share(tokens * heads, member, members)
+    for item in range(low, high):
+        t, head = item // heads, item % heads
+        position = start + t
+        vector = buf.qkv + t * buf.qkv_bytes + 4 * size * head
+        group = head - dec.heads
+        if group >= dec.kv_heads:
+            group -= dec.kv_heads
+            target = layer.values + 4 * wide * (group * buf.capacity + position)
+            for i in range(size):
+                store_f32(target + 4 * i, load_f32(vector + 4 * i))
+            continue
+        weight = layer.q_norm if head < dec.heads else layer.k_norm
+        if weight:
+            rms_norm(vector, weight, vector, size, dec.eps)
+        angle = 2 * size * position  # bytes: size / 2 float32 per position
+        rotate(vector, dec.cos + angle, dec.sin + angle, size)
+        if group >= 0:
+            store_key(vector, size, position, layer.keys + 4 * size * group * buf.capacity)
+
+
+@inline
+def _attend_queries(
+    dec: Any,
+    layer: Any,
+    buf: Any,
+    group: int,
+    first: int,
+    count: int,
+    start: int,
+    scores: int,
+) -> None:
+    """Up to QUERIES queries of one key-value head; query n is head n % share of token n // share.
+
+    scores: room of this thread, rows of capacity float32 then QUERIES output vectors.
+    """
+    size = dec.head_dim
+    wide = (size + KEYS - 1) // KEYS * KEYS
+    keys = layer.keys + 4 * size * group * buf.capacity
+    values = layer.values + 4 * wide * group * buf.capacity
+    row = 4 * buf.capacity
+    temp = scores + QUERIES * row
+    n = first
+    while n < first + count:
+        q0, length0 = _query(dec, buf, group, n, start)
+        if first + count - n >= 4:
+            q1, length1 = _query(dec, buf, group, n + 1, start)
+            q2, length2 = _query(dec, buf, group, n + 2, start)
+            q3, length3 = _query(dec, buf, group, n + 3, start)
+            attend(
+                (q0, q1, q2, q3),
+                (scores, scores + row, scores + 2 * row, scores + 3 * row),
+                (temp, temp + 4 * wide, temp + 8 * wide, temp + 12 * wide),
+                (length0, length1, length2, length3),
+                keys,
+                values,
+                size,
+                dec.score_scale,
+            )
+            done = 4
+        elif first + count - n >= 2:
+            q1, length1 = _query(dec, buf, group, n + 1, start)
+            attend(
+                (q0, q1),
+                (scores, scores + row),
+                (temp, temp + 4 * wide),
+                (length0, length1),
+                keys,
+                values,
+                size,
+                dec.score_scale,
+            )
+            done = 2
+        else:
+            attend((q0,), (scores,), (temp,), (length0,), keys, values, size, dec.score_scale)
+            done = 1
+        for j in range(done):
+            target = buf.mixed + _mixed_offset(dec, buf, group, n + j)
+            for i in range(size):
+                store_f32(target + 4 * i, load_f32(temp + 4 * (j * wide + i)))
+        n += done
+
+
+@inline
+def _query(dec: Any, buf: Any, group: int, n: int, start: int) -> tuple[int, int]:
+    """Address of query n of a key-value head, and how many keys it may see."""
+    per_group = dec.heads // dec.kv_heads
+    t = n // per_group
+    head = group * per_group + n % per_group
+    return buf.qkv + t * buf.qkv_bytes + 4 * dec.head_dim * head, start + t + 1
+
+
+@inline
+def _mixed_offset(dec: Any, buf: Any, group: int, n: int) -> int:
+    per_group = dec.heads // dec.kv_heads
+    head = group * per_group + n % per_group
+    return n // per_group * buf.mixed_bytes + 4 * dec.head_dim * head
+
+
+@inline
+def _attention(
+    dec: Any, layer: Any, buf: Any, tokens: int, start: int, member: int, members: int
+) -> None:
+    queries = dec.heads // dec.kv_heads * tokens
+    blocks = (queries + QUERIES - 1) // QUERIES
+    items = dec.kv_heads * blocks
+    scores = buf.scores + member * buf.scores_bytes
+    # later tokens see more keys: dealing blocks out in turn shares the work evenly
+    low, high = (member, items) if tokens > 1 else share(items, member, members)
+    step = members if tokens > 1 else 1
+    for item in range(low, high, step):
+        first = item % blocks * QUERIES
+        count = min(QUERIES, queries - first)
+        _attend_queries(dec, layer, buf, item // blocks, first, count, start, scores)
+
+
+@inline
+def _gate(dec: Any, buf: Any, tokens: int, member: int, members: int) -> None:
+    """product = silu(gate) * up."""
+    size = dec.intermediate
+    scratch = buf.scratch + member * buf.scratch_bytes
+    if tokens > 1:
+        first, end = share(tokens, member, members)
+        low, high = 0, size
+    else:
+        first, end = 0, 1
+        low, high = share((size + 7) // 8, member, members)
+        low, high = 8 * low, min(8 * high, size)
+    for t in range(first, end):
+        gate = buf.gate_up + t * buf.gate_up_bytes
+        product = buf.product + t * buf.product_bytes
+        silu_product(gate, gate + 4 * size, product, low, high, scratch)
+
+
+@inline
+def _logits(
+    dec: Any, buf: Any, first: int, tokens: int, out: int, member: int, members: int
+) -> None:
+    """Head of normed rows first ... to out: f32[tokens, vocab], rows split in fours."""
+    fours = (dec.vocab + 3) // 4
+    low, high = share(fours, member, members)
+    head_rows(
+        dec.head_kind,
+        dec.head,
+        dec.hidden,
+        4 * low,
+        min(4 * high, dec.vocab),
+        tokens,
+        buf.normed + first * buf.h_bytes,
+        buf.h_bytes,
+        out,
+        4 * dec.vocab,
+        buf.scratch + member * buf.scratch_bytes,
+    )
+
+
+@kernel
+def forward(
+    decoder: np.ndarray,
+    layers: np.ndarray,
+    lins: np.ndarray,
+    buffers: np.ndarray,
+    tokens: int,
+    start: int,
+    wanted: int,
+    logits: int,
+    arrivals: int,
+    member: int,
+    members: int,
+) -> None:
+    """Run `tokens` tokens at positions start ... through the model.
+
+    decoder DECODER[1], layers LAYER[L], lins LINEAR[4 L], buffers BUFFERS[1]. The last `wanted`
+    tokens get their final norm (in `normed`) and, if `logits` is not 0, f32[wanted, vocab] there.
+    """
+    dec, buf = decoder[0], buffers[0]
+    low, high = share(tokens, member, members)
+    for t in range(low, high):
+        row = load_i64(buf.ids + 8 * t) * dec.hidden * (4 if dec.embed_kind == 0 else 2)
+        read_row(dec.embed_kind, dec.embed + row, dec.hidden, buf.h + t * buf.h_bytes)
+    phase = 1
+    for index in range(dec.layers):
+        layer = layers[index]
+        first = LINEARS * index
+        _norm_rows(dec, buf, layer.input_norm, 0, tokens, member, members)
+        barrier(arrivals, members * phase)
+        phase = _linear(
+            lins[first + QKV],
+            buf,
+            first + QKV,
+            tokens,
+            buf.normed,
+            buf.h_bytes,
+            buf.qkv,
+            buf.qkv_bytes,
+            0,
+            arrivals,
+            phase + 1,
+            member,
+            members,
+        )
+        _place_heads(dec, layer, buf, tokens, start, member, members)
+        barrier(arrivals, members * phase)
+        _attention(dec, layer, buf, tokens, start, member, members)
+        barrier(arrivals, members * (phase + 1))
+        phase = _linear(
+            lins[first + OUT],
+            buf,
+            first + OUT,
+            tokens,
+            buf.mixed,
+            buf.mixed_bytes,
+            buf.h,
+            buf.h_bytes,
+            1,
+            arrivals,
+            phase + 2,
+            member,
+            members,
+        )
+        _norm_rows(dec, buf, layer.post_norm, 0, tokens, member, members)
+        barrier(arrivals, members * phase)
+        phase = _linear(
+            lins[first + GATE_UP],
+            buf,
+            first + GATE_UP,
+            tokens,
+            buf.normed,
+            buf.h_bytes,
+            buf.gate_up,
+            buf.gate_up_bytes,
+            0,
+            arrivals,
+            phase + 1,
+            member,
+            members,
+        )
+        _gate(dec, buf, tokens, member, members)
+        barrier(arrivals, members * phase)
+        phase = _linear(
+            lins[first + DOWN],
+            buf,
+            first + DOWN,
+            tokens,
+            buf.product,
+            buf.product_bytes,
+            buf.h,
+            buf.h_bytes,
+            1,
+            arrivals,
+            phase + 1,
+            member,
+            members,
+        )
+    if wanted:
+        last = tokens - wanted
+        _norm_rows(dec, buf, dec.final_norm, last, wanted, member, members)
+        barrier(arrivals, members * phase)
+        if logits:
+            _logits(dec, buf, last, wanted, logits, member, members)
+
+
+@kernel
+def project(
+    decoder: np.ndarray,
+    buffers: np.ndarray,
+    first: int,
+    tokens: int,
+    logits: int,
+    targets: int,
+    losses: int,
+    arrivals: int,
+    member: int,
+    members: int,
+) -> None:
+    """Head of normed rows first ...; then, with targets i64[tokens], losses f64[tokens].
+
+    A loss is -log softmax(logits)[target], summed in float64.
+    """
+    dec, buf = decoder[0], buffers[0]
+    _logits(dec, buf, first, tokens, logits, member, members)
+    barrier(arrivals, members)
+    if not targets:
+        return
+    low, high = share(tokens, member, members)
+    for t in range(low, high):
+        row = logits + 4 * t * dec.vocab
+        top = load_f32(row)
+        for i in range(dec.vocab):
+            top = max(top, load_f32(row + 4 * i))
+        total = 0.0
+        for i in range(dec.vocab):
+            total += np.exp(np.float64(load_f32(row + 4 * i) - top))
+        target = load_f32(row + 4 * load_i64(targets + 8 * t)) - top
+        store_f64(losses + 8 * t, np.log(total) - target)

@@ -1,0 +1,445 @@
+"""An artifact that runs: prefill, decode, logits, losses, generated text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lutllm.artifact import Artifact
+from lutllm.emulator.cache import KVCache
+from lutllm.emulator.floats import KEYS, KINDS, LANES
+from lutllm.emulator.forward import (
+    BUFFERS,
+    DECODER,
+    LAYER,
+    QUERIES,
+    forward,
+    project,
+)
+from lutllm.emulator.layout import PackedLinear, aligned, pack
+from lutllm.emulator.linear import scratch_bytes
+from lutllm.emulator.sampling import Sampling
+from lutllm.emulator.team import Team
+from lutllm.errors import ArtifactError, ConfigError
+from lutllm.model_config import ModelConfig
+from lutllm.rope import rope_tables
+from lutllm.tokenizer import StreamDecoder, Tokenizer
+
+#: Tokens that go through the model together.
+CHUNK = 512
+#: Tokens whose logits exist at a time while losses are summed.
+HEAD_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Generated text and how it went.
+
+    tokens         the generated ids, without the one that ended the text
+    finish_reason  "stop" (the model ended it) or "length" (max_tokens or the context ran out)
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    prompt_tokens: int
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class LutModel:
+    """A loaded artifact. One sequence at a time, kept in `cache`; not for use from two threads.
+
+    context  positions a sequence may have
+    """
+
+    def __init__(self, artifact: Artifact, threads: int | None = None, context: int | None = None):
+        self.config: ModelConfig = artifact.model
+        self.path = artifact.path
+        self.context = self._context_limit(context)
+        self.team = Team(threads)
+        self._check_supported()
+        self.linears: list[PackedLinear] = [pack(linear) for linear in artifact.linears()]
+        self._lins = np.concatenate([p.record for p in self.linears])
+        self._floats = _FloatTensors(artifact.path)
+        self._decoder = self._floats.decoder(self.config)
+        self._layers = self._floats.layers(self.config)
+        self._tokenizer: Tokenizer | None = None
+        self._arrays: dict[str, np.ndarray] = {}
+        self._buffers = np.zeros(1, BUFFERS)
+        self._rows = 0
+        self.cache = KVCache(self.config, self.context)
+        self._move_cache()
+
+    @classmethod
+    def load(
+        cls, path: str | Path, threads: int | None = None, context: int | None = None
+    ) -> LutModel:
+        """Load an artifact folder. threads: all available by default; context: the model's own."""
+        return cls(Artifact.open(path), threads, context)
+
+    @property
+    def threads(self) -> int:
+        return self.team.size
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.from_folder(self.path)
+        return self._tokenizer
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the packed LUT linears."""
+        return sum(p.nbytes for p in self.linears)
+
+    def _context_limit(self, context: int | None) -> int:
+        most = self.config.max_position_embeddings
+        if context is None:
+            return most
+        if not 1 <= context <= most:
+            raise ConfigError(f"context is {context}; this model has 1 to {most} positions")
+        return context
+
+    def _check_supported(self) -> None:
+        if self.config.hidden_size < LANES:
+            raise ConfigError(
+                f"hidden_size is {self.config.hidden_size}; the emulator needs {LANES} or more"
+            )
+
+    # ------------------------------------------------------------ memory
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> int:
+        """(Re)allocate a zeroed buffer; its address goes into the BUFFERS record."""
+        array = aligned(shape, dtype)
+        array[...] = 0
+        self._arrays[name] = array
+        self._buffers[name] = array.ctypes.data
+        return array.strides[0]
+
+    def _reserve_rows(self, rows: int) -> None:
+        """Buffers for `rows` tokens at a time."""
+        if rows <= self._rows:
+            return
+        config, buffers = self.config, self._buffers
+        qkv = config.q_size + 2 * config.kv_size
+        wide = -(-config.hidden_size // LANES) * LANES
+        act = (self._lins["act_stages"] * self._lins["slots"] * self._lins["vec_len"]).max()
+        self._array("ids", (rows,), np.int64)
+        self._array("scales", (rows,), np.float32)
+        buffers["h_bytes"] = self._array("h", (rows, wide), np.float32)
+        self._array("normed", (rows, wide), np.float32)
+        buffers["act_bytes"] = self._array("act", (rows, int(act)), np.int8)
+        for name, width in (
+            ("qkv", qkv),
+            ("mixed", config.q_size),
+            ("gate_up", 2 * config.intermediate_size),
+            ("product", config.intermediate_size),
+        ):
+            buffers[f"{name}_bytes"] = self._array(name, (rows, width), np.float32)
+        head = 4 * 4 * wide
+        scratch = -(-max(scratch_bytes(self._lins), head) // 64) * 64
+        buffers["scratch_bytes"] = self._array("scratch", (self.team.size, scratch), np.uint8)
+        self._rows = rows
+
+    def _move_cache(self) -> None:
+        """Point the records at the cache and at rotary tables of its capacity."""
+        capacity = self.cache.capacity
+        self.cache.addresses(self._layers)
+        self._buffers["capacity"] = capacity
+        wide = -(-self.config.head_dim // KEYS) * KEYS
+        width = QUERIES * (capacity + wide)
+        self._buffers["scores_bytes"] = self._array("scores", (self.team.size, width), np.float32)
+        for name, table in zip(("cos", "sin"), rope_tables(self.config, capacity), strict=True):
+            self._arrays[name] = np.ascontiguousarray(table)
+            self._decoder[name] = self._arrays[name].ctypes.data
+
+    # ------------------------------------------------------------ running
+
+    def reset(self) -> None:
+        """Start a new sequence."""
+        self.cache.length = 0
+
+    def _check_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        values = np.asarray(ids, np.int64).reshape(-1)
+        if not len(values):
+            raise ConfigError("there are no tokens to run; give at least one")
+        wrong = (values < 0) | (values >= self.config.vocab_size)
+        if wrong.any():
+            raise ConfigError(
+                f"token id {values[wrong][0]} is not in the vocabulary of "
+                f"{self.config.vocab_size}; use the tokenizer of {self.path}"
+            )
+        needed = self.cache.length + len(values)
+        if needed > self.context:
+            raise ConfigError(
+                f"the sequence would have {needed} tokens, but the context ends at {self.context}; "
+                "shorten the prompt or start a new sequence"
+            )
+        return values
+
+    def _forward(self, ids: np.ndarray, wanted: int, logits: np.ndarray | None) -> None:
+        """Run one chunk and advance the cache."""
+        self._reserve_rows(len(ids))
+        if self.cache.reserve(self.cache.length + len(ids)):
+            self._move_cache()
+        self._arrays["ids"][: len(ids)] = ids
+        self.team.run(
+            forward,
+            self._decoder,
+            self._layers,
+            self._lins,
+            self._buffers,
+            len(ids),
+            self.cache.length,
+            wanted,
+            0 if logits is None else logits.ctypes.data,
+        )
+        self.cache.length += len(ids)
+
+    def prefill(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Append tokens to the sequence; logits f32[V] after the last."""
+        values = self._check_ids(ids)
+        out = np.empty(self.config.vocab_size, np.float32)
+        for first in range(0, len(values), CHUNK):
+            part = values[first : first + CHUNK]
+            last = first + CHUNK >= len(values)
+            self._forward(part, int(last), out if last else None)
+        return out
+
+    def decode(self, token: int) -> np.ndarray:
+        """Append one token; logits f32[V] after it."""
+        return self.prefill([token])
+
+    def logits(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Logits f32[T, V] of a sequence of its own, i64[T]."""
+        self.reset()
+        values = self._check_ids(ids)
+        out = np.empty((len(values), self.config.vocab_size), np.float32)
+        for first in range(0, len(values), CHUNK):
+            part = values[first : first + CHUNK]
+            self._forward(part, len(part), out[first:])
+        return out
+
+    def nll(self, windows: np.ndarray) -> np.ndarray:
+        """Negative log-likelihoods of each window's tokens after its first.
+
+        windows: i64[N, ctx], each a sequence of its own. Returns f64[N, ctx - 1]. Logits of
+        HEAD_CHUNK tokens exist at a time.
+        """
+        windows = np.atleast_2d(np.asarray(windows, np.int64))
+        losses = np.empty((len(windows), windows.shape[1] - 1), np.float64)
+        logits = np.empty((HEAD_CHUNK, self.config.vocab_size), np.float32)
+        for window, row in zip(windows, losses, strict=True):
+            self.reset()
+            self._check_ids(window)
+            for first in range(0, len(row), CHUNK):
+                part = window[first : min(first + CHUNK, len(row))]
+                self._forward(part, len(part), None)
+                self._losses(window[first + 1 :], logits, row[first : first + len(part)])
+        return losses
+
+    def _losses(self, targets: np.ndarray, logits: np.ndarray, out: np.ndarray) -> None:
+        for first in range(0, len(out), HEAD_CHUNK):
+            part = np.ascontiguousarray(targets[first : first + HEAD_CHUNK])
+            count = min(HEAD_CHUNK, len(out) - first)
+            self.team.run(
+                project,
+                self._decoder,
+                self._buffers,
+                first,
+                count,
+                logits.ctypes.data,
+                part.ctypes.data,
+                out[first:].ctypes.data,
+            )
+
+    def capture(
+        self, ids: Sequence[int] | np.ndarray
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Inputs f32[T, D] and accumulators i32[T, M] of every linear for a sequence of its own."""
+        self.reset()
+        values = self._check_ids(ids)
+        if len(values) > CHUNK:
+            raise ConfigError(f"capture takes up to {CHUNK} tokens, not {len(values)}")
+        inputs, sums = {}, {}
+        for packed in self.linears:
+            lin = packed.record[0]
+            inputs[packed.name] = np.empty((len(values), int(lin["in_features"])), np.float32)
+            sums[packed.name] = np.empty((len(values), int(lin["out_features"])), np.int32)
+        tables = [
+            np.array([a.ctypes.data for a in arrays.values()], np.int64)
+            for arrays in (inputs, sums)
+        ]
+        self._buffers["capture"], self._buffers["sums"] = (t.ctypes.data for t in tables)
+        try:
+            self._forward(values, 0, None)
+        finally:
+            self._buffers["capture"] = self._buffers["sums"] = 0
+        return inputs, sums
+
+    def capture_inputs(self, ids: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """The input f32[T, D] of every linear by name, for a sequence of its own."""
+        return self.capture(ids)[0]
+
+    # ------------------------------------------------------------ text
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[dict[str, Any]] | None = None,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Generation:
+        """Continue a prompt, or answer the messages of a chat through the chat template.
+
+        on_text receives the text piece by piece as it is generated.
+        """
+        sampling = Sampling(temperature, top_p, top_k)
+        if max_tokens < 1:
+            raise ConfigError(f"max_tokens is {max_tokens}; it must be 1 or above")
+        ids = self._prompt_ids(prompt, messages)
+        self.reset()
+        start = time.perf_counter()
+        logits = self.prefill(ids)
+        ready = time.perf_counter()
+        stream = _Stream(self.tokenizer.stream_decoder(), on_text)
+        rng = np.random.default_rng(seed)
+        finish = "length"
+        tokens: list[int] = []
+        while len(tokens) < max_tokens:
+            token = sampling.choose(_finite(logits, self.path), rng)
+            if token in self.tokenizer.eos_ids:
+                finish = "stop"
+                break
+            tokens.append(token)
+            stream.push(token)
+            if len(tokens) == max_tokens or self.cache.length == self.context:
+                break
+            logits = self.decode(token)
+        seconds = time.perf_counter() - ready
+        decoded = self.cache.length - len(ids)
+        return Generation(
+            stream.finish(),
+            tokens,
+            finish,
+            len(ids),
+            len(ids) / max(ready - start, 1e-9),
+            decoded / max(seconds, 1e-9),
+        )
+
+    def _prompt_ids(
+        self, prompt: str | None, messages: Sequence[dict[str, Any]] | None
+    ) -> list[int]:
+        if (prompt is None) == (messages is None):
+            raise ConfigError("give either a prompt or messages")
+        if messages is not None:
+            return self.tokenizer.encode(self.tokenizer.apply_chat(messages))
+        assert prompt is not None
+        ids = self.tokenizer.encode_prompt(prompt)
+        if not ids:
+            raise ConfigError("the prompt is empty; give it some text")
+        return ids
+
+
+class _Stream:
+    """Collects text and hands every new piece on."""
+
+    def __init__(self, decoder: StreamDecoder, on_text: Callable[[str], None] | None):
+        self._decoder, self._on_text = decoder, on_text
+        self._pieces: list[str] = []
+
+    def _add(self, piece: str) -> None:
+        if piece:
+            self._pieces.append(piece)
+            if self._on_text:
+                self._on_text(piece)
+
+    def push(self, token: int) -> None:
+        self._add(self._decoder.push(token))
+
+    def finish(self) -> str:
+        self._add(self._decoder.finish())
+        return "".join(self._pieces)
+
+
+def _finite(logits: np.ndarray, path: Path) -> np.ndarray:
+    if not np.isfinite(logits).all():
+        raise ArtifactError(
+            f"{path}: the logits are not finite; the artifact is damaged, "
+            f"`lutllm verify {path}` looks for the place"
+        )
+    return logits
+
+
+class _FloatTensors:
+    """The tensors kept as floats: norms in memory, embedding and head mapped from disk.
+
+    They come from a mapping of their own, so that the pages of everything packed can be dropped.
+    """
+
+    def __init__(self, path: Path):
+        self._artifact = Artifact.open(path)
+        self._kept: list[np.ndarray] = []
+
+    def _norm(self, name: str) -> int:
+        values = np.ascontiguousarray(self._artifact.float32(name))
+        self._kept.append(values)
+        return values.ctypes.data
+
+    def _stored(self, name: str) -> tuple[int, int]:
+        kind, view = self._artifact.stored(name)
+        self._kept.append(view)
+        return view.ctypes.data, KINDS[kind]
+
+    def decoder(self, config: ModelConfig) -> np.ndarray:
+        """DECODER[1]."""
+        record = np.zeros(1, DECODER)
+        embed, embed_kind = self._stored("model.embed_tokens.weight")
+        head, head_kind = embed, embed_kind
+        if not config.tie_word_embeddings:
+            head, head_kind = self._stored("lm_head.weight")
+        values = {
+            "layers": config.num_hidden_layers,
+            "hidden": config.hidden_size,
+            "intermediate": config.intermediate_size,
+            "heads": config.num_attention_heads,
+            "kv_heads": config.num_key_value_heads,
+            "head_dim": config.head_dim,
+            "vocab": config.vocab_size,
+            "embed": embed,
+            "embed_kind": embed_kind,
+            "head": head,
+            "head_kind": head_kind,
+            "final_norm": self._norm("model.norm.weight"),
+            "eps": config.rms_norm_eps,
+            "score_scale": config.head_dim**-0.5,
+        }
+        for key, value in values.items():
+            record[key] = value
+        return record
+
+    def layers(self, config: ModelConfig) -> np.ndarray:
+        """LAYER[L] without the caches."""
+        records = np.zeros(config.num_hidden_layers, LAYER)
+        for i, record in enumerate(records):
+            base = f"model.layers.{i}"
+            record["input_norm"] = self._norm(f"{base}.input_layernorm.weight")
+            record["post_norm"] = self._norm(f"{base}.post_attention_layernorm.weight")
+            if config.qk_norm:
+                record["q_norm"] = self._norm(f"{base}.self_attn.q_norm.weight")
+                record["k_norm"] = self._norm(f"{base}.self_attn.k_norm.weight")
+        return records
