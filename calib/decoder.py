@@ -1,0 +1,150 @@
+"""The float decoder, one layer at a time: the oracle that calibration and evaluation run.
+
+Weights are read layer by layer and dropped again, so memory stays at one layer plus the hidden
+states. The linears are called through a function argument, so the same forward pass runs the float
+weights, captures their inputs, or runs quantized ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from lutllm.model_config import LinearShape
+from lutllm.rope import rope_tables
+
+if TYPE_CHECKING:
+    from lutllm.checkpoint import Checkpoint
+
+#: (linear of the layer, its input f32[T, D]) -> its output f32[T, M], bias included
+ApplyLinear = Callable[[LinearShape, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class LayerWeights:
+    """Float weights of one decoder layer. weight: f32[M, D], bias: f32[M] or None, by linear name."""
+
+    shapes: tuple[LinearShape, ...]
+    weight: dict[str, torch.Tensor]
+    bias: dict[str, torch.Tensor | None]
+    input_norm: torch.Tensor
+    post_attention_norm: torch.Tensor
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+
+    def apply(self, shape: LinearShape, x: torch.Tensor) -> torch.Tensor:
+        """The float linear: y = x W^T + b."""
+        return F.linear(x, self.weight[shape.name], self.bias[shape.name])
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+
+
+class FloatDecoder:
+    """A checkpoint as a sequence of float layers."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.checkpoint = checkpoint
+        self.config = checkpoint.model
+        self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(self.checkpoint.tensor(name))
+
+    def layer(self, index: int) -> LayerWeights:
+        """Read the weights of decoder layer `index`."""
+        shapes = self.config.layer_linears(index)
+        weight: dict[str, torch.Tensor] = {}
+        bias: dict[str, torch.Tensor | None] = {}
+        for shape in shapes:
+            parts = [self._tensor(f"{source}.weight") for source in shape.sources]
+            weight[shape.name] = torch.cat(parts) if len(parts) > 1 else parts[0]
+            has_bias = self.config.qkv_bias and shape.name.endswith("qkv_proj")
+            bias[shape.name] = (
+                torch.cat([self._tensor(f"{s}.bias") for s in shape.sources]) if has_bias else None
+            )
+        prefix = f"model.layers.{index}"
+        qk = self.config.qk_norm
+        return LayerWeights(
+            shapes,
+            weight,
+            bias,
+            self._tensor(f"{prefix}.input_layernorm.weight"),
+            self._tensor(f"{prefix}.post_attention_layernorm.weight"),
+            self._tensor(f"{prefix}.self_attn.q_norm.weight") if qk else None,
+            self._tensor(f"{prefix}.self_attn.k_norm.weight") if qk else None,
+        )
+
+    def embed(self, ids: np.ndarray) -> torch.Tensor:
+        """ids: i64[N, ctx] -> hidden states f32[N, ctx, hidden_size]."""
+        unique, inverse = np.unique(ids, return_inverse=True)
+        rows = self.checkpoint.rows("model.embed_tokens.weight", unique)
+        return torch.from_numpy(rows)[torch.from_numpy(inverse.reshape(ids.shape))]
+
+    def head(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Final norm weight f32[hidden] and head weight f32[vocab, hidden]."""
+        tied = self.config.tie_word_embeddings
+        name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+        return self._tensor("model.norm.weight"), self._tensor(name)
+
+    def run_layer(
+        self, hidden: torch.Tensor, weights: LayerWeights, apply: ApplyLinear
+    ) -> torch.Tensor:
+        """One decoder layer. hidden: f32[N, ctx, hidden_size] -> the same shape."""
+        config = self.config
+        flat = hidden.flatten(0, 1)
+        qkv_proj, o_proj, gate_up_proj, down_proj = weights.shapes
+        x = rms_norm(flat, weights.input_norm, config.rms_norm_eps)
+        qkv = apply(qkv_proj, x).unflatten(0, hidden.shape[:2])
+        attended = self.attention(qkv, weights).flatten(0, 1)
+        flat = flat + apply(o_proj, attended)
+        x = rms_norm(flat, weights.post_attention_norm, config.rms_norm_eps)
+        gate, up = apply(gate_up_proj, x).chunk(2, dim=-1)
+        flat = flat + apply(down_proj, F.silu(gate) * up)
+        return flat.unflatten(0, hidden.shape[:2])
+
+    def attention(self, qkv: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
+        """Causal grouped-query attention. qkv: f32[N, ctx, q+k+v] -> f32[N, ctx, q_size]."""
+        config = self.config
+        sizes = [config.q_size, config.kv_size, config.kv_size]
+        q, k, v = (
+            part.unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
+            for part in qkv.split(sizes, dim=-1)
+        )
+        if weights.q_norm is not None and weights.k_norm is not None:
+            q = rms_norm(q, weights.q_norm, config.rms_norm_eps)
+            k = rms_norm(k, weights.k_norm, config.rms_norm_eps)
+        cos, sin = self._rope_for(qkv.shape[1])
+        out = F.scaled_dot_product_attention(
+            _rotate(q, cos, sin), _rotate(k, cos, sin), v, is_causal=True, enable_gqa=True
+        )
+        return out.transpose(1, 2).flatten(2)
+
+    def _rope_for(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._rope is None or len(self._rope[0]) < length:
+            cos, sin = rope_tables(self.config, length)
+            self._rope = torch.from_numpy(cos), torch.from_numpy(sin)
+        return self._rope[0][:length], self._rope[1][:length]
+
+    @torch.no_grad()
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """ids: i64[T] -> logits f32[T, vocab]."""
+        hidden = self.embed(np.asarray(ids)[None])
+        for index in range(self.config.num_hidden_layers):
+            weights = self.layer(index)
+            hidden = self.run_layer(hidden, weights, weights.apply)
+        norm, head = self.head()
+        return F.linear(rms_norm(hidden[0], norm, self.config.rms_norm_eps), head).numpy()
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding on halves. x: f32[N, heads, ctx, head_dim]; cos, sin: f32[ctx, head_dim/2]."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -1,0 +1,226 @@
+"""The input side of a LUT linear: slot order, scales and activation codebooks.
+
+Each channel is scaled by u, the norm of its weight column, so that squared distance between scaled
+activations is (up to correlations) squared error in the output. That domain is called `y` below:
+y = x[perm] * u. A slot's stored input_scale is u * rho, where rho brings the integers of its
+position to full range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numba import njit, prange
+
+from lutllm.config import ACT_LIMIT, STAGE_BITS, LutConfig
+from quant.kmeans import assign_one, kmeans
+
+#: Tokens that codebooks are fitted on; all calibration tokens are coded with the result.
+FIT_TOKENS = 4096
+_ITERATIONS = 15
+
+
+@dataclass(frozen=True)
+class InputCode:
+    """How the input vector of a linear becomes integers.
+
+    perm         i32[C]            channel of each slot, -1 = padding (C = P * v)
+    column_norm  f32[C]            u, zero at padding
+    rho          f32[P, v]         integer units per unit of y
+    codebook     i8[Sa, P, Ka, v]  scheme "co", else None
+    """
+
+    perm: np.ndarray
+    column_norm: np.ndarray
+    rho: np.ndarray
+    codebook: np.ndarray | None
+
+    def input_scale(self, config: LutConfig) -> np.ndarray:
+        """f32[C]: what the artifact stores; further activation stages ask for a finer grid."""
+        fine = float(1 << (STAGE_BITS * (config.act_stages - 1)))
+        return (self.column_norm * self.rho.reshape(-1) * fine).astype(np.float32)
+
+
+def slot_order(importance: np.ndarray, vec_len: int) -> np.ndarray:
+    """Channels to slots: the most important channel of a position beside the least important.
+
+    importance: f32[D], output energy of each channel. Returns i32[P*v], -1 = padding. Channels are
+    dealt in order of importance, forth and back over the positions, so position 0 holds the
+    strongest channel: codes adapt within a position, and positions of like magnitude are
+    neighbours, as the shared block exponents need.
+    """
+    order = np.argsort(-importance, kind="stable")
+    positions = -(-len(order) // vec_len)
+    perm = np.full((positions, vec_len), -1, np.int32)
+    for slot in range(vec_len):
+        dealt = order[slot * positions : (slot + 1) * positions]
+        column = np.full(positions, -1, np.int32)
+        column[: len(dealt)] = dealt
+        perm[:, slot] = column[::-1] if slot % 2 else column
+    return perm.reshape(-1)
+
+
+def gather_slots(x: torch.Tensor, perm: np.ndarray, scale: np.ndarray) -> torch.Tensor:
+    """x f32[T, D] -> f32[C, T], slot-major, each slot times its scale, padding zero."""
+    index = torch.from_numpy(np.maximum(perm, 0).astype(np.int64))
+    factor = torch.from_numpy(np.where(perm < 0, 0, scale).astype(np.float32))
+    return (x.t()[index] * factor[:, None]).contiguous()
+
+
+def column_norms(weight: torch.Tensor) -> np.ndarray:
+    """Root mean square of each column, kept away from zero. weight: f32[M, D] -> f32[D]."""
+    norm = weight.pow(2).mean(0).sqrt().numpy()
+    return np.maximum(norm, 1e-4 * max(float(norm.mean()), 1e-20)).astype(np.float32)
+
+
+def fit_input(x: torch.Tensor, weight: torch.Tensor, config: LutConfig, seed: int) -> InputCode:
+    """Slot order, scales and codebooks from calibration inputs.
+
+    x: f32[T, D]; weight: f32[M, D].
+    """
+    norm = column_norms(weight)
+    importance = x.pow(2).mean(0).numpy() * norm**2
+    perm = slot_order(importance, config.vec_len)
+    slot_norm = np.where(perm < 0, 0, norm[np.maximum(perm, 0)]).astype(np.float32)
+    stride = max(1, len(x) // FIT_TOKENS)
+    y = gather_slots(x[::stride], perm, slot_norm).numpy()
+    if config.scheme == "weight":
+        rho = _token_scaled_rho(y).reshape(-1, config.vec_len)
+        return InputCode(perm, slot_norm, rho, None)
+    points = y.reshape(-1, config.vec_len, y.shape[1])
+    codebook, unit = _fit_codebooks(points, config, seed)
+    rho = np.repeat(unit[:, None], config.vec_len, axis=1)
+    return InputCode(perm, slot_norm, rho, codebook)
+
+
+def _fit_codebooks(
+    points: np.ndarray, config: LutConfig, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Residual codebooks on the integer grid. points: f32[P, v, n] in y.
+
+    Returns i8[Sa, P, Ka, v] and rho f32[P].
+    """
+    rest = np.ascontiguousarray(points)
+    unit = np.ones(len(points), np.float32)
+    stages = []
+    for t in range(config.act_stages):
+        centroids = kmeans(rest, config.act_centroids, _ITERATIONS, seed + 7919 * t)
+        if t == 0:
+            usage = code_usage(assign(rest, centroids), config.act_centroids)
+            unit = _integer_unit(centroids, usage)
+        fine = unit[:, None, None] * np.float32(1 << (STAGE_BITS * t))
+        integers = np.clip(np.rint(centroids * fine), -127, 127).astype(np.int8)
+        stages.append(integers)
+        rounded = integers / fine
+        rest = rest - take_centroids(rounded, assign(rest, rounded))
+    return np.stack(stages), unit
+
+
+def code_usage(codes: np.ndarray, count: int) -> np.ndarray:
+    """How often each centroid is chosen. codes: u8[P, n] -> f32[P, count]."""
+    return np.stack([np.bincount(row, minlength=count) for row in codes]).astype(np.float32)
+
+
+def _integer_unit(centroids: np.ndarray, usage: np.ndarray) -> np.ndarray:
+    """Units per y that lose the least when centroids are rounded to -127 .. 127.
+
+    Full range serves the largest centroid; where a rare outlier would leave no resolution to the
+    rest, clipping it may lose less. centroids: f32[P, Ka, v]; usage: f32[P, Ka] -> f32[P].
+    """
+    top = np.maximum(np.abs(centroids).max(axis=(1, 2)), 1e-20)
+    best = np.full(len(centroids), np.inf)
+    unit = np.empty(len(centroids), np.float32)
+    for half_octaves in range(7):
+        trial = (127.0 / top * 2.0 ** (half_octaves / 2)).astype(np.float32)
+        scaled = centroids * trial[:, None, None]
+        error = (np.clip(np.rint(scaled), -127, 127) - scaled) / trial[:, None, None]
+        loss = (usage * (error**2).sum(-1)).sum(-1)
+        unit = np.where(loss < best, trial, unit)
+        best = np.minimum(loss, best)
+    return unit
+
+
+def _token_scaled_rho(y: np.ndarray) -> np.ndarray:
+    """Per-slot scale for activations that are rounded with one scale a token. y: f32[C, n].
+
+    Between "every channel reaches the same maximum" and "every channel has the same energy" the
+    mixture with the least expected rounding error is taken.
+    """
+    top = np.maximum(np.abs(y).max(axis=1), 1e-20)
+    rms = np.maximum(np.sqrt((y**2).mean(axis=1)), 1e-4 * top)
+    used = np.abs(y).max(axis=1) > 0
+    best, choice = np.inf, 1.0 / top
+    for mix in (0.0, 0.25, 0.5, 0.75, 1.0):
+        reach = top**mix * rms ** (1 - mix)
+        token_top = np.abs(y / reach[:, None]).max(axis=0)
+        loss = float((token_top**2).mean() * (reach[used] ** 2).sum())
+        if loss < best:
+            best, choice = loss, 1.0 / reach
+    return np.where(used, choice, 0.0).astype(np.float32)
+
+
+@njit(cache=True, parallel=True)
+def _assign_batch(points: np.ndarray, centroids: np.ndarray, codes: np.ndarray) -> None:
+    n = points.shape[2]
+    for p in prange(points.shape[0]):
+        best = np.empty(n, np.float32)
+        found = np.empty(n, np.int32)
+        assign_one(points[p], centroids[p], found, best)
+        for i in range(n):
+            codes[p, i] = found[i]
+
+
+def assign(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Nearest centroid, lowest index on ties. f32[P, v, n], f32[P, K, v] -> u8[P, n]."""
+    codes = np.empty((len(points), points.shape[2]), np.uint8)
+    centroids = np.ascontiguousarray(centroids, np.float32)
+    _assign_batch(np.ascontiguousarray(points, np.float32), centroids, codes)
+    return codes
+
+
+def take_centroids(centroids: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """f32[P, K, v] chosen by u8[P, n] -> f32[P, v, n]."""
+    chosen = np.take_along_axis(centroids, codes[:, :, None].astype(np.int64), axis=1)
+    return np.ascontiguousarray(chosen.transpose(0, 2, 1), dtype=np.float32)
+
+
+def input_codes(x: torch.Tensor, code: InputCode, config: LutConfig) -> list[np.ndarray]:
+    """Activation codes of each stage, u8[P, T], scheme "co".
+
+    The search compares float32 squares, which are exact for one stage; with more stages a near tie
+    may fall differently from `lutllm.intmath.search`.
+    """
+    assert code.codebook is not None
+    scale = code.column_norm * code.rho.reshape(-1)
+    fine = np.float32(1 << (STAGE_BITS * (config.act_stages - 1)))
+    z = gather_slots(x, code.perm, scale).numpy()
+    rest = np.clip(np.rint(z * fine), -ACT_LIMIT * fine, ACT_LIMIT * fine) / fine
+    rest = rest.reshape(-1, config.vec_len, len(x)).astype(np.float32)
+    codes = []
+    for t in range(config.act_stages):
+        centroids = code.codebook[t] / np.float32(1 << (STAGE_BITS * t))
+        codes.append(assign(rest, centroids))
+        if t + 1 < config.act_stages:
+            rest -= take_centroids(centroids, codes[t])
+    return codes
+
+
+def code_input(x: torch.Tensor, code: InputCode, config: LutConfig) -> torch.Tensor:
+    """What the tables see of x, back in y: f32[T, D] -> f32[C, T].
+
+    Follows `lutllm.intmath.quantize_activation` and `search`.
+    """
+    rho = np.where(code.rho > 0, code.rho, 1.0).astype(np.float32)
+    if config.scheme == "weight":
+        z = gather_slots(x, code.perm, code.column_norm * code.rho.reshape(-1)).numpy()
+        top = np.maximum(np.abs(z).max(axis=0), np.float32(1e-30))
+        rounded = np.rint(z * (np.float32(127) / top)) * (top / np.float32(127))
+        return torch.from_numpy(rounded / rho.reshape(-1, 1))
+    total = np.zeros((*rho.shape, len(x)), np.float32)
+    for t, codes in enumerate(input_codes(x, code, config)):
+        assert code.codebook is not None
+        centroids = code.codebook[t] / (rho[:, None, :] * np.float32(1 << (STAGE_BITS * t)))
+        total += take_centroids(centroids, codes)
+    return torch.from_numpy(total.reshape(-1, len(x)))

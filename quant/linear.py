@@ -1,0 +1,191 @@
+"""Quantizes one linear layer: input code, refit, codes with error feedback, tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lutllm.config import LutConfig
+from lutllm.lut_linear import LutLinear, pack_codes
+from lutllm.model_config import LinearShape
+from quant.activation import (
+    InputCode,
+    code_input,
+    code_usage,
+    fit_input,
+    gather_slots,
+    input_codes,
+)
+from quant.error_feedback import (
+    CodedWeight,
+    coordinate_descent,
+    error_feedback,
+    robust,
+    with_damping,
+)
+from quant.tables import RANGE_TOKENS, TableUse, choose_shifts, clear_vanished, code_frequency
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard the quantizer works; the same values give the same bytes.
+
+    damping       added to the diagonal of H, relative to its mean
+    refit_damping pull of the refitted weights towards the float ones, relative likewise
+    iterations    Lloyd iterations per weight codebook
+    sweeps        coordinate descent sweeps
+    """
+
+    damping: float = 0.01
+    refit_damping: float = 0.02
+    iterations: int = 10
+    sweeps: int = 1
+    row_scale: bool = True
+
+
+@dataclass
+class QuantizedLinear:
+    """The result for one layer: what is stored, and its float equivalent for calibration."""
+
+    linear: LutLinear
+    code: InputCode
+    weight: torch.Tensor  # f32[M, C], acts on the coded input in y
+    bias: torch.Tensor | None
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """The linear in float arithmetic, table rounding left out. f32[T, D] -> f32[T, M]."""
+        y = code_input(x, self.code, self.linear.config).t() @ self.weight.t()
+        return y if self.bias is None else y + self.bias
+
+
+def quantize_linear(
+    shape: LinearShape,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    x_float: torch.Tensor,
+    x_quant: torch.Tensor,
+    config: LutConfig,
+    effort: Effort,
+    seed: int,
+) -> QuantizedLinear:
+    """Quantize W so that coded inputs of the quantized model give the outputs of the float model.
+
+    weight: f32[M, D]; x_float, x_quant: f32[T, D], inputs of this layer in the float model and in
+    the model whose earlier layers are quantized.
+    """
+    code = fit_input(x_quant, weight, config, seed)
+    coded_x = code_input(x_quant, code, config)
+    target = _slot_weight(weight, code)
+    moment = coded_x @ coded_x.t() / coded_x.shape[1]
+    cross = gather_slots(x_float, code.perm, code.column_norm) @ coded_x.t() / coded_x.shape[1]
+    target = refit(target, moment, cross, effort.refit_damping)
+    row_scale = _row_scales(target) if effort.row_scale else torch.ones(len(target))
+    normal = target / row_scale[:, None]
+    row_weights = (row_scale / row_scale.pow(2).mean().sqrt()).pow(2).numpy()
+    coded = error_feedback(
+        normal,
+        moment,
+        row_weights,
+        code.rho if config.scheme == "co" else np.where(code.rho > 0, code.rho, 1.0),
+        config,
+        damping=effort.damping,
+        iterations=effort.iterations,
+    )
+    for _ in range(effort.sweeps):
+        coordinate_descent(coded, normal, moment, row_weights, config, damping=effort.damping)
+    values = torch.from_numpy(coded.values)
+    row_scale = row_scale * best_row_gain(values, normal, with_damping(moment, effort.damping))
+    linear = _assemble(shape, config, code, coded, row_scale, bias, x_quant)
+    return QuantizedLinear(linear, code, values * row_scale[:, None], bias)
+
+
+def _slot_weight(weight: torch.Tensor, code: InputCode) -> torch.Tensor:
+    """W in slot order, acting on y: column / u, zero at padding. f32[M, D] -> f32[M, C]."""
+    index = torch.from_numpy(np.maximum(code.perm, 0).astype(np.int64))
+    used = code.column_norm > 0
+    inverse = np.where(used, 1.0 / np.where(used, code.column_norm, 1.0), 0.0).astype(np.float32)
+    return weight[:, index] * torch.from_numpy(inverse)
+
+
+def refit(
+    weight: torch.Tensor, moment: torch.Tensor, cross: torch.Tensor, damping: float
+) -> torch.Tensor:
+    """Weights that best give the float outputs from the coded inputs (ridge towards W).
+
+    W' = W (S + lambda I)(H + lambda I)^-1 minimises |W Yf - W' Yq|^2 + lambda |W' - W|^2, with
+    H = Yq Yq^T and S = Yf Yq^T. weight: f32[M, C]; moment H, cross S: f32[C, C].
+    """
+    ridge = damping * float(moment.diagonal().mean()) + 1e-12
+    right = weight @ cross + ridge * weight
+
+    def solve(scale: float) -> torch.Tensor:
+        factor = torch.linalg.cholesky(with_damping(moment, scale))
+        return torch.cholesky_solve(right.t(), factor).t().contiguous()
+
+    return robust(solve, damping)
+
+
+def _row_scales(weight: torch.Tensor) -> torch.Tensor:
+    """Root mean square of each row, kept away from zero. f32[M, C] -> f32[M]."""
+    scale = weight.pow(2).mean(1).sqrt()
+    return scale.clamp(min=1e-4 * float(scale.mean()) + 1e-20)
+
+
+def best_row_gain(values: torch.Tensor, weight: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
+    """Factor per row that minimises the output error of gain * values against weight. f32[M]."""
+    product = values @ moment
+    energy = (product * values).sum(1)
+    gain = (product * weight).sum(1) / energy.clamp(min=1e-20)
+    return torch.where((energy > 1e-20) & (gain > 0.25) & (gain < 4), gain, torch.ones_like(gain))
+
+
+def _assemble(
+    shape: LinearShape,
+    config: LutConfig,
+    code: InputCode,
+    coded: CodedWeight,
+    row_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    x: torch.Tensor,
+) -> LutLinear:
+    """The stored arrays of the layer, validated."""
+    integers = coded.integers.copy()
+    share = code_frequency(coded.codes, config.weight_centroids, config.group_size)
+    uses = _table_uses(code, config, x)
+    table_shift, block_shift, unit = choose_shifts(uses, integers, share, coded.exponents, config)
+    if config.vec_len <= 2:
+        clear_vanished(integers, table_shift)
+    linear = LutLinear(
+        name=shape.name,
+        config=config,
+        in_features=shape.in_features,
+        out_features=shape.out_features,
+        input_perm=code.perm,
+        input_scale=code.input_scale(config),
+        act_codebook=code.codebook,
+        weight_codebook=np.ascontiguousarray(integers.transpose(2, 0, 1, 3, 4)),
+        weight_codes=pack_codes(coded.codes, config.code_bits),
+        table_shift=np.ascontiguousarray(table_shift),
+        block_shift=np.ascontiguousarray(block_shift),
+        output_scale=(row_scale.double() * 2.0**unit).float().numpy(),
+        bias=None if bias is None else bias.numpy(),
+    )
+    linear.validate()
+    return linear
+
+
+def _table_uses(code: InputCode, config: LutConfig, x: torch.Tensor) -> list[TableUse]:
+    """What meets the weight codebooks in each activation stage, with its frequency."""
+    scale = code.column_norm * code.rho.reshape(-1)
+    if code.codebook is not None:
+        codes = input_codes(x, code, config)
+        return [
+            TableUse(np.swapaxes(stage, 0, 1), code_usage(c, config.act_centroids).T / len(x))
+            for stage, c in zip(code.codebook, codes, strict=True)
+        ]
+    z = gather_slots(x[:: max(1, len(x) // RANGE_TOKENS)], code.perm, scale).numpy()
+    x_int = np.rint(z * (127.0 / np.maximum(np.abs(z).max(axis=0), 1e-30)))
+    vectors = np.ascontiguousarray(x_int.T).reshape(x_int.shape[1], -1, config.vec_len)
+    return [TableUse(vectors, np.full(vectors.shape[:2], 1 / len(vectors), np.float32))]

@@ -1,0 +1,399 @@
+"""Quantizes a checkpoint: layer by layer, the quantized prefix feeding the next layer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from calib.decoder import FloatDecoder, LayerWeights
+from calib.text import calibration_windows
+from lutllm.artifact import (
+    INDEX_NAME,
+    artifact_hash,
+    content_files,
+    file_digest,
+    linear_tensors,
+    write_json,
+)
+from lutllm.checkpoint import Checkpoint
+from lutllm.config import QuantConfig
+from lutllm.errors import ArtifactError, ResourceError
+from lutllm.lut_linear import LutLinear, array_specs
+from lutllm.model_config import LinearShape
+from lutllm.progress import Progress
+from lutllm.tensorfile import TensorFile, write_tensors
+from lutllm.version import __version__
+from quant.baseline import relative_error, round_to_nearest
+from quant.linear import Effort, QuantizedLinear, quantize_linear
+from quant.workspace import Workspace, check_output
+
+#: Tokens that per-layer errors are measured on.
+_ERROR_TOKENS = 1024
+#: Windows of the float stream that run through a layer at once.
+_FLOAT_WINDOWS = 4
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """Calibration tokens: `tokens` in windows of `ctx`."""
+
+    tokens: int = 8192
+    ctx: int = 512
+
+
+@dataclass
+class _Streams:
+    """Hidden states of the calibration windows, f32[N, ctx, hidden_size] each."""
+
+    exact: torch.Tensor
+    quantized: torch.Tensor
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    out: Path,
+    config: QuantConfig,
+    calib_ids: np.ndarray,
+    *,
+    calibration: CalibrationConfig = CalibrationConfig(),
+    effort: Effort = Effort(),
+    resume: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Quantize every linear of the decoder layers and write the artifact folder `out`.
+
+    calib_ids: i64[T] token ids of the calibration text. Returns the report, which is also written
+    as report.json. Raises LutLLMError subclasses for what the user can mend; a killed run is
+    continued with resume=True and gives the same bytes.
+    """
+    started = time.monotonic()
+    check_output(out)
+    windows = calibration_windows(
+        calib_ids, calibration.ctx, calibration.tokens // calibration.ctx, config.seed
+    )
+    check_resources(checkpoint, config, calibration, out)
+    workspace = Workspace(out, _fingerprint(checkpoint, config, windows, effort), resume)
+    layers = checkpoint.model.num_hidden_layers
+    decoder = FloatDecoder(checkpoint)
+    streams = _initial_streams(decoder, windows, workspace)
+    with Progress(layers, "quantizing layers", progress) as bar:
+        bar.advance(workspace.layers_done)
+        for index in range(workspace.layers_done, layers):
+            begun = time.monotonic()
+            linears, errors = _quantize_layer(decoder, index, streams, config, effort)
+            _write_layer(workspace.path, checkpoint, index, linears)
+            record = {
+                "layer": index,
+                "seconds": round(time.monotonic() - begun, 2),
+                "linears": errors,
+            }
+            workspace.finish_layer(
+                record,
+                {"exact": streams.exact.numpy(), "quantized": streams.quantized.numpy()},
+            )
+            bar.advance(note=f"layer {index}")
+    _write_rest(workspace.path, checkpoint, config)
+    report = _report(workspace, checkpoint, config, calibration)
+    report["seconds"] = round(time.monotonic() - started, 1)
+    write_json(workspace.path / "report.json", report)
+    workspace.finish()
+    return report
+
+
+def _fingerprint(
+    checkpoint: Checkpoint, config: QuantConfig, windows: np.ndarray, effort: Effort
+) -> dict[str, Any]:
+    return {
+        "checkpoint": _checkpoint_digest(checkpoint),
+        "quantization": config.to_dict(),
+        "calibration tokens": hashlib.sha256(np.ascontiguousarray(windows)).hexdigest(),
+        "effort": vars(effort),
+        "lutllm version": __version__,
+    }
+
+
+def _checkpoint_digest(checkpoint: Checkpoint) -> str:
+    """Identifies a model by its config, its final norm and a few embedding rows."""
+    digest = hashlib.sha256(json.dumps(checkpoint.hf_config, sort_keys=True).encode())
+    digest.update(checkpoint.tensor("model.norm.weight").tobytes())
+    rows = np.arange(min(64, checkpoint.model.vocab_size))
+    digest.update(checkpoint.rows("model.embed_tokens.weight", rows).tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _initial_streams(
+    decoder: FloatDecoder, windows: np.ndarray, workspace: Workspace
+) -> _Streams:
+    saved = workspace.load_hidden()
+    if saved is not None:
+        return _Streams(torch.from_numpy(saved["exact"]), torch.from_numpy(saved["quantized"]))
+    hidden = decoder.embed(windows)
+    return _Streams(hidden, hidden.clone())
+
+
+@torch.no_grad()
+def _quantize_layer(
+    decoder: FloatDecoder, index: int, streams: _Streams, config: QuantConfig, effort: Effort
+) -> tuple[list[LutLinear], list[dict[str, Any]]]:
+    """Quantize the linears of a layer in the order they run and move both streams behind it."""
+    weights = decoder.layer(index)
+    streams.exact, inputs = _run_float(decoder, weights, streams.exact)
+    done: list[QuantizedLinear] = []
+    errors: list[dict[str, Any]] = []
+
+    def apply(shape: LinearShape, x: torch.Tensor) -> torch.Tensor:
+        seed = config.seed + 1009 * index + len(done)
+        linear_config = config.for_linear(shape.name)
+        result = quantize_linear(
+            shape,
+            weights.weight[shape.name],
+            weights.bias[shape.name],
+            inputs.pop(shape.name),
+            x,
+            linear_config,
+            effort,
+            seed,
+        )
+        done.append(result)
+        errors.append(_layer_error(shape, weights, x, result))
+        return result.apply(x)
+
+    streams.quantized = decoder.run_layer(streams.quantized, weights, apply)
+    return [d.linear for d in done], errors
+
+
+def _run_float(
+    decoder: FloatDecoder, weights: LayerWeights, hidden: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The float layer over all windows, and the input of each linear: f32[T, D]."""
+    outputs: list[torch.Tensor] = []
+    inputs: dict[str, list[torch.Tensor]] = {s.name: [] for s in weights.shapes}
+
+    def apply(shape: LinearShape, x: torch.Tensor) -> torch.Tensor:
+        inputs[shape.name].append(x)
+        return weights.apply(shape, x)
+
+    for part in hidden.split(_FLOAT_WINDOWS):
+        outputs.append(decoder.run_layer(part, weights, apply))
+    return torch.cat(outputs), {name: torch.cat(parts) for name, parts in inputs.items()}
+
+
+def _layer_error(
+    shape: LinearShape, weights: LayerWeights, x: torch.Tensor, result: QuantizedLinear
+) -> dict[str, Any]:
+    """Relative output error on a sample of the inputs, beside round-to-nearest at like bits."""
+    sample = x[:: max(1, len(x) // _ERROR_TOKENS)]
+    exact = weights.apply(shape, sample)
+    bits = max(2, round(result.linear.config.index_bits_per_weight))
+    rounded = sample @ round_to_nearest(weights.weight[shape.name], bits).t()
+    bias = weights.bias[shape.name]
+    return {
+        "name": shape.name,
+        "relative_error": relative_error(result.apply(sample), exact),
+        "rtn_relative_error": relative_error(rounded if bias is None else rounded + bias, exact),
+        "rtn_bits": bits,
+    }
+
+
+def shard_name(index: int, count: int) -> str:
+    return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _write_shard(path: Path, tensors: dict[str, tuple[str, np.ndarray]]) -> None:
+    temporary = path.with_suffix(".new")
+    write_tensors(temporary, tensors)
+    os.replace(temporary, path)
+
+
+def _write_layer(
+    folder: Path, checkpoint: Checkpoint, index: int, linears: list[LutLinear]
+) -> None:
+    """One tensor file per layer: its LUT linears and its norms."""
+    tensors: dict[str, tuple[str, np.ndarray]] = {}
+    for linear in linears:
+        tensors |= linear_tensors(linear)
+    prefix = f"model.layers.{index}."
+    for name in checkpoint.names():
+        if name.startswith(prefix) and name.endswith("norm.weight"):
+            tensors[name] = checkpoint.stored(name)
+    _write_shard(folder / shard_name(index, checkpoint.model.num_hidden_layers + 1), tensors)
+
+
+def _write_rest(folder: Path, checkpoint: Checkpoint, config: QuantConfig) -> None:
+    """Embedding, final norm and head; config, tokenizer and index."""
+    count = checkpoint.model.num_hidden_layers + 1
+    names = [n for n in checkpoint.names() if not n.startswith("model.layers.")]
+    _write_shard(
+        folder / shard_name(count - 1, count), {n: checkpoint.stored(n) for n in names}
+    )
+    write_json(
+        folder / "config.json",
+        checkpoint.hf_config | {"quantization_config": config.to_dict()},
+    )
+    checkpoint.write_tokenizer(folder)
+    _write_index(folder, count)
+
+
+def _write_index(folder: Path, count: int) -> None:
+    weight_map: dict[str, str] = {}
+    total = 0
+    for index in range(count):
+        file = TensorFile(folder / shard_name(index, count), ArtifactError)
+        for name in file.names():
+            weight_map[name] = file.path.name
+            total += file.view(name).nbytes
+    write_json(
+        folder / INDEX_NAME,
+        {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
+    )
+
+
+def _report(
+    workspace: Workspace,
+    checkpoint: Checkpoint,
+    config: QuantConfig,
+    calibration: CalibrationConfig,
+) -> dict[str, Any]:
+    folder = workspace.path
+    sizes = artifact_sizes(checkpoint, config)
+    return {
+        "lutllm_version": __version__,
+        "source": checkpoint.source,
+        "quantization": config.to_dict(),
+        "calibration": {"tokens": calibration.tokens, "ctx": calibration.ctx},
+        "bits_per_weight": sizes["linear_bytes"] * 8 / sizes["linear_weights"],
+        "artifact_bytes": sum(f.stat().st_size for f in content_files(folder)),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "artifact_hash": artifact_hash(folder),
+        "file_sha256": {f.name: file_digest(f) for f in content_files(folder)},
+        "layers": workspace.records,
+    }
+
+
+def peak_rss_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def artifact_sizes(checkpoint: Checkpoint, config: QuantConfig) -> dict[str, int]:
+    """Bytes of the LUT linears (every array counted) and of the tensors kept as floats."""
+    linear_bytes, weights = 0, 0
+    for shape in checkpoint.model.linears():
+        specs = array_specs(config.for_linear(shape.name), shape.in_features, shape.out_features)
+        if not (checkpoint.model.qkv_bias and shape.name.endswith("qkv_proj")):
+            del specs["bias"]
+        linear_bytes += sum(
+            int(np.prod(dims)) * np.dtype(dtype).itemsize for dtype, dims, _ in specs.values()
+        )
+        weights += shape.in_features * shape.out_features
+    float_bytes = sum(
+        2 * int(np.prod(checkpoint.shape(n)))
+        for n in checkpoint.names()
+        if n.endswith(("norm.weight", "embed_tokens.weight", "lm_head.weight"))
+    )
+    return {"linear_bytes": linear_bytes, "float_bytes": float_bytes, "linear_weights": weights}
+
+
+def estimate_peak_rss(checkpoint: Checkpoint, calibration: CalibrationConfig) -> int:
+    """Upper estimate of peak resident memory in bytes.
+
+    Libraries, one layer of float weights, the copies of the widest linear, the activations of
+    all calibration tokens in a layer, and the second moments of the widest input.
+    """
+    model, tokens = checkpoint.model, calibration.tokens
+    shapes = model.layer_linears(0)
+    layer = sum(s.in_features * s.out_features for s in shapes)
+    widest = max(s.in_features * s.out_features for s in shapes)
+    inputs = max(s.in_features for s in shapes)
+    activations = tokens * (2 * model.hidden_size + sum(s.in_features for s in shapes))
+    working = tokens * (5 * inputs + 3 * model.intermediate_size)
+    floats = layer + 7 * widest + activations + working + 6 * inputs**2
+    head = 4 * model.vocab_size * model.hidden_size
+    return (700 << 20) + 4 * floats + head
+
+
+def check_resources(
+    checkpoint: Checkpoint, config: QuantConfig, calibration: CalibrationConfig, out: Path
+) -> None:
+    """ResourceError when the disk or the memory cannot hold what the run needs."""
+    sizes = artifact_sizes(checkpoint, config)
+    hidden = 8 * calibration.tokens * checkpoint.model.hidden_size
+    need = sizes["linear_bytes"] + sizes["float_bytes"] + 2 * hidden
+    parent = next(p for p in out.absolute().parents if p.exists())
+    free = shutil.disk_usage(parent).free
+    if free < need:
+        raise ResourceError(
+            f"{parent}: {free >> 20} MiB free, the artifact needs about {need >> 20} MiB; "
+            "free some space or choose another folder with -o"
+        )
+    memory, available = estimate_peak_rss(checkpoint, calibration), available_memory()
+    if available is not None and available < memory:
+        raise ResourceError(
+            f"{available >> 20} MiB of memory available, the run needs up to {memory >> 20} MiB; "
+            "close other programs or lower --calib-tokens"
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes the system can give without swapping, or None where it does not say (not Linux)."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return None
+    for line in text.splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def plan(
+    checkpoint: Checkpoint, config: QuantConfig, calibration: CalibrationConfig
+) -> dict[str, Any]:
+    """What a run would take, without running it."""
+    sizes = artifact_sizes(checkpoint, config)
+    return {
+        "supported": True,
+        "model_type": checkpoint.model.model_type,
+        "linear_weights": sizes["linear_weights"],
+        "bits_per_weight": sizes["linear_bytes"] * 8 / sizes["linear_weights"],
+        "estimated_seconds": round(estimate_seconds(checkpoint, config, calibration)),
+        "estimated_peak_rss_bytes": estimate_peak_rss(checkpoint, calibration),
+        "estimated_artifact_bytes": sizes["linear_bytes"] + sizes["float_bytes"],
+    }
+
+
+def estimate_seconds(
+    checkpoint: Checkpoint, config: QuantConfig, calibration: CalibrationConfig
+) -> float:
+    """Operation count over the speed this machine shows on a short matrix product."""
+    tokens, total = calibration.tokens, 0.0
+    for shape in checkpoint.model.linears():
+        d, m = shape.in_features, shape.out_features
+        setting = config.for_linear(shape.name)
+        dense = 2 * tokens * d * (2 * d + 2 * m) + 2 * d**3 + 14 * m * d * d
+        points = 16 * m * d * setting.weight_centroids**min(2, setting.weight_stages)
+        if setting.scheme == "co":
+            points += 60 * 16 * d * min(tokens, 4096) * setting.act_centroids / 16
+        total += dense + 10 * points
+    return total / _measured_flops()
+
+
+def _measured_flops() -> float:
+    """Floating point operations a second of a 1024 x 1024 matrix product, best of three."""
+    a = torch.randn(1024, 1024)
+    best = float("inf")
+    for _ in range(4):
+        begun = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - begun)
+    return 2 * 1024**3 / best

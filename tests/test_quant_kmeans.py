@@ -1,0 +1,60 @@
+"""k-means: against scikit-learn, deterministic, independent of the number of threads."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+
+from quant.activation import assign
+from quant.kmeans import kmeans, use_faiss
+
+
+def inertia(points: np.ndarray, centroids: np.ndarray) -> float:
+    gaps = ((points.T[:, None] - centroids[None]) ** 2).sum(-1)
+    return float(gaps.min(1).mean())
+
+
+@pytest.mark.parametrize(("vec_len", "count"), [(1, 5), (2, 16), (2, 64), (3, 10), (4, 256)])
+def test_close_to_scikit_learn(vec_len: int, count: int) -> None:
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((2, vec_len, 1500)).astype(np.float32)
+    points[:, 0] *= 3
+    centroids = kmeans(points, count, 25, seed=3)
+    for p in range(2):
+        oracle = KMeans(count, n_init=1, max_iter=25, random_state=0).fit(points[p].T)
+        assert inertia(points[p], centroids[p]) < 1.08 * oracle.inertia_ / 1500
+
+
+def test_large_codebooks_go_to_faiss() -> None:
+    assert use_faiss(256, 4)
+    assert not use_faiss(64, 2)
+
+
+def test_same_seed_same_bytes_any_threads() -> None:
+    points = np.random.default_rng(1).standard_normal((7, 2, 900)).astype(np.float32)
+    before = numba.get_num_threads()
+    results = []
+    for threads in (1, before):
+        numba.set_num_threads(threads)
+        results.append(kmeans(points, 16, 8, seed=5).tobytes())
+    assert results[0] == results[1]
+    assert kmeans(points, 16, 8, seed=6).tobytes() != results[0]
+
+
+def test_fewer_points_than_centroids() -> None:
+    points = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
+    centroids = kmeans(points, 8, 5, seed=0)
+    assert np.isfinite(centroids).all()
+    assert inertia(points[0], centroids[0]) == 0
+
+
+@pytest.mark.parametrize("vec_len", [1, 2, 3])
+def test_assign_is_the_nearest_and_lowest(vec_len: int) -> None:
+    rng = np.random.default_rng(2)
+    points = rng.integers(-9, 10, (3, vec_len, 700)).astype(np.float32)
+    centroids = rng.integers(-9, 10, (3, 21, vec_len)).astype(np.float32)
+    centroids[:, 20] = centroids[:, 3]
+    gaps = ((points.transpose(0, 2, 1)[:, :, None] - centroids[:, None]) ** 2).sum(-1)
+    assert np.array_equal(assign(points, centroids), gaps.argmin(-1))

@@ -1,0 +1,167 @@
+"""One linear from end to end: integer tables against the float equivalent, errors that fall."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lutllm.config import LutConfig
+from lutllm.intmath import lut_linear
+from lutllm.lut_linear import accumulator_bound
+from lutllm.model_config import LinearShape
+from quant.activation import fit_input, input_codes, slot_order
+from quant.baseline import relative_error, round_to_nearest
+from quant.linear import Effort, QuantizedLinear, quantize_linear
+from quant.tables import TableUse, choose_levels, code_frequency
+
+ROWS, COLUMNS, TOKENS = 130, 51, 600
+
+
+def data(outlier: float = 8.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Correlated inputs with outlier channels f32[T, D], and a weight f32[M, D]."""
+    rng = np.random.default_rng(0)
+    mix = rng.standard_normal((COLUMNS, COLUMNS)) / COLUMNS**0.5 + np.eye(COLUMNS)
+    x = rng.standard_normal((TOKENS, COLUMNS)) @ mix
+    x[:, ::17] *= outlier
+    weight = rng.standard_normal((ROWS, COLUMNS)) * rng.uniform(0.3, 2, (ROWS, 1))
+    return torch.tensor(x, dtype=torch.float32), torch.tensor(weight, dtype=torch.float32)
+
+
+def run(config: LutConfig, outlier: float = 8.0, sweeps: int = 1) -> QuantizedLinear:
+    x, weight = data(outlier)
+    shape = LinearShape("layer", ("layer",), COLUMNS, ROWS)
+    return quantize_linear(shape, weight, None, x, x, config, Effort(sweeps=sweeps), seed=0)
+
+
+CONFIGS = [
+    LutConfig(group_size=64),
+    LutConfig(group_size=64, weight_stages=2),
+    LutConfig(group_size=64, act_stages=2, weight_stages=2, act_centroids=32),
+    LutConfig(group_size=50, vec_len=3, weight_centroids=64, act_centroids=100),
+    LutConfig(scheme="weight", group_size=64),
+    LutConfig(scheme="weight", group_size=200, weight_stages=2, vec_len=4),
+    LutConfig(scheme="weight", group_size=64, vec_len=1, weight_centroids=8),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_integer_tables_follow_the_float_equivalent(config: LutConfig) -> None:
+    x, _ = data()
+    result = run(config)
+    floats = result.apply(x[:40])
+    integers = torch.from_numpy(lut_linear(x[:40].numpy(), result.linear))
+    assert relative_error(integers, floats) < 0.006
+
+
+@pytest.mark.parametrize("outlier", [1.0, 300.0])
+def test_tables_survive_outlier_channels(outlier: float) -> None:
+    """One scale for all positions would leave 9 dB here; block exponents must keep 22 dB."""
+    x, _ = data(outlier)
+    result = run(CONFIGS[1], outlier)
+    integers = torch.from_numpy(lut_linear(x[:40].numpy(), result.linear))
+    assert relative_error(integers, result.apply(x[:40])) < 0.006
+
+
+def test_accumulators_stay_in_32_bits() -> None:
+    result = run(CONFIGS[1], outlier=1e6)
+    linear = result.linear
+    assert accumulator_bound(linear.config, linear.num_positions, linear.block_shift) < 1 << 31
+
+
+def output_error(config: LutConfig, **options: int) -> float:
+    x, weight = data()
+    return relative_error(run(config, **options).apply(x), x @ weight.t())
+
+
+def test_error_falls_with_centroids_stages_and_sweeps() -> None:
+    by_centroids = [
+        output_error(LutConfig(scheme="weight", group_size=64, weight_centroids=k))
+        for k in (4, 16, 64)
+    ]
+    assert by_centroids[0] > 2 * by_centroids[1] > 4 * by_centroids[2]
+    one, two = (
+        output_error(LutConfig(group_size=64, act_centroids=64, weight_stages=s)) for s in (1, 2)
+    )
+    assert two < 0.6 * one
+    swept = [output_error(LutConfig(scheme="weight", group_size=64), sweeps=n) for n in (0, 2)]
+    assert swept[1] < swept[0]
+
+
+def test_better_than_rounding_to_nearest() -> None:
+    x, weight = data()
+    rounded = relative_error(x @ round_to_nearest(weight, 2).t(), x @ weight.t())
+    assert output_error(LutConfig(scheme="weight", group_size=130)) < 0.5 * rounded
+
+
+def test_round_to_nearest_keeps_the_ends() -> None:
+    weight = torch.tensor([[0.0, 1.0, 2.0, 3.2]]).repeat(1, 20)
+    assert torch.allclose(round_to_nearest(weight, 8), weight, atol=0.01)
+    two_bits = round_to_nearest(weight, 2)
+    assert set(np.round(two_bits.unique().numpy(), 3)) <= {0.0, 1.067, 2.133, 3.2}
+
+
+def test_slot_order_deals_strong_beside_weak() -> None:
+    importance = np.array([5.0, 9.0, 1.0, 7.0, 3.0])
+    perm = slot_order(importance, 2).reshape(-1, 2)
+    assert perm.tolist() == [[1, -1], [3, 2], [0, 4]]
+    single = slot_order(importance, 1)
+    assert single.tolist() == [1, 3, 0, 4, 2]
+
+
+@pytest.mark.parametrize("vec_len", [1, 2, 3, 5])
+def test_slot_order_is_a_permutation(vec_len: int) -> None:
+    perm = slot_order(np.random.default_rng(0).random(23), vec_len)
+    assert len(perm) == -(-23 // vec_len) * vec_len
+    assert sorted(perm[perm >= 0]) == list(range(23))
+
+
+def test_calibration_codes_are_the_artifact_codes() -> None:
+    """The search in calibration finds the codes that the integer definition finds."""
+    from lutllm.intmath import quantize_activation, search
+
+    x, weight = data()
+    config = LutConfig(group_size=64)
+    result = run(config)
+    code = fit_input(x, weight, config, seed=0)
+    x_int, _ = quantize_activation(x.numpy(), result.linear)
+    assert np.array_equal(code.codebook, result.linear.act_codebook)
+    expected = search(x_int, result.linear.act_codebook)[:, 0]
+    assert np.array_equal(input_codes(x, code, config)[0].T, expected)
+
+
+def test_dead_channels_and_constant_inputs() -> None:
+    x, weight = data()
+    x[:, 3] = 0
+    weight[:, 4] = 0
+    x[:, 6] = 2.5
+    shape = LinearShape("layer", ("layer",), COLUMNS, ROWS)
+    for config in (CONFIGS[0], CONFIGS[4]):
+        result = quantize_linear(shape, weight, None, x, x, config, Effort(), seed=0)
+        out = lut_linear(x[:20].numpy(), result.linear)
+        assert np.isfinite(out).all()
+        assert relative_error(torch.from_numpy(out), x[:20] @ weight.t()) < 0.2
+
+
+def test_levels_trade_range_for_resolution() -> None:
+    """With one rare huge vector the level drops below the one that holds every entry."""
+    config = LutConfig(block_positions=1)
+    rng = np.random.default_rng(0)
+    vectors = rng.integers(-20, 21, (64, 1, 2)).astype(np.float32)
+    vectors[0] = 127
+    integers = rng.integers(-60, 61, (1, 1, 1, 16, 2)).astype(np.int8)
+    integers[..., 0, :] = 127
+    share = np.full((1, 1, 1, 16), 1 / 16, np.float32)
+    worth = np.zeros((1, 1, 1), np.int64)
+    frequency = np.full((64, 1), 1 / 63, np.float32)
+    even = choose_levels(TableUse(vectors, frequency), integers, share, worth, config)
+    frequency[0] = 1e-9
+    rare = choose_levels(TableUse(vectors, frequency), integers, share, worth, config)
+    assert rare[0, 0] < even[0, 0]
+
+
+def test_code_frequency() -> None:
+    codes = np.array([[[0, 1, 1, 2, 2]]], np.uint8)
+    share = code_frequency(codes, 4, 3)
+    assert np.allclose(share[0, 0, 0], [1 / 3, 2 / 3, 0, 0])
+    assert np.allclose(share[0, 1, 0], [0, 0, 1, 0])
