@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lutllm.version import __version__
 
 if TYPE_CHECKING:
-    from lutllm.api import csim, evaluate, export, load, plan, quantize, verify
+    from lutllm.api import bench, csim, evaluate, export, load, plan, quantize, verify
     from lutllm.checkpoint import open_checkpoint
     from lutllm.config import LutConfig, QuantConfig
     from lutllm.errors import LutLLMError
@@ -27,6 +27,7 @@ __all__ = [
     "LutLLMError",
     "QuantConfig",
     "__version__",
+    "bench",
     "csim",
     "evaluate",
     "export",

@@ -181,6 +181,19 @@ def load(path: Source, *, threads: int | None = None, context: int | None = None
     return LutModel.load(path, threads, context)
 
 
+def bench(
+    path: Source,
+    *,
+    prompt_tokens: int = 128,
+    decode_tokens: int = 64,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Prefill and decode speed of an artifact on this machine, and the memory speed beside it."""
+    from lutllm.bench import run_bench
+
+    return run_bench(load(path, threads=threads), prompt_tokens, decode_tokens)
+
+
 def export(artifact: Source, out: Source, *, device: str = "v80") -> dict[str, Any]:
     """Write FPGA kernels, memory images and a testbench for an artifact into `out`."""
     from codegen.export import export as run_export

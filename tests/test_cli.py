@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 import lutllm
 from lutllm import api
+from lutllm.artifact import artifact_hash
 from lutllm.cli import COMMANDS, build_parser, main
 from lutllm.cli.common import plain
 from lutllm.cli.quantize import build_config, parse_override
@@ -218,6 +220,111 @@ def test_eval_of_a_float_checkpoint(checkpoint, tmp_path, capsys):
     assert captured.err == ""
     assert main([*words[:4], "--ctx", "9999"]) == 2
     assert "made for up to 512 positions" in capsys.readouterr().err
+
+
+# The whole path on a tiny model
+
+
+@pytest.fixture(scope="module")
+def quantized(checkpoint, tmp_path_factory):
+    """The folder of a quantized tiny model and what the command printed."""
+    out = tmp_path_factory.mktemp("art") / "tiny-lut"
+    words = [sys.executable, "-m", "lutllm", "quantize", str(checkpoint), "-o", str(out)]
+    words += ["--calib-tokens", "1024", "--eval-tokens", "1024", "--json"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    return out, done
+
+
+def test_quantize_reports_what_the_contract_names(quantized):
+    out, done = quantized
+    found = json.loads(done.stdout)
+    for key in (
+        "perplexity_before",
+        "perplexity_after",
+        "bits_per_weight",
+        "artifact_bytes",
+        "seconds",
+        "peak_rss_bytes",
+    ):
+        assert found[key] > 0
+    assert found["evaluation"] == {"tokens": 2 * 511, "ctx": 512}
+    assert found["artifact_hash"] == artifact_hash(out)
+    assert found["perplexity_after"] < 2 * found["perplexity_before"]
+    assert "quantizing" in done.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert report["perplexity_after"] == found["perplexity_after"]
+    card = (out / "README.md").read_text()
+    assert found["artifact_hash"] in card
+    assert "perplexity after" in card
+
+
+def test_verify_finds_what_was_changed(quantized, tmp_path, capsys):
+    folder = Path(shutil.copytree(quantized[0], tmp_path / "copy"))
+    assert main(["verify", str(folder)]) == 0
+    assert artifact_hash(folder) in capsys.readouterr().out
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    assert main(["verify", str(folder), "--json"]) == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert any(shard.name in problem for problem in problems)
+    shard.write_bytes(data[:-10])
+    assert main(["verify", str(folder)]) == 1
+    assert "not a complete safetensors file" in capsys.readouterr().out
+
+
+def test_generate_streams_or_prints_json(quantized, capsys):
+    words = ["generate", str(quantized[0]), "--prompt", "hello", "--max-tokens", "8"]
+    assert main(words) == 0
+    streamed = capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert streamed.out == found["text"] + "\n"
+    assert found["tokens"] == len(found["token_ids"])
+    assert found["decode_tokens_per_s"] > 0
+    assert "prompt tokens at" in streamed.err
+    model = lutllm.load(quantized[0])
+    messages = [{"role": "user", "content": "hello"}]
+    assert model.generate(messages=messages, max_tokens=8).tokens == found["token_ids"]
+    assert main([*words, "--json", "--raw", "-q"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["prompt_tokens"] == 1
+    assert captured.err == ""
+
+
+def test_bench_names_its_bound(quantized, capsys):
+    words = ["bench", str(quantized[0]), "--prompt-tokens", "8", "--decode-tokens", "4"]
+    assert main([*words, "--threads", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["threads"] == 1
+    assert all(value > 0 for value in found.values())
+    assert main(words) == 0
+    assert "of what memory gives" in capsys.readouterr().out
+
+
+def test_eval_of_an_artifact(quantized, checkpoint, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("hello world, " * 60)
+    results = []
+    for model in (quantized[0], checkpoint):
+        words = ["eval", str(model), "--text", str(text), "--ctx", "32", "--json"]
+        assert main(words) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    assert results[0]["tokens"] == results[1]["tokens"]
+    assert results[0]["perplexity"] == pytest.approx(results[1]["perplexity"], rel=0.5)
+    assert results[0]["perplexity"] != results[1]["perplexity"]
+
+
+def test_plan_writes_nothing(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["quantize", str(checkpoint), "--plan", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["supported"] is True
+    for key in ("seconds", "peak_rss_bytes", "artifact_bytes"):
+        assert found[f"estimated_{key}"] > 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_module_runs_as_a_program(tmp_path):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lutllm.cli.common import Outcome, add_command, positive
+from lutllm.cli.common import Outcome, add_command, positive, table
 
 
 def add_parser(commands: Any) -> None:
@@ -18,4 +18,20 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> Outcome:
-    raise NotImplementedError
+    from lutllm import api
+
+    found = api.bench(
+        args.artifact,
+        prompt_tokens=args.prompt_tokens,
+        decode_tokens=args.decode_tokens,
+        threads=args.threads,
+    )
+    share = found["decode_gb_per_s"] / found["memory_gb_per_s"]
+    rows = [
+        ("prefill", f"{found['prefill_tokens_per_s']:.1f} tokens/s"),
+        ("decode", f"{found['decode_tokens_per_s']:.1f} tokens/s"),
+        ("decode reads", f"{found['decode_gb_per_s']:.1f} GB/s, {share:.0%} of what memory gives"),
+        ("memory", f"{found['memory_gb_per_s']:.1f} GB/s"),
+        ("threads", str(found["threads"])),
+    ]
+    return Outcome(found, table(rows))

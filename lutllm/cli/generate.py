@@ -65,6 +65,6 @@ def _print_piece(text: str) -> None:
 
 def _speed(result: Result) -> str:
     return (
-        f"{result['prompt_tokens']} prompt tokens at {result['prefill_tokens_per_s']:.1f} tokens/s, "
-        f"{result['tokens']} new ones at {result['decode_tokens_per_s']:.1f} tokens/s"
+        f"{result['prompt_tokens']} prompt tokens at {result['prefill_tokens_per_s']:.1f}/s, "
+        f"{result['tokens']} new ones at {result['decode_tokens_per_s']:.1f}/s"
     )
