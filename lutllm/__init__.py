@@ -11,10 +11,15 @@ Every command of the command line is a function here. Names are imported when fi
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lutllm.version import __version__
+
+# Idle threads of an OpenMP pool spin by default, which on a busy machine slows every parallel loop
+# many times over. Sleeping costs microseconds. It must be set before the library is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from lutllm.api import bench, csim, evaluate, export, load, plan, quantize, verify
