@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lutllm.checkpoint import Checkpoint
     from lutllm.emulator import LutModel
     from lutllm.tokenizer import Tokenizer
+    from quant.pipeline import CalibrationConfig
 
 Source = str | Path
 
@@ -35,8 +36,9 @@ def plan(
     from lutllm.checkpoint import open_checkpoint
     from quant import pipeline
 
-    calibration = pipeline.CalibrationConfig(calib_tokens, CTX)
-    return pipeline.plan(open_checkpoint(source), config or QuantConfig(), calibration)
+    checkpoint = open_checkpoint(source)
+    calibration = pipeline.CalibrationConfig(calib_tokens, _context(checkpoint, calib_tokens))
+    return pipeline.plan(checkpoint, config or QuantConfig(), calibration)
 
 
 def quantize(
@@ -65,15 +67,17 @@ def quantize(
     from quant import pipeline
 
     begun = time.monotonic()
-    out = Path(out)
+    out, config = Path(out), config or QuantConfig()
     checkpoint = open_checkpoint(source)
-    calib_ids, windows = _texts(checkpoint.tokenizer(), calib, calib_tokens, eval_text, eval_tokens)
+    calibration = pipeline.CalibrationConfig(calib_tokens, _context(checkpoint, calib_tokens))
+    tokenizer = checkpoint.tokenizer()
+    calib_ids, windows = _texts(tokenizer, calib, calibration, eval_text, eval_tokens)
     report = pipeline.quantize(
         checkpoint,
         out,
-        config or QuantConfig(),
+        config,
         calib_ids,
-        calibration=pipeline.CalibrationConfig(calib_tokens, CTX),
+        calibration=calibration,
         resume=resume,
         progress=progress,
     )
@@ -85,27 +89,38 @@ def quantize(
     return report
 
 
+def _context(checkpoint: Checkpoint, calib_tokens: int) -> int:
+    """Tokens per window: CTX, or fewer where the model is made for fewer."""
+    ctx = min(CTX, checkpoint.model.max_position_embeddings)
+    if calib_tokens < ctx:
+        raise ConfigError(
+            f"calib_tokens is {calib_tokens}; at least one window of {ctx} tokens is needed"
+        )
+    return ctx
+
+
 def _texts(
     tokenizer: Tokenizer,
     calib: Source | None,
-    calib_tokens: int,
+    calibration: CalibrationConfig,
     eval_text: Source | None,
     eval_tokens: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Calibration ids i64[T] and evaluation windows i64[N, CTX], None where there is no text."""
+    """Calibration ids i64[T] and evaluation windows i64[N, ctx], None where there is no text."""
     from calib.text import default_text, read_text, windows
 
     text = default_text() if calib is None else read_text(calib)
     ids = np.array(tokenizer.encode(text), np.int64)
+    ctx = calibration.ctx
     if eval_tokens == 0:
         return ids, None
     if eval_text is not None:
         held_out = np.array(tokenizer.encode(read_text(eval_text)), np.int64)
-        return ids, windows(held_out, CTX, max(eval_tokens, CTX))
-    spare = min(eval_tokens, len(ids) - calib_tokens) // CTX * CTX
-    if spare < CTX:
+        return ids, windows(held_out, ctx, max(eval_tokens, ctx))
+    spare = min(eval_tokens, len(ids) - calibration.tokens) // ctx * ctx
+    if spare < ctx:
         return ids, None
-    return ids[:-spare], windows(ids[-spare:], CTX)
+    return ids[:-spare], windows(ids[-spare:], ctx)
 
 
 def _perplexities(

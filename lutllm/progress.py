@@ -27,7 +27,8 @@ class Progress:
     """Counts `total` steps of the stage `label` and reports them on stderr.
 
     On a terminal one line is rewritten at most once a second; elsewhere a plain line appears about
-    every ten seconds. `enabled=False` prints nothing.
+    every ten seconds. `enabled=False` prints nothing. `done` steps were finished in an earlier run;
+    the time left is judged from the steps since.
 
         with Progress(len(layers), "quantizing") as progress:
             for layer in layers:
@@ -41,12 +42,13 @@ class Progress:
         label: str,
         enabled: bool = True,
         *,
+        done: int = 0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.total = total
         self.label = label
-        self.done = 0
+        self.done = self._done_before = done
         self._note = ""
         self._enabled = enabled
         self._stream = stream or sys.stderr
@@ -73,8 +75,9 @@ class Progress:
         """The report as it would be printed now."""
         elapsed = self._clock() - self._start
         parts = [f"{self.label} {self.done}/{self.total}", f"{format_seconds(elapsed)} elapsed"]
-        if 0 < self.done < self.total:
-            left = elapsed / self.done * (self.total - self.done)
+        steps = self.done - self._done_before
+        if steps > 0 and self.done < self.total:
+            left = elapsed / steps * (self.total - self.done)
             parts.append(f"{format_seconds(left)} left")
         if self._note:
             parts.append(self._note)

@@ -41,6 +41,14 @@ def test_plain_lines_every_ten_seconds():
     assert len(lines) == 5
 
 
+def test_time_left_of_a_resumed_stage_counts_new_steps_only():
+    clock, out = FakeClock(), io.StringIO()
+    progress = Progress(40, "work", done=20, stream=out, clock=clock)
+    clock.now += 10
+    progress.advance(5)
+    assert out.getvalue() == "work 25/40, 10s elapsed, 30s left\n"
+
+
 def test_terminal_rewrites_one_line():
     clock, out = FakeClock(), Terminal()
     with Progress(4, "work", stream=out, clock=clock) as progress:
