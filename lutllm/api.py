@@ -5,6 +5,7 @@ Heavy modules are imported inside the functions.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from lutllm.artifact import Artifact, artifact_hash, is_artifact, read_json, wri
 from lutllm.config import QuantConfig
 from lutllm.errors import ArtifactError, ConfigError
 from lutllm.model_card import write_model_card
+from lutllm.version import __version__
 
 if TYPE_CHECKING:
     from calib.evaluate import Perplexity
@@ -72,21 +74,44 @@ def quantize(
     calibration = pipeline.CalibrationConfig(calib_tokens, _context(checkpoint, calib_tokens))
     tokenizer = checkpoint.tokenizer()
     calib_ids, windows = _texts(tokenizer, calib, calibration, eval_text, eval_tokens)
-    report = pipeline.quantize(
-        checkpoint,
-        out,
-        config,
-        calib_ids,
-        calibration=calibration,
-        resume=resume,
-        progress=progress,
-    )
+    inputs = {
+        "lutllm_version": __version__,
+        "source": checkpoint.source,
+        "quantization": config.to_dict(),
+        "calibration": {
+            "tokens": calibration.tokens,
+            "ctx": calibration.ctx,
+            "text_sha256": hashlib.sha256(calib_ids.tobytes()).hexdigest(),
+        },
+    }
+    report = _finished(out, inputs) if resume else None
+    if report is None:
+        report = pipeline.quantize(
+            checkpoint,
+            out,
+            config,
+            calib_ids,
+            calibration=calibration,
+            resume=resume,
+            progress=progress,
+        )
+        report |= inputs
+        write_json(out / "report.json", report)
     report |= _perplexities(checkpoint, out, windows, progress)
     report["peak_rss_bytes"] = pipeline.peak_rss_bytes()
     report["seconds"] = round(time.monotonic() - begun, 1)
     write_json(out / "report.json", report)
     write_model_card(out, report)
     return report
+
+
+def _finished(out: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """The report of an artifact made of the same inputs, whose run ended in its evaluation."""
+    if not (out / "report.json").is_file() or out.with_name(out.name + ".partial").exists():
+        return None
+    report = read_json(out / "report.json")
+    same = all(report.get(key) == value for key, value in inputs.items())
+    return report if same and report.get("artifact_hash") == artifact_hash(out) else None
 
 
 def _context(checkpoint: Checkpoint, calib_tokens: int) -> int:

@@ -258,6 +258,26 @@ def test_quantize_reports_what_the_contract_names(quantized):
     assert "perplexity after" in card
 
 
+def test_resume_of_a_run_that_ended_in_its_evaluation(quantized, checkpoint, tmp_path, monkeypatch):
+    """What is finished is not quantized again, unless an input changed."""
+    from quant import pipeline
+
+    folder = Path(shutil.copytree(quantized[0], tmp_path / "copy"))
+    before = json.loads((folder / "report.json").read_text())
+    (folder / "README.md").unlink()
+    monkeypatch.setattr(pipeline, "quantize", lambda *args, **options: pytest.fail("run again"))
+    options = {"calib_tokens": 1024, "eval_tokens": 1024, "resume": True}
+    report = lutllm.quantize(str(checkpoint), folder, **options)
+    assert report["perplexity_after"] == before["perplexity_after"]
+    assert (folder / "README.md").is_file()
+    with pytest.raises(pytest.fail.Exception):
+        lutllm.quantize(str(checkpoint), folder, lutllm.QuantConfig(seed=1), **options)
+    text = tmp_path / "other.txt"
+    text.write_text("another text, " * 500)
+    with pytest.raises(pytest.fail.Exception):
+        lutllm.quantize(str(checkpoint), folder, calib=text, **options)
+
+
 def test_verify_finds_what_was_changed(quantized, tmp_path, capsys):
     folder = Path(shutil.copytree(quantized[0], tmp_path / "copy"))
     assert main(["verify", str(folder)]) == 0
