@@ -234,11 +234,43 @@ def bench(
     return run_bench(load(path, threads=threads), prompt_tokens, decode_tokens)
 
 
-def export(artifact: Source, out: Source, *, device: str = "v80") -> dict[str, Any]:
-    """Write FPGA kernels, memory images and a testbench for an artifact into `out`."""
+def export(
+    artifact: Source,
+    out: Source,
+    *,
+    device: str = "v80",
+    golden_layers: int = 1,
+    golden_tokens: int = 32,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write FPGA kernels, memory images and a testbench for an artifact into `out`.
+
+    golden_layers  decoder layers whose linears get golden vectors for C simulation: the inputs
+                   that the emulator gives them for the first golden_tokens tokens of our text
+    """
     from codegen.export import export as run_export
 
-    return run_export(artifact, out, device=device)
+    inputs = _golden_inputs(artifact, golden_layers, golden_tokens)
+    return run_export(
+        artifact,
+        out,
+        device=device,
+        golden=inputs,
+        golden_tokens=golden_tokens,
+        progress=progress,
+    )
+
+
+def _golden_inputs(artifact: Source, layers: int, tokens: int) -> dict[str, np.ndarray]:
+    """Inputs f32[T, D] of the linears of the first decoder layers, by name."""
+    from calib.text import default_text
+
+    model = load(artifact)
+    text = default_text()[: 64 * tokens]  # no tokenizer needs 64 characters a token
+    ids = model.tokenizer.encode_prompt(text)[: min(tokens, model.context)]
+    inputs = model.capture_inputs(ids)
+    names = {s.name for i in range(layers) for s in model.config.layer_linears(i)}
+    return {name: values for name, values in inputs.items() if name in names}
 
 
 def csim(

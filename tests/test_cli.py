@@ -192,10 +192,16 @@ def test_a_no_is_status_1(monkeypatch, capsys):
     monkeypatch.setattr(api, "verify", lambda path: found)
     assert main(["verify", "A", "--json"]) == 1
     assert json.loads(capsys.readouterr().out) == found
-    found = {"integer_mismatches": 3, "max_abs_error": 1.0, "tokens_compared": 4}
+    found = {
+        "integer_mismatches": 3,
+        "max_abs_error": 1.0,
+        "tokens_compared": 4,
+        "tokens_equal": 3,
+        "first_divergence": {"linear": "x", "token": 2, "index": 7},
+    }
     monkeypatch.setattr(api, "csim", lambda folder, **options: found)
     assert main(["csim", "D"]) == 1
-    assert "integer mismatches" in capsys.readouterr().out
+    assert "first divergence    {'linear': 'x'" in capsys.readouterr().out
 
 
 def test_plain_values():
@@ -335,6 +341,23 @@ def test_eval_of_an_artifact(quantized, checkpoint, tmp_path, capsys):
     assert results[0]["tokens"] == results[1]["tokens"]
     assert results[0]["perplexity"] == pytest.approx(results[1]["perplexity"], rel=0.5)
     assert results[0]["perplexity"] != results[1]["perplexity"]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="C simulation needs g++")
+def test_export_and_csim(quantized, tmp_path, capsys):
+    design = tmp_path / "design"
+    assert main(["export", str(quantized[0]), "-o", str(design), "--json"]) == 0
+    exported = json.loads(capsys.readouterr().out)
+    assert exported["device"] == "v80"
+    assert exported["artifact_hash"] == artifact_hash(quantized[0])
+    assert all((design / name).is_file() for name in exported["files"])
+    assert main(["csim", str(design), "--tokens", "2", "--layers", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["integer_mismatches"] == 0
+    assert found["tokens_equal"] == found["tokens_compared"] > 0
+    assert found["first_divergence"] is None
+    assert main(["csim", str(tmp_path / "none")]) == 2
+    assert main(["export", str(quantized[0]), "-o", str(design), "--device", "x1"]) == 2
 
 
 def test_plan_writes_nothing(checkpoint, tmp_path, monkeypatch, capsys):

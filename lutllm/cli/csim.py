@@ -20,6 +20,13 @@ def run(args: argparse.Namespace) -> Outcome:
     from lutllm import api
 
     found = api.csim(args.folder, tokens=args.tokens, layers=args.layers, progress=not args.quiet)
-    equal = found["integer_mismatches"] == 0 and found.get("first_divergence") is None
-    rows = [(key.replace("_", " "), str(value)) for key, value in found.items()]
+    equal = found["integer_mismatches"] == 0 and found["first_divergence"] is None
+    rows = [
+        ("verdict", "equal to the last bit" if equal else "DIFFERENT"),
+        ("integer mismatches", str(found["integer_mismatches"])),
+        ("largest error", f"{found['max_abs_error']:g}"),
+        ("tokens equal", f"{found['tokens_equal']} of {found['tokens_compared']}"),
+    ]
+    if found["first_divergence"] is not None:
+        rows.append(("first divergence", str(found["first_divergence"])))
     return Outcome(found, table(rows), 0 if equal else 1)
