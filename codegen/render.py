@@ -1,4 +1,4 @@
-"""Source files of a design: templates filled from an `EngineDesign`, kernels made self-contained."""
+"""Sources of a design: templates filled from an `EngineDesign`, kernels made self-contained."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import jinja2
 
 from fpga.design import EngineDesign
 from fpga.device import Device
+from lutllm.errors import ConfigError
 from lutllm.version import __version__
 
 LIBRARY = Path(__file__).parent.parent / "fpga" / "hls"
@@ -39,7 +40,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - the output is C++, not HTML
+        autoescape=False,
     )
 
 
@@ -75,24 +76,45 @@ def amalgamate(source: str, folder: Path, extra: dict[str, str] | None = None) -
     return expand(source)
 
 
+def _memory_arguments(engine: EngineDesign) -> list[tuple[str, int]]:
+    """(argument, beats behind it) of every memory port of a kernel, the busiest first."""
+    beats = engine.image_beats()
+    tokens = engine.config.max_tokens
+    wide = max((engine.subs(k) * engine.out_beats for k in engine.kinds), default=0)
+    deep = max((engine.in_beats(k) for k in engine.kinds), default=0)
+    return [
+        *((f"channel_{c}", beats["channel"]) for c in range(engine.config.channels)),
+        *((f"centroids_{p}", beats["centroids"]) for p in range(engine.centroid_ports)),
+        ("parameters", beats["parameters"]),
+        ("x", tokens * deep),
+        ("y", 2 * tokens * wide),
+    ]
+
+
 def connections(engines: list[EngineDesign], device: Device) -> list[Connection]:
-    """Every memory argument of every engine on a port of its own, checked against the board."""
+    """The board's port of every memory argument, checked against its ports and regions.
+
+    Arguments take ports in turn; when all ports are taken the next ones share, from port 0 on.
+    ConfigError when an engine has more channels than the board has ports, or a region is too small.
+    """
     out: list[Connection] = []
+    used: dict[str, int] = {}
     for engine in engines:
-        beats = engine.image_beats()
-        wide = max((engine.subs(k) * engine.out_beats for k in engine.kinds), default=0)
-        deep = max((engine.in_beats(k) for k in engine.kinds), default=0)
-        tokens = engine.config.max_tokens
-        arguments = [(f"channel_{c}", beats["channel"]) for c in range(engine.config.channels)]
-        arguments += [(f"centroids_{p}", beats["centroids"]) for p in range(engine.centroid_ports)]
-        arguments += [
-            ("parameters", beats["parameters"]),
-            ("x", tokens * deep),
-            ("y", 2 * tokens * wide),
-        ]
-        for argument, size in arguments:
-            port = device.port_name(len(out))
-            out.append(Connection(engine.name, argument, port, size * engine.beat_bytes))
+        if engine.config.channels > device.memory_ports:
+            raise ConfigError(
+                f"engine {engine.name!r}: {engine.config.channels} channels, but {device.name} has "
+                f"{device.memory_ports} memory ports; use fewer channels"
+            )
+        for argument, beats in _memory_arguments(engine):
+            port = device.port_name(len(out) % device.memory_ports)
+            out.append(Connection(engine.name, argument, port, beats * engine.beat_bytes))
+            used[port] = used.get(port, 0) + out[-1].bytes
+            if used[port] > device.region_bytes:
+                raise ConfigError(
+                    f"{port}: {used[port]} bytes of images ({engine.name}.{argument} and what "
+                    f"shares its port) exceed the region of {device.region_bytes} bytes; use more "
+                    "channels, fewer layers, or rows computed on line"
+                )
     return out
 
 

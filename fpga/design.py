@@ -122,7 +122,7 @@ class EngineConfig:
             )
         if self.axi_bits & (self.axi_bits - 1):
             raise ConfigError(
-                f"engine config: axi_bits is {self.axi_bits}; AXI ports are 64, 128, 256 or 512 bits"
+                f"engine config: axi_bits is {self.axi_bits}; choose 64, 128, 256 or 512"
             )
         if self.channels % self.centroid_ports:
             raise ConfigError(
@@ -363,9 +363,7 @@ class EngineDesign:
         """Beats of one linear in the memory of each centroid port."""
         if not self.search:
             return 0
-        return self.centroid_packing.beats(
-            self.rounds(kind) * kind.act_stages * self.search_passes
-        )
+        return self.centroid_packing.beats(self.rounds(kind) * kind.act_stages * self.search_passes)
 
     def output_param_beats(self, kind: LayerKind) -> int:
         return self.subs(kind) * self.out_beats * (2 if kind.bias else 1)

@@ -99,7 +99,9 @@ def load_device(name: str) -> Device:
     """The device `name`, one of `device_names()`, or the path of a device file."""
     path = Path(name) if name.endswith(".toml") else DEVICE_FOLDER / f"{name}.toml"
     if path.suffix == ".toml" and path.stem not in device_names() and not path.is_file():
-        raise ConfigError(f"device {name!r} is not known; choose one of {', '.join(device_names())}")
+        raise ConfigError(
+            f"device {name!r} is not known; choose one of {', '.join(device_names())}"
+        )
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:

@@ -22,7 +22,7 @@ void accumulate_passes(typename E::sums (&totals)[E::CHAINS], typename E::param_
     WordReader<8 * E::CHAINS, E::AXI_BITS> reader;
 shift_loop:
     for (int p = 0; p < passes; p++) {
-#pragma HLS PIPELINE II=(E::block_shift_packing::BEATS)
+#pragma HLS PIPELINE II=E::block_shift_packing::BEATS
         shifts[p] = reader.read(shift_beats);
     }
     int pass = 0, at = 0;

@@ -16,9 +16,9 @@
 #endif
 
 #if defined(LUTLLM_SIMULATION)
-#define LUTLLM_NAME_STREAMS(streams, count)                     \
-    for (int lutllm_i = 0; lutllm_i < count; lutllm_i++) {      \
-        streams[lutllm_i].set_name(#streams "[" + std::to_string(lutllm_i) + "]"); \
+#define LUTLLM_NAME_STREAMS(streams, count)                \
+    for (int lutllm_i = 0; lutllm_i < count; lutllm_i++) { \
+        streams[lutllm_i].set_name(#streams, lutllm_i);    \
     }
 #else
 #define LUTLLM_NAME_STREAMS(streams, count)

@@ -176,10 +176,16 @@ struct Engine : C {
     typedef Packing<CENTROID_SHARE * PES_BITS, C::AXI_BITS> centroid_packing;
     typedef Packing<GATHER_INDEX_BITS * C::GATHER_LANES, C::AXI_BITS> gather_packing;
     static constexpr int MAX_ROW_BEATS = row_packing::beats(MAX_GROUPS);
+    // What a channel takes in before the first index of a record: the rows of a token, or a codebook.
+    static constexpr int MAX_LEAD_BEATS = C::ONLINE_ROWS
+                                              ? C::MAX_ACT_STAGES * shift_packing::beats(MAX_GROUPS) +
+                                                    codebook_packing::beats(MAX_GROUPS)
+                                              : MAX_ROW_BEATS;
 
-    // Streams: deep enough that no process waits for a later one (fpga/design.py derives them).
+    // Streams: deep enough that no process waits for a later one.
     typedef hls::stream<beat_t, 2> param_beats;
     typedef hls::stream<beat_t, C::BEAT_FIFO> beats;
+    typedef hls::stream<beat_t, max_of(C::BEAT_FIFO, MAX_LEAD_BEATS)> lead_beats;
     typedef hls::stream<beat_t, C::MAX_IN_BEATS + 2> token_beats;
     typedef hls::stream<float, C::MAX_TOKENS> token_floats;
     typedef hls::stream<quantized_t, 4> quantizeds;

@@ -24,7 +24,8 @@ void table_channel(hls::burst_maxi<typename E::beat_t> memory, typename E::acts&
 #pragma HLS DATAFLOW
     typename E::items found("found"), codes("codes"), to_table("to_table"), to_fetch("to_fetch");
     typename E::jobs jobs("jobs");
-    typename E::beats index_beats("index_beats"), row_beats("row_beats");
+    typename E::beats index_beats("index_beats");
+    typename E::lead_beats row_beats("row_beats");
     typename E::indices indices("indices");
     typename E::rows rows("rows");
     LUTLLM_REGION;
@@ -47,7 +48,8 @@ void online_part(hls::burst_maxi<typename E::beat_t> memory, typename E::items& 
                  typename E::sums& in, typename E::sums& out, LinearCall call) {
 #pragma HLS DATAFLOW
     typename E::jobs jobs("jobs");
-    typename E::beats index_beats("index_beats"), row_beats("row_beats");
+    typename E::beats index_beats("index_beats");
+    typename E::lead_beats row_beats("row_beats");
     typename E::indices indices("indices");
     typename E::rows rows("rows");
     LUTLLM_REGION;

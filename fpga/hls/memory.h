@@ -89,7 +89,7 @@ centroid_loop:
 // of a burst hides behind the beats of those before it.
 template <class E>
 void read_bursts(hls::burst_maxi<typename E::beat_t> memory, typename E::jobs& jobs,
-                 typename E::beats& index_beats, typename E::beats& row_beats, int count) {
+                 typename E::beats& index_beats, typename E::lead_beats& row_beats, int count) {
     typename E::job_t pending[E::READ_AHEAD];
 #pragma HLS ARRAY_PARTITION variable=pending type=complete
     int slot = 0;
@@ -116,13 +116,14 @@ burst_loop:
 // Beats to words, for `runs` runs of `words` words; each run starts on a beat.
 template <class E, int BITS, class Words>
 void unpack_words(typename E::beats& beats, Words& words, int runs, int words_per_run) {
+    constexpr int INTERVAL = Packing<BITS, E::AXI_BITS>::BEATS;
     WordReader<BITS, E::AXI_BITS> reader;
 run_loop:
     for (int r = 0; r < runs; r++) {
         reader.align();
     word_loop:
         for (int w = 0; w < words_per_run; w++) {
-#pragma HLS PIPELINE II=(Packing<BITS, E::AXI_BITS>::BEATS)
+#pragma HLS PIPELINE II=INTERVAL
             words.write(reader.read(beats));
         }
     }

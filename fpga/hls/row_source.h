@@ -9,36 +9,42 @@
 
 namespace lutllm {
 
-// Memory jobs of a channel, per (round, weight stage): the indices, then the tables of each
-// activation stage, or of each token the row of its code.
+// One burst of the plan of a channel.
+template <class E>
+typename E::job_t make_job(int address, int beats, bool is_index) {
+#pragma HLS INLINE
+    typename E::job_t job;
+    job.address = address;
+    job.beats = beats;
+    job.is_index = is_index;
+    return job;
+}
+
+// Bursts of a channel, per (round, weight stage) and activation stage: the table, or for each token
+// the row of its code. The indices follow the first of them: the look-up begins with a row and then
+// takes indices as they come, so the reverse would need room for all indices of a record.
 template <class E>
 void plan_tables(typename E::items& codes, typename E::jobs& jobs, LinearCall call) {
     const int index_beats = E::index_beats(call);
     const int row_beats = E::row_beats(call);
     const int table_beats = E::ACT_CENTROIDS * row_beats;
-    int at = call.channel_base;
+    const int bursts = call.row_fetch ? call.tokens : 1;
+    int record = call.channel_base;
 record_loop:
     for (int i = 0; i < call.rounds * call.weight_stages; i++) {
-        typename E::job_t indices;
-        indices.address = at;
-        indices.beats = index_beats;
-        indices.is_index = 1;
-        jobs.write(indices);
-        at += index_beats;
+        int table = record + index_beats;
     stage_loop:
         for (int t = 0; t < call.act_stages; t++) {
-            const int count = call.row_fetch ? call.tokens : 1;
-        row_loop:
-            for (int token = 0; token < count; token++) {
-                typename E::job_t rows;
-                rows.address = at;
-                if (call.row_fetch) rows.address = at + codes.read().to_int() * row_beats;
-                rows.beats = call.row_fetch ? row_beats : table_beats;
-                rows.is_index = 0;
-                jobs.write(rows);
+        burst_loop:
+            for (int token = 0; token < bursts; token++) {
+                const int row = call.row_fetch ? codes.read().to_int() : 0;
+                jobs.write(make_job<E>(table + row * row_beats,
+                                       call.row_fetch ? row_beats : table_beats, false));
+                if (t == 0 && token == 0) jobs.write(make_job<E>(record, index_beats, true));
             }
-            at += table_beats;
+            table += table_beats;
         }
+        record = table;
     }
 }
 
@@ -49,7 +55,7 @@ int count_table_jobs(const LinearCall& call) {
 }
 
 template <class E>
-void load_table(typename E::beats& beats, typename E::beat_t* table, int count) {
+void load_table(typename E::lead_beats& beats, typename E::beat_t* table, int count) {
 load_loop:
     for (int i = 0; i < count; i++) {
 #pragma HLS PIPELINE II=1
@@ -91,7 +97,7 @@ serve_loop:
 
 // Whole tables, loaded while the one before is in use.
 template <class E>
-void stream_tables(typename E::beats& beats, typename E::items& codes, typename E::rows& rows,
+void stream_tables(typename E::lead_beats& beats, typename E::items& codes, typename E::rows& rows,
                    LinearCall call) {
     const int row_beats = E::row_beats(call);
     const int passes = E::passes(call);
@@ -107,7 +113,7 @@ table_loop:
 
 // Rows as they arrive, already those of the codes.
 template <class E>
-void pass_rows(typename E::beats& beats, typename E::rows& rows, LinearCall call) {
+void pass_rows(typename E::lead_beats& beats, typename E::rows& rows, LinearCall call) {
     WordReader<E::ROW_BITS, E::AXI_BITS> reader;
     int group = 0;
     const int total = E::passes(call) * call.tokens * call.groups;
@@ -121,32 +127,23 @@ pass_loop:
 }
 
 template <class E>
-void rows_from_tables(typename E::beats& beats, typename E::items& codes, typename E::rows& rows,
+void rows_from_tables(typename E::lead_beats& beats, typename E::items& codes, typename E::rows& rows,
                       LinearCall call) {
     if (call.row_fetch) pass_rows<E>(beats, rows, call);
     else stream_tables<E>(beats, codes, rows, call);
 }
 
-// Memory jobs of a channel whose rows are computed: indices; shifts and codebook.
+// Bursts of a channel whose rows are computed: shifts and codebook, then indices.
 template <class E>
 void plan_codebooks(typename E::jobs& jobs, LinearCall call) {
     const int index_beats = E::index_beats(call);
     const int codebook_beats = E::record_beats(call) - index_beats;
-    int at = call.channel_base;
+    int record = call.channel_base;
 record_loop:
     for (int i = 0; i < call.rounds * call.weight_stages; i++) {
-#pragma HLS PIPELINE II=2
-        typename E::job_t indices;
-        indices.address = at;
-        indices.beats = index_beats;
-        indices.is_index = 1;
-        jobs.write(indices);
-        typename E::job_t codebook;
-        codebook.address = at + index_beats;
-        codebook.beats = codebook_beats;
-        codebook.is_index = 0;
-        jobs.write(codebook);
-        at += index_beats + codebook_beats;
+        jobs.write(make_job<E>(record + index_beats, codebook_beats, false));
+        jobs.write(make_job<E>(record, index_beats, true));
+        record += index_beats + codebook_beats;
     }
 }
 
@@ -187,7 +184,7 @@ entry_loop:
 // Rows from the codebooks. A codebook is used as it arrives by the first token of the first
 // activation stage, and kept for the others.
 template <class E>
-void rows_online(typename E::beats& beats, typename E::items& vectors, typename E::rows& rows,
+void rows_online(typename E::lead_beats& beats, typename E::items& vectors, typename E::rows& rows,
                  LinearCall call) {
     ap_uint<8> shifts[E::MAX_ACT_STAGES][E::MAX_GROUPS];
     ap_uint<E::CODEBOOK_BITS> kept[E::MAX_GROUPS];

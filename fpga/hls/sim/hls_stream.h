@@ -19,7 +19,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -41,7 +40,8 @@ struct StreamCounts {
 struct Process {
     ucontext_t context;
     jmp_buf resume;
-    std::function<void()> body;
+    void (*body)(void*) = nullptr;  // called with `closure`, which it frees
+    void* closure = nullptr;
     std::string name;
     void* stack = nullptr;
     Process* parent = nullptr;
@@ -64,11 +64,12 @@ class Scheduler {
     bool running() const { return current_ != nullptr; }
     Process* current() { return current_; }
 
-    Process* spawn(const std::string& name, std::function<void()> body) {
+    Process* spawn(const char* name, void (*body)(void*), void* closure) {
         processes_.emplace_back(new Process);
         Process* process = processes_.back().get();
         process->name = path() + name;
-        process->body = std::move(body);
+        process->body = body;
+        process->closure = closure;
         process->parent = current_;
         if (current_) current_->children++;
         process->stack = take_stack();
@@ -114,7 +115,7 @@ class Scheduler {
   private:
     static void entry() {
         Scheduler& scheduler = get();
-        scheduler.current_->body();
+        scheduler.current_->body(scheduler.current_->closure);
         scheduler.current_->done = true;
         _longjmp(scheduler.main_, 1);
     }
@@ -150,7 +151,6 @@ class Scheduler {
 
     void finish(Process* process) {
         stacks_.push_back(process->stack);
-        process->body = nullptr;
         Process* parent = process->parent;
         if (parent && --parent->children == 0) ready_.push_back(parent);
     }
@@ -178,10 +178,18 @@ class Scheduler {
 class Region {
   public:
     template <class Body>
-    void spawn(const char* name, Body body) {
-        Scheduler::get().spawn(name, body);
+    void spawn(const char* name, const Body& body) {
+        Scheduler::get().spawn(name, &run<Body>, new Body(body));
     }
     ~Region() { Scheduler::get().join(); }
+
+  private:
+    template <class Body>
+    static void run(void* closure) {
+        Body* body = static_cast<Body*>(closure);
+        (*body)();
+        delete body;
+    }
 };
 
 template <class T>
@@ -219,6 +227,10 @@ class stream {
         name_ = scheduler.path() + name;
         auto tap = scheduler.taps.find(name_);
         tap_ = tap == scheduler.taps.end() ? nullptr : &tap->second;
+    }
+
+    void set_name(const char* array, int index) {
+        set_name(std::string(array) + "[" + std::to_string(index) + "]");
     }
 
     T read() {

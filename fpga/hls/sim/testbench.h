@@ -16,11 +16,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <chrono>
+#include <time.h>
+
 #include <cmath>
+#include <cstdio>
 #include <cstring>
-#include <iostream>
-#include <sstream>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -29,8 +30,14 @@
 namespace testbench {
 
 [[noreturn]] inline void stop(const std::string& message) {
-    std::cerr << message << std::endl;
+    std::fprintf(stderr, "%s\n", message.c_str());
     std::_Exit(2);
+}
+
+inline double now_seconds() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return double(now.tv_sec) + 1e-9 * double(now.tv_nsec);
 }
 
 struct File {
@@ -175,27 +182,29 @@ void compare_results(const Case& run, const lutllm::LinearCall& call, const std:
 }
 
 inline void print_report(const std::string& engine, const Case& run, const Report& report) {
-    std::ostringstream out;
-    out.precision(9);
-    out << "{\"engine\": \"" << engine << "\", \"linear\": \"" << run.name
-        << "\", \"tokens\": " << run.tokens << ", \"row_fetch\": " << run.row_fetch
-        << ", \"integer_mismatches\": " << report.integer_mismatches + report.code_mismatches
-        << ", \"float_mismatches\": " << report.float_mismatches
-        << ", \"max_abs_error\": " << report.max_abs_error
-        << ", \"tokens_equal\": " << report.tokens_equal << ", \"seconds\": " << report.seconds;
+    std::printf("{\"engine\": \"%s\", \"linear\": \"%s\", \"tokens\": %d, \"row_fetch\": %d, ",
+                engine.c_str(), run.name.c_str(), run.tokens, run.row_fetch);
+    std::printf("\"integer_mismatches\": %llu, \"float_mismatches\": %llu, "
+                "\"max_abs_error\": %.9g, \"tokens_equal\": %d, \"seconds\": %.6f",
+                (unsigned long long)(report.integer_mismatches + report.code_mismatches),
+                (unsigned long long)report.float_mismatches, report.max_abs_error,
+                report.tokens_equal, report.seconds);
     if (report.first.any) {
-        out << ", \"first_divergence\": {\"kind\": \"" << report.first.what
-            << "\", \"token\": " << report.first.token << ", \"index\": " << report.first.index
-            << ", \"expected\": " << report.first.expected
-            << ", \"found\": " << report.first.found << "}";
+        std::printf(", \"first_divergence\": {\"kind\": \"%s\", \"token\": %d, \"index\": %d, "
+                    "\"expected\": %.9g, \"found\": %.9g}",
+                    report.first.what.c_str(), report.first.token, report.first.index,
+                    report.first.expected, report.first.found);
     }
-    std::cout << out.str() << "}" << std::endl;
+    std::printf("}\n");
+    std::fflush(stdout);
 }
 
 inline void print_streams() {
     for (const auto& entry : hls::sim::Scheduler::get().counts) {
-        std::cerr << entry.first << ": " << entry.second.transactions << " transactions, "
-                  << entry.second.high_water << " of " << entry.second.depth << " held\n";
+        std::fprintf(stderr, "%s: %llu transactions, %llu of %llu held\n", entry.first.c_str(),
+                     (unsigned long long)entry.second.transactions,
+                     (unsigned long long)entry.second.high_water,
+                     (unsigned long long)entry.second.depth);
     }
 }
 
@@ -242,10 +251,9 @@ Report run_case(const Case& run, const std::string& folder,
         for (int c = 0; coded && c < E::CHANNELS; c++) {
             scheduler.taps["channel_" + std::to_string(c) + "/found"];
         }
-        const auto start = std::chrono::steady_clock::now();
+        const double start = now_seconds();
         run_kernel(memory, x.data(), y.data(), chunk);
-        report.seconds +=
-            std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        report.seconds += now_seconds() - start;
         if (coded) compare_codes<E>(run, call, codes, first, differs, report);
         compare_results<E>(run, call, y, acc, results, first, differs, report);
     }
@@ -259,15 +267,13 @@ int run_cases(int argc, char** argv, const std::string& engine, SelectCall selec
     static_assert(sizeof(typename E::beat_t) == E::AXI_BITS / 8, "beats lie as in memory");
     if (argc < 3) stop("usage: " + engine + "_csim IMAGES GOLDEN [--streams] < cases");
     const Memory<typename E::beat_t> memory(std::string(argv[1]) + "/" + engine);
-    std::string line;
-    while (std::getline(std::cin, line)) {
-        std::istringstream words(line);
-        Case run;
-        if (!(words >> run.name >> run.kind >> run.slot >> run.positions >> run.outputs >>
-              run.tokens >> run.row_fetch)) {
-            stop("not a case: " + line);
-        }
-        std::cerr << "case " << line << std::endl;
+    char name[512];
+    Case run;
+    while (std::scanf("%511s %d %d %d %d %d %d", name, &run.kind, &run.slot, &run.positions,
+                      &run.outputs, &run.tokens, &run.row_fetch) == 7) {
+        run.name = name;
+        std::fprintf(stderr, "case %s, %d tokens, row fetch %d\n", name, run.tokens,
+                     run.row_fetch);
         const std::string folder = std::string(argv[2]) + "/" + run.name;
         print_report(engine, run, run_case<E>(run, folder, memory, select_call, run_kernel));
     }

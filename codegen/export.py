@@ -1,0 +1,214 @@
+"""An artifact becomes a design folder: kernels, memory images, golden vectors, build files."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from codegen.golden import GoldenSource, golden_input, random_inputs, write_golden
+from codegen.layout import centroid_image, channel_image, parameter_image
+from codegen.manifest import (
+    MANIFEST,
+    Golden,
+    image_files,
+    is_design,
+    mark_incomplete,
+    write_manifest,
+)
+from codegen.plan import plan_engines, select_linears
+from codegen.render import design_sources
+from fpga.design import EngineConfig, EngineDesign
+from fpga.device import Device, load_device
+from lutllm.artifact import Artifact, artifact_hash
+from lutllm.errors import ArtifactError, ConfigError, ResourceError
+from lutllm.lut_linear import LutLinear
+from lutllm.progress import Progress
+
+#: Folders that an export owns and replaces.
+OWNED = ("src", "hls", "sim", "images", "golden", "build")
+
+
+def export(
+    artifact_path: str | Path,
+    out_dir: str | Path,
+    *,
+    device: str = "v80",
+    engine: EngineConfig | None = None,
+    golden: GoldenSource | None = None,
+    golden_tokens: int = 32,
+    layers: int | Iterable[int] | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write the design of an artifact to `out_dir`; the same input gives the same bytes.
+
+    engine         the engine's configuration; None = the defaults of EngineConfig
+    golden         inputs f32[T, D] by linear name (a dict or a function); None = random inputs for
+                   the first linear of every kind. Expected results come from intmath.
+    golden_tokens  most tokens kept per linear
+    layers         the first N decoder layers, or their indices; None = all
+    Returns files, device, artifact_hash, engines, image_bytes and source_lines.
+    """
+    artifact = Artifact.open(artifact_path)
+    shapes = select_linears(artifact, layers)
+    engines = plan_engines(artifact, shapes, engine or EngineConfig())
+    return write_design(
+        Path(out_dir),
+        engines,
+        (artifact.linear(shape) for shape in shapes),
+        device=device,
+        model=describe(artifact),
+        artifact_hash=artifact_hash(artifact.path),
+        golden=golden,
+        golden_tokens=golden_tokens,
+        progress=progress,
+    )
+
+
+def write_design(
+    root: Path,
+    engines: list[EngineDesign],
+    linears: Iterable[LutLinear],
+    *,
+    device: str,
+    model: str,
+    artifact_hash: str,
+    golden: GoldenSource | None = None,
+    golden_tokens: int = 32,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write the design of `engines` to `root`. linears: each that an engine names, in any order."""
+    board = load_device(device)
+    _check_widths(engines, board)
+    sources = design_sources(engines, board, model, artifact_hash)
+    image_bytes = sum(sum(image_files(engine).values()) for engine in engines)
+    _prepare_folder(root, image_bytes)
+    files = _write_sources(root, sources)
+    count = sum(len(engine.slots) for engine in engines)
+    records = []
+    with _Images(root, engines) as images, Progress(count, "exporting", progress) as bar:
+        files += images.paths
+        for linear in linears:
+            owner = images.write(linear)
+            x = _input_of(linear, golden, golden_tokens, owner.slots[linear.name][1] == 0)
+            if x is not None:
+                files += write_golden(root, linear, x)
+                records.append(Golden(linear.name, len(x), owner.name))
+            bar.advance(note=linear.name)
+    write_manifest(
+        root,
+        model=model,
+        artifact_hash=artifact_hash,
+        device=board,
+        engines=engines,
+        golden=records,
+        files=files,
+    )
+    readable = [text for path, text in sources.items() if path.startswith("src/")]
+    return {
+        "files": sorted([*files, MANIFEST]),
+        "device": board.name,
+        "artifact_hash": artifact_hash,
+        "engines": [engine.name for engine in engines],
+        "linears": count,
+        "image_bytes": image_bytes,
+        "source_lines": sum(text.count("\n") for text in readable),
+    }
+
+
+def _check_widths(engines: list[EngineDesign], device: Device) -> None:
+    for engine in engines:
+        if engine.config.axi_bits > device.port_bits:
+            raise ConfigError(
+                f"engine {engine.name!r}: axi_bits is {engine.config.axi_bits}; a port of "
+                f"{device.name} has {device.port_bits} bits"
+            )
+
+
+def describe(artifact: Artifact) -> str:
+    """The model in words that do not depend on where it lies."""
+    model = artifact.model
+    return f"{model.model_type} ({model.num_hidden_layers} layers, hidden size {model.hidden_size})"
+
+
+def _input_of(
+    linear: LutLinear, golden: GoldenSource | None, tokens: int, first_of_kind: bool
+) -> np.ndarray | None:
+    if golden is not None:
+        return golden_input(golden, linear, tokens)
+    return random_inputs(linear.name, tokens, linear.in_features) if first_of_kind else None
+
+
+def _prepare_folder(root: Path, image_bytes: int) -> None:
+    if root.exists() and not root.is_dir():
+        raise ArtifactError(f"{root}: is a file; choose another folder")
+    if root.is_dir() and any(root.iterdir()):
+        if not is_design(root):
+            raise ArtifactError(f"{root}: not empty, and not an exported design; choose another")
+        for name in OWNED:
+            shutil.rmtree(root / name, ignore_errors=True)
+    root.mkdir(parents=True, exist_ok=True)
+    mark_incomplete(root)
+    free = shutil.disk_usage(root).free
+    if free < image_bytes:
+        raise ResourceError(
+            f"{root}: the design needs {image_bytes >> 20} MiB, the disk has {free >> 20} MiB "
+            "free; export fewer layers or free some space"
+        )
+
+
+def _write_sources(root: Path, sources: dict[str, str]) -> list[str]:
+    for path, text in sources.items():
+        target = root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    return list(sources)
+
+
+class _Images:
+    """The memory images of all engines, open for writing linears at their offsets."""
+
+    def __init__(self, root: Path, engines: list[EngineDesign]):
+        self._owners = {name: engine for engine in engines for name in engine.slots}
+        self._stack = contextlib.ExitStack()
+        self._files: dict[str, BinaryIO] = {}
+        self.paths: list[str] = []
+        for engine in engines:
+            for path, size in image_files(engine).items():
+                target = root / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file = self._stack.enter_context(target.open("wb"))
+                file.truncate(size)
+                self._files[path] = file
+                self.paths.append(path)
+
+    def __enter__(self) -> _Images:
+        return self
+
+    def __exit__(self, *cause: object) -> None:
+        self._stack.close()
+
+    def write(self, linear: LutLinear) -> EngineDesign:
+        """Write one linear to every image of its engine, which is returned."""
+        engine = self._owners[linear.name]
+        k, slot = engine.slots[linear.name]
+        kind = engine.kinds[k]
+        for c, image in enumerate(channel_image(linear, engine, kind)):
+            at = engine.bases(engine.channel_beats)[k] + slot * engine.channel_beats(kind)
+            self._put(f"images/{engine.name}/channel_{c}.bin", at * engine.beat_bytes, image)
+        if engine.search:
+            for p, image in enumerate(centroid_image(linear, engine, kind)):
+                at = engine.bases(engine.centroid_beats)[k] + slot * engine.centroid_beats(kind)
+                self._put(f"images/{engine.name}/centroids_{p}.bin", at * engine.beat_bytes, image)
+        at = engine.bases(engine.parameter_beats)[k] + slot * engine.parameter_beats(kind)
+        image = parameter_image(linear, engine, kind)
+        self._put(f"images/{engine.name}/parameters.bin", at * engine.beat_bytes, image)
+        return engine
+
+    def _put(self, path: str, offset: int, image: np.ndarray) -> None:
+        self._files[path].seek(offset)
+        self._files[path].write(image.tobytes())

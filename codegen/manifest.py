@@ -1,0 +1,233 @@
+"""The manifest of an exported design: written last, checked before anything in the folder is used.
+
+A design folder is untrusted input. `read_design` checks every file it lists (plain file inside the
+folder, size, sha256) and that images and golden vectors have the sizes their engines ask for.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fpga.design import EngineDesign
+from fpga.device import Device, load_device
+from lutllm.artifact import file_digest, read_json, write_json
+from lutllm.errors import ArtifactError, ConfigError
+from lutllm.version import __version__
+
+MANIFEST = "manifest.json"
+FORMAT = "lutllm-design"
+FORMAT_VERSION = 1
+_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Golden vectors of one linear: tokens and the engine that runs it."""
+
+    name: str
+    tokens: int
+    engine: str
+
+
+@dataclass(frozen=True)
+class Design:
+    """A checked design folder."""
+
+    path: Path
+    model: str
+    artifact_hash: str
+    device: Device
+    engines: list[EngineDesign]
+    golden: list[Golden]
+    files: list[str]
+
+    def engine(self, name: str) -> EngineDesign:
+        return next(engine for engine in self.engines if engine.name == name)
+
+
+def engine_entry(engine: EngineDesign) -> dict[str, Any]:
+    """An engine and, per linear, where it lies: kind, slot, byte offset and size in each image."""
+    parts = (
+        ("channel", engine.channel_beats),
+        ("centroids", engine.centroid_beats),
+        ("parameters", engine.parameter_beats),
+    )
+    bases = {part: engine.bases(beats) for part, beats in parts}
+    linears = {}
+    for name, (k, slot) in engine.slots.items():
+        kind = engine.kinds[k]
+        where: dict[str, Any] = {"kind": k, "slot": slot}
+        where["shape"] = [kind.out_features, kind.in_features]
+        for part, beats_of in parts:
+            size = beats_of(kind)
+            start = (bases[part][k] + slot * size) * engine.beat_bytes
+            where[part] = {"offset": start, "bytes": size * engine.beat_bytes}
+        linears[name] = where
+    return {**engine.to_dict(), "linears": linears}
+
+
+def file_entry(root: Path, path: str) -> dict[str, Any]:
+    target = root / path
+    return {"path": path, "bytes": target.stat().st_size, "sha256": file_digest(target)}
+
+
+def write_manifest(
+    root: Path,
+    *,
+    model: str,
+    artifact_hash: str,
+    device: Device,
+    engines: list[EngineDesign],
+    golden: list[Golden],
+    files: list[str],
+) -> None:
+    value = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "lutllm_version": __version__,
+        "model": model,
+        "artifact_hash": artifact_hash,
+        "device": device.name,
+        "engines": [engine_entry(engine) for engine in engines],
+        "golden": {g.name: {"tokens": g.tokens, "engine": g.engine} for g in golden},
+        "files": [file_entry(root, path) for path in sorted(files)],
+    }
+    write_json(root / MANIFEST, value)
+
+
+def mark_incomplete(root: Path) -> None:
+    """Leave a manifest that says an export is under way; `write_manifest` replaces it."""
+    write_json(root / MANIFEST, {"format": FORMAT, "incomplete": True})
+
+
+def is_design(path: Path) -> bool:
+    """True for a folder whose manifest says it is an exported design."""
+    try:
+        return read_json(path / MANIFEST).get("format") == FORMAT
+    except ArtifactError:
+        return False
+
+
+def read_design(path: str | Path) -> Design:
+    """The design in folder `path`; ArtifactError names what is missing, changed or malformed."""
+    root = Path(path)
+    if not root.is_dir():
+        raise ArtifactError(f"{root}: no such folder; give the folder `lutllm export` wrote")
+    manifest = root / MANIFEST
+    value = read_json(manifest)
+    if value.get("incomplete"):
+        raise ArtifactError(f"{root}: the export did not finish; run it again")
+    if value.get("format") != FORMAT or value.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{manifest}: format {value.get('format')!r} version {value.get('format_version')!r}; "
+            f"this lutllm reads {FORMAT!r} version {FORMAT_VERSION}: export again"
+        )
+    try:
+        design = _parse(root, value)
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as cause:
+        raise ArtifactError(f"{manifest}: malformed ({cause!r}); export again") from None
+    _check_files(root, value["files"])
+    _check_sizes(design)
+    return design
+
+
+def _parse(root: Path, value: dict[str, Any]) -> Design:
+    engines = []
+    for entry in value["engines"]:
+        engine = EngineDesign.from_dict({k: v for k, v in entry.items() if k != "linears"})
+        if engine_entry(engine) != entry:
+            raise ValueError(f"engine {engine.name!r}: offsets do not follow from its layers")
+        engines.append(engine)
+    names = [engine.name for engine in engines]
+    texts = [*names, *(name for engine in engines for name in engine.slots)]
+    texts += [kind.name for engine in engines for kind in engine.kinds]
+    if bad := [text for text in texts if not _NAME.fullmatch(text)]:
+        raise ValueError(f"{bad[0]!r} is not a name")
+    golden = [
+        Golden(name, int(entry["tokens"]), entry["engine"])
+        for name, entry in value["golden"].items()
+    ]
+    for item in golden:
+        if item.engine not in names or item.tokens < 1:
+            raise ValueError(f"golden {item.name!r} has no engine or no tokens")
+        if item.name not in engines[names.index(item.engine)].slots:
+            raise ValueError(f"golden {item.name!r} is not a linear of {item.engine}")
+    return Design(
+        path=root,
+        model=str(value["model"]),
+        artifact_hash=str(value["artifact_hash"]),
+        device=load_device(_device_name(value["device"])),
+        engines=engines,
+        golden=golden,
+        files=[str(entry["path"]) for entry in value["files"]],
+    )
+
+
+def _device_name(name: Any) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9_]+", name):
+        raise ValueError(f"{name!r} is not a device")
+    return name
+
+
+def _check_files(root: Path, entries: list[dict[str, Any]]) -> None:
+    for entry in entries:
+        name = PurePosixPath(entry["path"])
+        if name.is_absolute() or ".." in name.parts:
+            raise ArtifactError(f"{root / MANIFEST}: path {entry['path']!r} leaves the folder")
+        target = root / name
+        if target.is_symlink() or not target.is_file():
+            raise ArtifactError(f"{target}: file not found; export again")
+        if not target.resolve().is_relative_to(root.resolve()):
+            raise ArtifactError(f"{target}: leads out of the folder; export again")
+        size = target.stat().st_size
+        if size != entry["bytes"]:
+            raise ArtifactError(
+                f"{target}: {size} bytes, the manifest says {entry['bytes']}; export again"
+            )
+        if file_digest(target) != entry["sha256"]:
+            raise ArtifactError(f"{target}: sha256 differs from the manifest; export again")
+
+
+def image_files(engine: EngineDesign) -> dict[str, int]:
+    """path -> bytes of every memory image of an engine."""
+    beats = engine.image_beats()
+    folder = f"images/{engine.name}"
+    out = {f"{folder}/channel_{c}.bin": beats["channel"] for c in range(engine.config.channels)}
+    out |= {f"{folder}/centroids_{p}.bin": beats["centroids"] for p in range(engine.centroid_ports)}
+    out[f"{folder}/parameters.bin"] = beats["parameters"]
+    return {path: count * engine.beat_bytes for path, count in out.items()}
+
+
+def golden_files(golden: Golden, engine: EngineDesign) -> dict[str, int]:
+    """path -> bytes of the golden vectors of one linear."""
+    kind = engine.kinds[engine.slots[golden.name][0]]
+    folder = f"golden/{golden.name}"
+    tokens = golden.tokens
+    out = {
+        f"{folder}/x.bin": 4 * tokens * kind.in_features,
+        f"{folder}/acc.bin": 4 * tokens * kind.out_features,
+        f"{folder}/y.bin": 4 * tokens * kind.out_features,
+    }
+    if engine.search:
+        positions = engine.lut.num_positions(kind.in_features)
+        out[f"{folder}/codes.bin"] = tokens * kind.act_stages * positions
+    return out
+
+
+def _check_sizes(design: Design) -> None:
+    wanted: dict[str, int] = {}
+    for engine in design.engines:
+        wanted |= image_files(engine)
+    for golden in design.golden:
+        wanted |= golden_files(golden, design.engine(golden.engine))
+    for path, size in wanted.items():
+        if path not in design.files:
+            raise ArtifactError(f"{design.path / path}: not in the manifest; export again")
+        found = (design.path / path).stat().st_size
+        if found != size:
+            raise ArtifactError(
+                f"{design.path / path}: {found} bytes, its engine needs {size}; export again"
+            )

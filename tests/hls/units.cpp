@@ -1,0 +1,193 @@
+// Runs one engine header at a time on streams given in a file, for tests/test_hls_units.py.
+//
+// units COMMAND CONFIG tokens row_fetch bias rounds groups subs act_stages weight_stages in_beats
+// Standard input: the input streams of the command, each as a count and its elements; an element
+// is as many little-endian 64-bit words as it needs. Standard output: the output streams likewise.
+// CONFIGS.h, rendered by the test, declares Config0, Config1, ... and UNITS_DISPATCH.
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "CONFIGS.h"
+#include "lut_linear.h"
+
+using namespace lutllm;
+
+static std::uint64_t read_word() {
+    std::uint64_t word = 0;
+    if (std::fread(&word, sizeof word, 1, stdin) != 1) std::exit(4);
+    return word;
+}
+
+static void write_word(std::uint64_t word) { std::fwrite(&word, sizeof word, 1, stdout); }
+
+template <int W>
+static void read_value(ap_uint<W>& value) {
+    for (int low = 0; low < W; low += 64) {
+        const int high = (low + 64 < W ? low + 64 : W) - 1;
+        value.range(high, low) = read_word();
+    }
+}
+
+template <int W>
+static void write_value(const ap_uint<W>& value) {
+    for (int low = 0; low < W; low += 64) {
+        const int high = (low + 64 < W ? low + 64 : W) - 1;
+        write_word(value.range(high, low).to_uint64());
+    }
+}
+
+static void read_value(float& value) {
+    value = bits_to_float(ap_uint<32>(read_word()));
+}
+static void write_value(float value) { write_word(float_to_bits(value).to_uint()); }
+
+template <class Stream, class T>
+static void feed(Stream& stream, T) {
+    const std::uint64_t count = read_word();
+    for (std::uint64_t i = 0; i < count; i++) {
+        T value;
+        read_value(value);
+        stream.write(value);
+    }
+}
+
+template <class E, class Stream>
+static void feed_sums(Stream& stream) {
+    const std::uint64_t count = read_word();
+    for (std::uint64_t i = 0; i < count; i++) {
+        typename E::sums_t sums;
+        for (int w = 0; w < E::WORDS; w++) read_value(sums.word[w]);
+        stream.write(sums);
+    }
+}
+
+template <class Stream>
+static void drain(Stream& stream) {
+    write_word(stream.size());
+    while (!stream.empty()) write_value(stream.read());
+}
+
+template <class E, class Stream>
+static void drain_sums(Stream& stream) {
+    write_word(stream.size());
+    while (!stream.empty()) {
+        const typename E::sums_t sums = stream.read();
+        for (int w = 0; w < E::WORDS; w++) write_value(sums.word[w]);
+    }
+}
+
+template <class E>
+static void run_search(const LinearCall& call) {
+    typename E::acts act;
+    typename E::centroids centroids;
+    typename E::items items, repeated;
+    feed(act, typename E::act_t());
+    feed(centroids, typename E::centroids_t());
+    centroid_search<E>(act, centroids, items, call);
+    repeat_items<E>(items, repeated, call);
+    drain(repeated);
+}
+
+template <class E>
+static void run_tables(const LinearCall& call) {
+    typename E::lead_beats beats;
+    typename E::items codes;
+    typename E::rows rows;
+    feed(beats, typename E::beat_t());
+    feed(codes, typename E::item_t());
+    rows_from_tables<E>(beats, codes, rows, call);
+    drain(rows);
+}
+
+template <class E>
+static void run_online(const LinearCall& call) {
+    typename E::lead_beats beats;
+    typename E::items vectors;
+    typename E::rows rows;
+    feed(beats, typename E::beat_t());
+    feed(vectors, typename E::item_t());
+    rows_online<E>(beats, vectors, rows, call);
+    drain(rows);
+}
+
+template <class E>
+static void run_lookup(const LinearCall& call) {
+    typename E::indices indices;
+    typename E::rows rows;
+    typename E::sums in, out;
+    feed(indices, typename E::index_t());
+    feed(rows, typename E::row_t());
+    feed_sums<E>(in);
+    lookup<E>(indices, rows, in, out, call);
+    drain_sums<E>(out);
+}
+
+template <class E>
+static void run_accumulate(const LinearCall& call) {
+    typename E::sums totals[E::CHAINS];
+    typename E::param_beats shifts, scales, biases;
+    typename E::token_floats token_scales;
+    typename E::beats out;
+    for (int c = 0; c < E::CHAINS; c++) feed_sums<E>(totals[c]);
+    feed(shifts, typename E::beat_t());
+    feed(scales, typename E::beat_t());
+    feed(biases, typename E::beat_t());
+    feed(token_scales, 0.0f);
+    accumulate<E>(totals, shifts, scales, biases, token_scales, out, call);
+    drain(out);
+}
+
+template <class E>
+static void run_quantize(const LinearCall& call) {
+    typename E::beats x;
+    typename E::param_beats scales, gather;
+    typename E::acts act[E::CHANNELS];
+    typename E::token_floats token_scales;
+    feed(x, typename E::beat_t());
+    feed(scales, typename E::beat_t());
+    feed(gather, typename E::beat_t());
+    quantize_input<E>(x, scales, gather, act, token_scales, call);
+    for (int c = 0; c < E::CHANNELS; c++) drain(act[c]);
+    drain(token_scales);
+}
+
+template <class E, bool TABLES>
+struct Rows {
+    static void run(const LinearCall& call) { run_tables<E>(call); }
+};
+template <class E>
+struct Rows<E, false> {
+    static void run(const LinearCall& call) { run_online<E>(call); }
+};
+
+template <class C>
+static void run_command(const std::string& command, const LinearCall& call) {
+    typedef Engine<C> E;
+    if (command == "search") run_search<E>(call);
+    else if (command == "rows") Rows<E, !E::ONLINE_ROWS>::run(call);
+    else if (command == "lookup") run_lookup<E>(call);
+    else if (command == "accumulate") run_accumulate<E>(call);
+    else if (command == "quantize") run_quantize<E>(call);
+    else std::exit(5);
+}
+
+int main(int argc, char** argv) {
+    if (argc != 12) return 5;
+    int number[10];
+    for (int i = 0; i < 10; i++) number[i] = std::atoi(argv[i + 2]);
+    LinearCall call = LinearCall();
+    call.tokens = number[1];
+    call.row_fetch = number[2] != 0;
+    call.accumulators = true;
+    call.bias = number[3] != 0;
+    call.rounds = number[4];
+    call.groups = number[5];
+    call.subs = number[6];
+    call.act_stages = number[7];
+    call.weight_stages = number[8];
+    call.in_beats = number[9];
+    const std::string command = argv[1];
+    UNITS_DISPATCH(number[0])
+    return 0;
+}

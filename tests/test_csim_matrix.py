@@ -1,0 +1,145 @@
+"""Generated engines of many configurations, compiled and compared with `lutllm.intmath`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from codegen.csim import compile_testbench, run_csim
+from codegen.manifest import read_design
+from codegen.render import design_sources
+from fpga.design import EngineConfig
+from lutllm.config import LutConfig
+from tests.hls_tools import Shape, export_linears, make_engine
+
+RAGGED: list[Shape] = [(70, 130, True)]
+TOKENS = 7  # more than one run of max_tokens
+
+MATRIX: dict[str, tuple[LutConfig, EngineConfig, list[Shape]]] = {
+    "published setting": (
+        LutConfig(),
+        EngineConfig(max_tokens=5),
+        [(70, 130, True), (256, 1200, False)],
+    ),
+    "residual stages on both sides": (
+        LutConfig(act_stages=2, weight_stages=2, group_size=64),
+        EngineConfig(channels=8, max_tokens=4, lanes_per_cycle=32),
+        [(70, 130, True), (33, 64, False)],
+    ),
+    "weight scheme, ragged vectors": (
+        LutConfig(
+            scheme="weight", vec_len=3, weight_centroids=40, weight_stages=2, group_size=64
+        ),
+        EngineConfig(channels=8, max_tokens=4),
+        [(200, 130, True), (96, 700, False)],
+    ),
+    "codes with rows on line": (
+        LutConfig(act_stages=2, group_size=128),
+        EngineConfig(channels=4, centroid_ports=1, rows="online", max_tokens=4),
+        RAGGED,
+    ),
+    "4-bit tables, blocks of 12": (
+        LutConfig(table_bits=4, group_size=96, block_positions=12),
+        EngineConfig(channels=12, lanes_per_cycle=48, max_tokens=4),
+        [(130, 200, True)],
+    ),
+    "two chains, blocks of 5": (
+        LutConfig(
+            table_bits=6, weight_centroids=24, act_centroids=9, group_size=96, block_positions=5
+        ),
+        EngineConfig(
+            channels=10, centroid_ports=2, axi_bits=128, lanes_per_cycle=96, max_tokens=4
+        ),
+        [(130, 200, True)],
+    ),
+    "256 centroids of 8": (
+        LutConfig(weight_centroids=256, act_centroids=256, vec_len=8, group_size=32),
+        EngineConfig(
+            channels=4,
+            centroid_ports=1,
+            axi_bits=128,
+            lanes_per_cycle=8,
+            search_segments=8,
+            search_chain=4,
+        ),
+        [(200, 70, True)],
+    ),
+    "smallest engine": (
+        LutConfig(
+            vec_len=1, act_centroids=2, weight_centroids=2, group_size=7, block_positions=1
+        ),
+        EngineConfig(
+            channels=1,
+            centroid_ports=1,
+            axi_bits=64,
+            lanes_per_cycle=7,
+            search_segments=1,
+            search_chain=1,
+            gather_lanes=1,
+            read_ahead=1,
+            beat_fifo=2,
+        ),
+        [(9, 30, True)],
+    ),
+}
+
+
+def export(root: Path, name: str) -> Path:
+    lut, config, shapes = MATRIX[name]
+    engine, linears = make_engine(lut, config, shapes)
+    export_linears(root, engine, linears, TOKENS)
+    return root
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_engine_is_exact(tmp_path: Path, name: str) -> None:
+    design = export(tmp_path / "design", name)
+    found = run_csim(design, tokens=(1, TOKENS))
+    assert found["integer_mismatches"] == 0
+    assert found["first_divergence"] is None
+    assert found["max_abs_error"] == 0
+    assert found["tokens_equal"] == found["tokens_compared"] > 0
+
+
+@pytest.mark.skipif(
+    "LUTLLM_AP_TYPES" not in os.environ, reason="LUTLLM_AP_TYPES names no folder of ap_int.h"
+)
+@pytest.mark.parametrize("name", MATRIX)
+def test_engine_is_exact_with_open_ap_types(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same sources with the open ap_types headers instead of our ap_int.h."""
+    design = export(tmp_path / "design", name)
+    open_headers = os.environ["LUTLLM_AP_TYPES"]
+
+    def compile_with_open_headers(sources: dict[str, str], main: str) -> Path:
+        kept = {path: text for path, text in sources.items() if path != "sim/ap_int.h"}
+        return compile_testbench(kept, main, [f"-I{open_headers}", "-Wno-deprecated-declarations"])
+
+    monkeypatch.setattr("codegen.csim.compile_testbench", compile_with_open_headers)
+    found = run_csim(design)
+    assert found["integer_mismatches"] == 0
+    assert found["first_divergence"] is None
+
+
+def test_sequential_simulation_needs_no_coroutines(tmp_path: Path) -> None:
+    """Plain calls over unbounded streams, as the C simulation of Vitis HLS runs them."""
+    root = export(tmp_path / "design", "smallest engine")
+    design = read_design(root)
+    sources = design_sources(design.engines, design.device, design.model, design.artifact_hash)
+    program = compile_testbench(
+        sources, "sim/lut_linear_testbench.cpp", ["-DLUTLLM_SEQUENTIAL"]
+    )
+    import subprocess
+
+    case = f"linear_0 0 0 9 30 {TOKENS} 0\n"
+    out = subprocess.run(
+        [str(program), str(root / "images"), str(root / "golden")],
+        input=case,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert '"integer_mismatches": 0' in out.stdout
