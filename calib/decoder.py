@@ -27,7 +27,7 @@ ApplyLinear = Callable[[LinearShape, torch.Tensor], torch.Tensor]
 
 @dataclass
 class LayerWeights:
-    """Float weights of one decoder layer. weight: f32[M, D], bias: f32[M] or None, by linear name."""
+    """Float weights of one layer. weight: f32[M, D], bias: f32[M] or None, by linear name."""
 
     shapes: tuple[LinearShape, ...]
     weight: dict[str, torch.Tensor]
@@ -145,6 +145,6 @@ class FloatDecoder:
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding on halves. x: f32[N, heads, ctx, head_dim]; cos, sin: f32[ctx, head_dim/2]."""
+    """Rotary embedding on halves. x: f32[N, heads, ctx, hd]; cos, sin: f32[ctx, hd / 2]."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -27,7 +27,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-_KINDS = {np.float32: "F32", np.int32: "I32", np.int8: "I8", np.uint8: "U8"}
+_KINDS: dict[Any, str] = {np.float32: "F32", np.int32: "I32", np.int8: "I8", np.uint8: "U8"}
 
 
 def read_json(path: Path, error: type[Exception] = ArtifactError) -> dict[str, Any]:

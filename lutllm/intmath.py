@@ -99,6 +99,7 @@ def table_rows(activation: np.ndarray, linear: LutLinear, act_stage: int) -> np.
 
 def full_table(linear: LutLinear, act_stage: int = 0) -> np.ndarray:
     """The 2D tables of scheme "co": i8[Ka, Sw, P, B, Kw], row a for activation centroid a."""
+    assert linear.act_codebook is not None
     return table_rows(np.swapaxes(linear.act_codebook[act_stage], 0, 1), linear, act_stage)
 
 
@@ -125,6 +126,7 @@ def accumulate(x: np.ndarray, linear: LutLinear) -> tuple[np.ndarray, np.ndarray
     x_int, token_scale = quantize_activation(x, linear)
     if linear.config.scheme == "weight":
         return lookup_accumulate(table_rows(x_int, linear, 0), linear, 0), token_scale
+    assert linear.act_codebook is not None
     codes = search(x_int, linear.act_codebook)
     acc = np.zeros((len(x), linear.out_features), np.int32)
     for t in range(linear.config.act_stages):

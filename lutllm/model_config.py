@@ -12,6 +12,16 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
 ROPE_TYPES = ("default", "linear", "llama3")
 
 
@@ -46,10 +56,7 @@ class ModelConfig:
     qk_norm: bool
 
     def __post_init__(self) -> None:
-        for name in (
-            "hidden_size intermediate_size num_hidden_layers num_attention_heads "
-            "num_key_value_heads head_dim vocab_size max_position_embeddings"
-        ).split():
+        for name in _SIZES:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
                 raise CheckpointError(f"config.json: {name} is {value!r}; it must be above zero")

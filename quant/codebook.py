@@ -21,7 +21,7 @@ _MIN_EXPONENT, _MAX_EXPONENT = -60, 60
 
 
 def gaussian_template(count: int, vec_len: int) -> np.ndarray:
-    """f32[count, vec_len]: a codebook fitted to a unit normal; the start for every weight codebook."""
+    """f32[count, vec_len]: fitted to a unit normal, the start of weight codebooks."""
     rng = np.random.default_rng(1)
     sample = rng.standard_normal((1, vec_len, 64 * count)).astype(np.float32)
     return kmeans(sample, count, 30, seed=1)[0]
@@ -88,7 +88,7 @@ def round_centroids(
             top = max(top, abs(total) / step[j])
     exponent = floor
     if top > 0:
-        exponent = max(floor, int(math.ceil(math.log2(top / 127.0))))
+        exponent = max(floor, math.ceil(math.log2(top / 127.0)))
     unit = 2.0**exponent
     for k in range(count):
         for j in range(v):

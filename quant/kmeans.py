@@ -130,7 +130,7 @@ def assign_one(
 
 
 @njit(cache=True, fastmath={"reassoc", "contract"})
-def _dot(a: np.ndarray, b: np.ndarray) -> float:
+def _dot(a: np.ndarray, b: np.ndarray) -> np.float32:
     total = np.float32(0)
     for i in range(a.size):
         total += a[i] * b[i]
@@ -264,4 +264,4 @@ def _kmeans_faiss(points: np.ndarray, count: int, iterations: int, seed: int) ->
     )
     start, _ = kmeans_plusplus(rows, count, random_state=seed)
     clustering.train(rows, init_centroids=start)
-    return clustering.centroids
+    return np.asarray(clustering.centroids)

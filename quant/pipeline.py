@@ -51,6 +51,10 @@ class CalibrationConfig:
     ctx: int = 512
 
 
+_DEFAULT_CALIBRATION = CalibrationConfig()
+_DEFAULT_EFFORT = Effort()
+
+
 @dataclass
 class _Streams:
     """Hidden states of the calibration windows, f32[N, ctx, hidden_size] each."""
@@ -65,8 +69,8 @@ def quantize(
     config: QuantConfig,
     calib_ids: np.ndarray,
     *,
-    calibration: CalibrationConfig = CalibrationConfig(),
-    effort: Effort = Effort(),
+    calibration: CalibrationConfig = _DEFAULT_CALIBRATION,
+    effort: Effort = _DEFAULT_EFFORT,
     resume: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -86,9 +90,9 @@ def quantize(
     layers = checkpoint.model.num_hidden_layers
     decoder = FloatDecoder(checkpoint)
     streams = _initial_streams(decoder, windows, workspace)
-    with Progress(layers, "quantizing layers", progress) as bar:
-        bar.advance(workspace.layers_done)
-        for index in range(workspace.layers_done, layers):
+    done = workspace.layers_done
+    with Progress(layers, "quantizing layers", progress, done=done) as bar:
+        for index in range(done, layers):
             begun = time.monotonic()
             linears, errors = _quantize_layer(decoder, index, streams, config, effort)
             _write_layer(workspace.path, checkpoint, index, linears)
@@ -116,7 +120,7 @@ def _fingerprint(
     return {
         "checkpoint": _checkpoint_digest(checkpoint),
         "quantization": config.to_dict(),
-        "calibration tokens": hashlib.sha256(np.ascontiguousarray(windows)).hexdigest(),
+        "calibration tokens": hashlib.sha256(windows.tobytes()).hexdigest(),
         "effort": vars(effort),
         "lutllm version": __version__,
     }
@@ -132,9 +136,7 @@ def _checkpoint_digest(checkpoint: Checkpoint) -> str:
 
 
 @torch.no_grad()
-def _initial_streams(
-    decoder: FloatDecoder, windows: np.ndarray, workspace: Workspace
-) -> _Streams:
+def _initial_streams(decoder: FloatDecoder, windows: np.ndarray, workspace: Workspace) -> _Streams:
     saved = workspace.load_hidden()
     if saved is not None:
         return _Streams(torch.from_numpy(saved["exact"]), torch.from_numpy(saved["quantized"]))
@@ -155,18 +157,19 @@ def _quantize_layer(
     def apply(shape: LinearShape, x: torch.Tensor) -> torch.Tensor:
         seed = config.seed + 1009 * index + len(done)
         linear_config = config.for_linear(shape.name)
+        x_float = inputs.pop(shape.name)
         result = quantize_linear(
             shape,
             weights.weight[shape.name],
             weights.bias[shape.name],
-            inputs.pop(shape.name),
+            x_float,
             x,
             linear_config,
             effort,
             seed,
         )
         done.append(result)
-        errors.append(_layer_error(shape, weights, x, result))
+        errors.append(_layer_error(shape, weights, x_float, x, result))
         return result.apply(x)
 
     streams.quantized = decoder.run_layer(streams.quantized, weights, apply)
@@ -190,11 +193,19 @@ def _run_float(
 
 
 def _layer_error(
-    shape: LinearShape, weights: LayerWeights, x: torch.Tensor, result: QuantizedLinear
+    shape: LinearShape,
+    weights: LayerWeights,
+    x_float: torch.Tensor,
+    x_quant: torch.Tensor,
+    result: QuantizedLinear,
 ) -> dict[str, Any]:
-    """Relative output error on a sample of the inputs, beside round-to-nearest at like bits."""
-    sample = x[:: max(1, len(x) // _ERROR_TOKENS)]
-    exact = weights.apply(shape, sample)
+    """Distance to the float model's output, beside round-to-nearest of the weights at like bits.
+
+    Both see the inputs behind the quantized prefix, on a sample of the tokens.
+    """
+    stride = max(1, len(x_quant) // _ERROR_TOKENS)
+    exact = weights.apply(shape, x_float[::stride])
+    sample = x_quant[::stride]
     bits = max(2, round(result.linear.config.index_bits_per_weight))
     rounded = sample @ round_to_nearest(weights.weight[shape.name], bits).t()
     bias = weights.bias[shape.name]
@@ -234,9 +245,7 @@ def _write_rest(folder: Path, checkpoint: Checkpoint, config: QuantConfig) -> No
     """Embedding, final norm and head; config, tokenizer and index."""
     count = checkpoint.model.num_hidden_layers + 1
     names = [n for n in checkpoint.names() if not n.startswith("model.layers.")]
-    _write_shard(
-        folder / shard_name(count - 1, count), {n: checkpoint.stored(n) for n in names}
-    )
+    _write_shard(folder / shard_name(count - 1, count), {n: checkpoint.stored(n) for n in names})
     write_json(
         folder / "config.json",
         checkpoint.hf_config | {"quantization_config": config.to_dict()},
@@ -381,7 +390,7 @@ def estimate_seconds(
         d, m = shape.in_features, shape.out_features
         setting = config.for_linear(shape.name)
         dense = 2 * tokens * d * (2 * d + 2 * m) + 2 * d**3 + 14 * m * d * d
-        points = 16 * m * d * setting.weight_centroids**min(2, setting.weight_stages)
+        points = 16 * m * d * setting.weight_centroids ** min(2, setting.weight_stages)
         if setting.scheme == "co":
             points += 60 * 16 * d * min(tokens, 4096) * setting.act_centroids / 16
         total += dense + 10 * points

@@ -197,6 +197,6 @@ def clear_vanished(integers: np.ndarray, table_shift: np.ndarray) -> None:
     A shift beyond 15 leaves nothing of a dot product of two pairs of 8-bit integers. integers:
     i8[P, B, Sw, Kw, v], changed in place; table_shift: u8[Sa, Sw, P, B], capped to 15 in place.
     """
-    gone = (table_shift > 15).all(axis=0).transpose(1, 2, 0)
-    integers[gone] = 0
-    table_shift[:, gone.transpose(2, 0, 1)] = 15
+    gone = np.all(table_shift > 15, axis=0)
+    integers[np.moveaxis(gone, 0, 2)] = 0
+    table_shift[:, gone] = 15

@@ -31,10 +31,11 @@ CONFIGS = [
 def problem(seed: int = 0, columns: int = COLUMNS) -> tuple[torch.Tensor, torch.Tensor]:
     """A weight matrix and the second moment of correlated inputs with a strong channel."""
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((400, columns)) @ (rng.standard_normal((columns, columns)) + np.eye(columns))
+    mix = rng.standard_normal((columns, columns)) + np.eye(columns)
+    x = rng.standard_normal((400, columns)) @ mix
     x[:, 5] *= 6
     weight = rng.standard_normal((ROWS, columns))
-    return torch.tensor(weight, dtype=torch.float32), torch.tensor(x.T @ x / 400, dtype=torch.float32)
+    return torch.from_numpy(weight).float(), torch.from_numpy(x.T @ x / 400).float()
 
 
 def objective(values: np.ndarray, weight: torch.Tensor, moment: torch.Tensor) -> float:
@@ -186,7 +187,8 @@ def test_refit_is_the_ridge_solution() -> None:
 
 def test_row_gain_is_the_minimum() -> None:
     weight, moment = problem()
-    values = 0.8 * weight + 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    values = 0.8 * weight + 0.1 * noise
     gain = best_row_gain(values, weight, moment)[:, None]
 
     def error(factor: torch.Tensor) -> torch.Tensor:

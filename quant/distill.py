@@ -1,0 +1,330 @@
+"""Distillation: codebooks, output scales and norms trained towards the float model's predictions.
+
+The loss is the Kullback-Leibler divergence from the float model to the quantized one over the whole
+vocabulary. Codes stay as they are; codebooks are rounded to their integers in every forward pass,
+so what is trained is what is stored.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from calib.decoder import FloatDecoder, LayerWeights, rms_norm
+from lutllm.artifact import Artifact
+from lutllm.checkpoint import Checkpoint
+from lutllm.errors import ConfigError
+from lutllm.lut_linear import LutLinear
+from lutllm.model_config import LinearShape
+from lutllm.progress import Progress
+from quant.student import StudentLinear
+
+#: Positions whose logits exist at once; the vocabulary is large.
+_HEAD_CHUNK = 256
+#: Seconds between two saves of the state.
+SAVE_INTERVAL_S = 60.0
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """steps of `windows` windows each; learning_rate is relative to the size of a codebook.
+
+    Norm weights and output scales learn at `scale_rate` times that rate.
+    """
+
+    steps: int = 100
+    windows: int = 2
+    learning_rate: float = 1e-3
+    scale_rate: float = 0.3
+    warmup: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "windows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"distillation: {name} is {getattr(self, name)}; at least 1")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up, then a cosine to 2 per cent."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup))
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.learning_rate * warm * (0.98 * cosine + 0.02)
+
+
+@dataclass
+class Student:
+    """The quantized model: trainable linears and norms per layer, embedding and head fixed."""
+
+    decoder: FloatDecoder
+    layers: list[LayerWeights]
+    linears: list[dict[str, StudentLinear]]
+    final_norm: torch.Tensor
+    head: torch.Tensor
+    _norms: list[torch.Tensor] = field(default_factory=list)
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact, decoder: FloatDecoder) -> Student:
+        layers, linears, norms = [], [], []
+        model = artifact.model
+
+        def norm(name: str) -> torch.Tensor:
+            value = torch.from_numpy(artifact.float32(name)).requires_grad_()
+            norms.append(value)
+            return value
+
+        for i in range(model.num_hidden_layers):
+            prefix = f"model.layers.{i}"
+            shapes = model.layer_linears(i)
+            qk = model.qk_norm
+            layers.append(
+                LayerWeights(
+                    shapes,
+                    {},
+                    {},
+                    norm(f"{prefix}.input_layernorm.weight"),
+                    norm(f"{prefix}.post_attention_layernorm.weight"),
+                    norm(f"{prefix}.self_attn.q_norm.weight") if qk else None,
+                    norm(f"{prefix}.self_attn.k_norm.weight") if qk else None,
+                )
+            )
+            linears.append({s.name: StudentLinear(artifact.linear(s)) for s in shapes})
+        final = norm("model.norm.weight")
+        _, head = decoder.head()
+        return cls(decoder, layers, linears, final, head, norms)
+
+    def hidden(self, ids: np.ndarray) -> torch.Tensor:
+        """Normalised last hidden states f32[N, ctx, hidden]. ids: i64[N, ctx]."""
+        hidden = self.decoder.embed(ids)
+        for weights, linears in zip(self.layers, self.linears, strict=True):
+
+            def apply(
+                shape: LinearShape,
+                x: torch.Tensor,
+                linears: dict[str, StudentLinear] = linears,
+            ) -> torch.Tensor:
+                return linears[shape.name].apply(x)
+
+            hidden = self.decoder.run_layer(hidden, weights, apply)
+        return rms_norm(hidden, self.final_norm, self.decoder.config.rms_norm_eps)
+
+    def groups(self, config: DistillConfig) -> list[dict[str, Any]]:
+        """Adam parameter groups; `factor` scales the rate to the size of the parameter."""
+        linears = [s for layer in self.linears for s in layer.values()]
+        slow = config.scale_rate
+        groups: list[dict[str, Any]] = [
+            {"params": [s.books for s in linears], "factor": 1.0},
+            {"params": [s.gain for s in linears], "factor": slow},
+        ]
+        for value in self._norms:
+            groups.append(
+                {"params": [value], "factor": slow * float(value.detach().abs().median())}
+            )
+        return groups
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Every trained tensor in a fixed order, for saving and resuming."""
+        linears = [s for layer in self.linears for s in layer.values()]
+        return [t for s in linears for t in s.parameters()] + self._norms
+
+
+class Teacher:
+    """The float model with all layers in memory."""
+
+    def __init__(self, decoder: FloatDecoder):
+        self.decoder = decoder
+        self.layers = [decoder.layer(i) for i in range(decoder.config.num_hidden_layers)]
+        self.norm, self.head = decoder.head()
+
+    @torch.no_grad()
+    def hidden(self, ids: np.ndarray) -> torch.Tensor:
+        """Normalised last hidden states f32[N, ctx, hidden]."""
+        hidden = self.decoder.embed(ids)
+        for weights in self.layers:
+            hidden = self.decoder.run_layer(hidden, weights, weights.apply)
+        return rms_norm(hidden, self.norm, self.decoder.config.rms_norm_eps)
+
+
+def divergence(
+    student: torch.Tensor, teacher: torch.Tensor, head: torch.Tensor, gradient: bool
+) -> tuple[float, torch.Tensor | None]:
+    """Mean KL(teacher || student) per position, and its gradient with respect to `student`.
+
+    student, teacher: f32[n, hidden], normalised; head: f32[vocab, hidden]. Logits are made in
+    chunks of positions, so memory does not grow with n.
+    """
+    total, parts = 0.0, []
+    for first in range(0, len(student), _HEAD_CHUNK):
+        part = student[first : first + _HEAD_CHUNK].detach().requires_grad_(gradient)
+        with torch.no_grad():
+            target = F.log_softmax(teacher[first : first + _HEAD_CHUNK] @ head.t(), dim=-1)
+        with torch.set_grad_enabled(gradient):
+            found = F.log_softmax(part @ head.t(), dim=-1)
+            loss = F.kl_div(found, target, reduction="sum", log_target=True) / len(student)
+        total += float(loss.detach())
+        if gradient:
+            loss.backward()
+            assert part.grad is not None
+            parts.append(part.grad)
+    return total, torch.cat(parts) if gradient else None
+
+
+def distill(
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    windows: np.ndarray,
+    held_out: np.ndarray,
+    config: DistillConfig,
+    *,
+    state_path: Path | None = None,
+    progress: bool = True,
+    deadline: float | None = None,
+) -> tuple[Student, dict[str, Any]]:
+    """Train the artifact's codebooks, scales and norms.
+
+    windows, held_out: i64[N, ctx]. With `deadline` (time.monotonic()), the number of steps is cut
+    to what fits, judged after the first steps, and stated in the record. A run that was killed
+    goes on from `state_path`. Returns the trained student and a record for the report.
+    """
+    decoder = FloatDecoder(checkpoint)
+    teacher = Teacher(decoder)
+    student = Student.from_artifact(artifact, decoder)
+    optimizer = torch.optim.Adam(student.groups(config), lr=1.0, betas=(0.9, 0.95))
+    order = np.random.default_rng(config.seed).permutation(len(windows))
+    record: dict[str, Any] = {"steps": config.steps, "curve": []}
+    first = _restore(state_path, student, optimizer, record)
+    if first == 0:
+        record["held_out_before"] = _held_out(student, teacher, held_out)
+    config = DistillConfig(**{**vars(config), "steps": record["steps"]})
+    begun, saved = time.monotonic(), time.monotonic()
+    step = first
+    with Progress(config.steps, "distilling", progress, done=first) as bar:
+        while step < config.steps:
+            chosen = order[
+                np.arange(step * config.windows, (step + 1) * config.windows) % len(order)
+            ]
+            loss = _train_step(student, teacher, windows[chosen], optimizer, config.rate(step))
+            record["curve"].append(round(loss, 5))
+            step += 1
+            if deadline is not None and step == first + 3:
+                config = _fit_to_deadline(config, step, (time.monotonic() - begun) / 3, deadline)
+                record["steps"] = config.steps
+                bar.total = config.steps
+            if state_path is not None and time.monotonic() - saved > SAVE_INTERVAL_S:
+                _save(state_path, student, optimizer, record, step)
+                saved = time.monotonic()
+            bar.advance(note=f"KL {loss:.4f}")
+    record["held_out_after"] = _held_out(student, teacher, held_out)
+    return student, record
+
+
+def _fit_to_deadline(
+    config: DistillConfig, step: int, seconds: float, deadline: float
+) -> DistillConfig:
+    left = int((deadline - time.monotonic()) / max(seconds, 1e-6))
+    steps = max(step + 1, min(config.steps, step + left))
+    return DistillConfig(**{**vars(config), "steps": steps})
+
+
+def _train_step(
+    student: Student,
+    teacher: Teacher,
+    ids: np.ndarray,
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+) -> float:
+    """One Adam step; returns the loss before it."""
+    target = teacher.hidden(ids).flatten(0, 1)
+    hidden = student.hidden(ids).flatten(0, 1)
+    loss, gradient = divergence(hidden, target, student.head, gradient=True)
+    optimizer.zero_grad(set_to_none=True)
+    hidden.backward(gradient)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+    optimizer.step()
+    return loss
+
+
+@torch.no_grad()
+def _held_out(student: Student, teacher: Teacher, windows: np.ndarray) -> float:
+    """Mean KL divergence on held-out windows."""
+    losses = [
+        divergence(
+            student.hidden(part).flatten(0, 1),
+            teacher.hidden(part).flatten(0, 1),
+            student.head,
+            gradient=False,
+        )[0]
+        for part in np.split(windows, len(windows))
+    ]
+    return round(float(np.mean(losses)), 5)
+
+
+def _save(
+    path: Path,
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    record: dict[str, Any],
+    step: int,
+) -> None:
+    """Values, Adam moments and record, written beside the target and renamed."""
+    arrays: dict[str, np.ndarray] = {"step": np.array(step)}
+    for i, tensor in enumerate(student.tensors()):
+        arrays[f"value_{i}"] = tensor.detach().numpy()
+        state = optimizer.state[tensor]
+        arrays[f"first_{i}"] = state["exp_avg"].numpy()
+        arrays[f"second_{i}"] = state["exp_avg_sq"].numpy()
+    arrays["curve"] = np.array(record["curve"])
+    arrays["steps"] = np.array(record["steps"])
+    arrays["held_out_before"] = np.array(record["held_out_before"])
+    temporary = path.with_name(path.name + ".new")
+    with open(temporary, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    os.replace(temporary, path)
+
+
+def _restore(
+    path: Path | None,
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    record: dict[str, Any],
+) -> int:
+    """Load what `_save` wrote; returns the step to go on with, 0 where there is nothing."""
+    if path is None or not path.is_file():
+        return 0
+    with np.load(path, allow_pickle=False) as saved:
+        step = int(saved["step"])
+        for i, tensor in enumerate(student.tensors()):
+            with torch.no_grad():
+                tensor.copy_(torch.from_numpy(saved[f"value_{i}"]))
+            optimizer.state[tensor] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": torch.from_numpy(saved[f"first_{i}"]),
+                "exp_avg_sq": torch.from_numpy(saved[f"second_{i}"]),
+            }
+        record["curve"] = saved["curve"].tolist()
+        record["steps"] = int(saved["steps"])
+        record["held_out_before"] = float(saved["held_out_before"])
+    return step
+
+
+def trained_tensors(student: Student, layer: int) -> tuple[list[LutLinear], dict[str, np.ndarray]]:
+    """The trained linears of a layer, and its norms by tensor name."""
+    weights = student.layers[layer]
+    prefix = f"model.layers.{layer}"
+    norms = {
+        f"{prefix}.input_layernorm.weight": weights.input_norm,
+        f"{prefix}.post_attention_layernorm.weight": weights.post_attention_norm,
+    }
+    if weights.q_norm is not None and weights.k_norm is not None:
+        norms[f"{prefix}.self_attn.q_norm.weight"] = weights.q_norm
+        norms[f"{prefix}.self_attn.k_norm.weight"] = weights.k_norm
+    linears = [s.trained() for s in student.linears[layer].values()]
+    return linears, {name: value.detach().numpy() for name, value in norms.items()}

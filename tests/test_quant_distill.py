@@ -1,0 +1,173 @@
+"""Distillation: gradients, a falling loss, resumption, and a result that is a valid artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from calib.decoder import FloatDecoder
+from lutllm.artifact import Artifact
+from lutllm.checkpoint import Checkpoint, open_checkpoint
+from lutllm.config import LutConfig, QuantConfig
+from lutllm.intmath import lut_linear
+from quant.baseline import relative_error
+from quant.distill import DistillConfig, Student, Teacher, distill, divergence, trained_tensors
+from quant.pipeline import CalibrationConfig, quantize
+from quant.student import StudentLinear
+from tests.helpers import random_input, random_linear
+from tests.quant_problem import data, run
+from tests.tiny_models import make_model, tiny_config, write_hf
+
+IDS = np.random.default_rng(0).integers(0, 300, 3000)
+WINDOWS = IDS[:2560].reshape(40, 64)
+CONFIG = QuantConfig(
+    LutConfig(act_centroids=16, group_size=64),
+    {"*.mlp.*": {"scheme": "weight", "weight_stages": 2, "weight_centroids": 4}},
+)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Artifact]:
+    folder = tmp_path_factory.mktemp("model")
+    checkpoint = open_checkpoint(write_hf(folder, make_model(tiny_config("qwen3"))))
+    checkpoint.write_tokenizer = lambda dest: None  # type: ignore[method-assign]
+    out = folder / "artifact"
+    calibration = CalibrationConfig(tokens=512, ctx=64)
+    quantize(checkpoint, out, CONFIG, IDS, calibration=calibration, progress=False)
+    return checkpoint, Artifact.open(out)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LutConfig(group_size=48),
+        LutConfig(group_size=64, act_stages=2, weight_stages=2),
+        LutConfig(scheme="weight", vec_len=3, weight_centroids=30, group_size=100),
+    ],
+    ids=str,
+)
+def test_student_linear_is_the_tables_up_to_rounding(config: LutConfig) -> None:
+    x, _ = data()
+    linear = run(config).linear
+    found = StudentLinear(linear).apply(x[:40]).detach()
+    assert relative_error(found, torch.from_numpy(lut_linear(x[:40].numpy(), linear))) < 0.006
+    trained = StudentLinear(linear).trained()
+    assert np.array_equal(trained.weight_codebook, linear.weight_codebook)
+    assert np.allclose(trained.output_scale, linear.output_scale)
+
+
+def test_gradients_equal_those_of_the_decoded_weight() -> None:
+    linear = random_linear(LutConfig(scheme="weight", weight_stages=2, group_size=48), 20, 70)
+    student = StudentLinear(linear)
+    x = torch.from_numpy(random_input(6, 20)).requires_grad_()
+    probe = torch.randn(6, 70, generator=torch.Generator().manual_seed(0))
+    (student.apply(x) * probe).sum().backward()
+
+    # The same layer with torch indexing alone.
+    books = student.books.detach().clone().requires_grad_()
+    integers = (books * student._rms).clamp(-127, 127)
+    integers = integers + (integers.round() - integers).detach()
+    codes = torch.from_numpy(linear.unpack_weight_codes().astype(np.int64))
+    group = torch.arange(70) // 48
+    weight = 0.0
+    for s in range(2):
+        unit = integers[s] * student._unit[s]
+        p = torch.arange(len(unit))[:, None]
+        weight = weight + unit[p, group[None], codes[s]]  # [P, M, v]
+    matrix = weight.permute(0, 2, 1).reshape(-1, 70)
+    x2 = x.detach().clone().requires_grad_()
+    z = x2[:, student._index] * student._scale
+    top = z.detach().abs().amax(1, keepdim=True).clamp(min=1e-30)
+    z = z * (127 / top)
+    z = z + (z.round() - z).detach()
+    y = z @ matrix * student._output_scale * (top / 127)
+    (y * probe).sum().backward()
+    assert torch.allclose(books.grad, student.books.grad, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(x2.grad, x.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_divergence_and_its_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(300, 16, generator=generator).requires_grad_()
+    teacher = torch.randn(300, 16, generator=generator)
+    head = torch.randn(50, 16, generator=generator)
+    found = torch.log_softmax(student @ head.t(), -1)
+    target = torch.log_softmax(teacher @ head.t(), -1)
+    loss = (target.exp() * (target - found)).sum(-1).mean()
+    loss.backward()
+    value, gradient = divergence(student.detach(), teacher, head, gradient=True)
+    assert value == pytest.approx(float(loss), rel=1e-4)
+    assert torch.allclose(gradient, student.grad, atol=1e-5)
+    assert divergence(teacher, teacher, head, gradient=False)[0] == pytest.approx(0, abs=1e-5)
+
+
+def test_teacher_is_the_float_model(pair: tuple[Checkpoint, Artifact]) -> None:
+    decoder = FloatDecoder(pair[0])
+    hidden = Teacher(decoder).hidden(WINDOWS[:1])[0]
+    logits = hidden @ decoder.head()[1].t()
+    assert np.allclose(logits.numpy(), decoder.logits(WINDOWS[0]), atol=1e-4)
+
+
+def test_distillation_lowers_the_divergence(pair: tuple[Checkpoint, Artifact]) -> None:
+    config = DistillConfig(steps=30, windows=4, learning_rate=1e-2)
+    student, record = distill(pair[1], pair[0], WINDOWS[:32], WINDOWS[32:], config, progress=False)
+    assert len(record["curve"]) == 30
+    assert record["held_out_after"] < 0.95 * record["held_out_before"]
+    for layer in range(2):
+        linears, norms = trained_tensors(student, layer)
+        assert len(linears) == 4
+        assert len(norms) == 4
+        for linear in linears:
+            linear.validate()
+
+
+class Stop(Exception):
+    pass
+
+
+def test_resumed_distillation_gives_the_same_result(
+    pair: tuple[Checkpoint, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quant import distill as module
+
+    config = DistillConfig(steps=6, windows=2, learning_rate=1e-2)
+    arguments = (pair[1], pair[0], WINDOWS[:8], WINDOWS[38:], config)
+    whole, record = distill(*arguments, progress=False)
+
+    original = module._train_step
+    calls = 0
+
+    def stop(*rest):
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise Stop
+        return original(*rest)
+
+    monkeypatch.setattr(module, "SAVE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(module, "_train_step", stop)
+    state = tmp_path / "distill.npz"
+    with pytest.raises(Stop):
+        distill(*arguments, state_path=state, progress=False)
+    monkeypatch.setattr(module, "_train_step", original)
+    resumed, again = distill(*arguments, state_path=state, progress=False)
+    assert again["curve"] == record["curve"]
+    for a, b in zip(whole.tensors(), resumed.tensors(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_rate_warms_up_and_decays() -> None:
+    config = DistillConfig(steps=100, learning_rate=1.0, warmup=5)
+    rates = [config.rate(i) for i in range(100)]
+    assert rates[0] < rates[2] < rates[4]
+    assert rates[4] > rates[50] > rates[99] > 0
+
+
+def test_student_reads_the_artifact(pair: tuple[Checkpoint, Artifact]) -> None:
+    student = Student.from_artifact(pair[1], FloatDecoder(pair[0]))
+    hidden = student.hidden(WINDOWS[:2])
+    assert hidden.shape == (2, 64, 64)
+    assert torch.isfinite(hidden).all()
