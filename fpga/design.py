@@ -21,6 +21,8 @@ ROW_MODES = ("auto", "table", "online")
 #: Cycles between writing a buffer and reading it back, in every engine (engine.h MIN_DISTANCE).
 MIN_DISTANCE = 4
 GATHER_INDEX_BITS = 16
+#: Widest word a kernel may have: the largest AP_INT_MAX_W of Vitis HLS.
+MAX_WORD_BITS = 4096
 FLOAT_BITS = 32
 
 
@@ -183,6 +185,7 @@ class EngineDesign:
                 f"engine {self.name!r}: rows 'table' needs coded activations, but the scheme is "
                 "'weight'; use rows 'online' or 'auto'"
             )
+        self._check_words()
         for kind in self.kinds:
             if kind.in_features >= (1 << GATHER_INDEX_BITS) - self.floats:
                 raise ConfigError(
@@ -194,6 +197,34 @@ class EngineDesign:
                 raise ConfigError(
                     f"engine {self.name!r}: {kind.name} has {kind.out_features} outputs, "
                     f"max_outputs is {limit}; raise it or set it to 0"
+                )
+
+    def _check_words(self) -> None:
+        words = [
+            ("lanes_per_cycle x code bits", self.index_packing, "lower lanes_per_cycle"),
+            ("weight_centroids x table_bits", self.row_packing, "quantize with fewer centroids"),
+        ]
+        if self.search:
+            words.append(
+                (
+                    "centroids that a port feeds in a cycle",
+                    self.centroid_packing,
+                    "lower search_segments or search_chain, or raise centroid_ports",
+                )
+            )
+        if self.online_rows:
+            words.append(
+                (
+                    "weight_centroids x vec_len x 8",
+                    self.codebook_packing,
+                    "use rows 'table', or quantize with fewer centroids",
+                )
+            )
+        for what, packing, fix in words:
+            if packing.bits > MAX_WORD_BITS:
+                raise ConfigError(
+                    f"engine {self.name!r}: {what} is a word of {packing.bits} bits; a kernel's "
+                    f"words have at most {MAX_WORD_BITS}: {fix}"
                 )
 
     # Structure -------------------------------------------------------------------------------

@@ -29,9 +29,7 @@ MATRIX: dict[str, tuple[LutConfig, EngineConfig, list[Shape]]] = {
         [(70, 130, True), (33, 64, False)],
     ),
     "weight scheme, ragged vectors": (
-        LutConfig(
-            scheme="weight", vec_len=3, weight_centroids=40, weight_stages=2, group_size=64
-        ),
+        LutConfig(scheme="weight", vec_len=3, weight_centroids=40, weight_stages=2, group_size=64),
         EngineConfig(channels=8, max_tokens=4),
         [(200, 130, True), (96, 700, False)],
     ),
@@ -49,9 +47,7 @@ MATRIX: dict[str, tuple[LutConfig, EngineConfig, list[Shape]]] = {
         LutConfig(
             table_bits=6, weight_centroids=24, act_centroids=9, group_size=96, block_positions=5
         ),
-        EngineConfig(
-            channels=10, centroid_ports=2, axi_bits=128, lanes_per_cycle=96, max_tokens=4
-        ),
+        EngineConfig(channels=10, centroid_ports=2, axi_bits=128, lanes_per_cycle=96, max_tokens=4),
         [(130, 200, True)],
     ),
     "256 centroids of 8": (
@@ -62,14 +58,12 @@ MATRIX: dict[str, tuple[LutConfig, EngineConfig, list[Shape]]] = {
             axi_bits=128,
             lanes_per_cycle=8,
             search_segments=8,
-            search_chain=4,
+            search_chain=2,
         ),
         [(200, 70, True)],
     ),
     "smallest engine": (
-        LutConfig(
-            vec_len=1, act_centroids=2, weight_centroids=2, group_size=7, block_positions=1
-        ),
+        LutConfig(vec_len=1, act_centroids=2, weight_centroids=2, group_size=7, block_positions=1),
         EngineConfig(
             channels=1,
             centroid_ports=1,
@@ -116,7 +110,8 @@ def test_engine_is_exact_with_open_ap_types(
 
     def compile_with_open_headers(sources: dict[str, str], main: str) -> Path:
         kept = {path: text for path, text in sources.items() if path != "sim/ap_int.h"}
-        return compile_testbench(kept, main, [f"-I{open_headers}", "-Wno-deprecated-declarations"])
+        flags = ["-idirafter", open_headers, "-Wno-deprecated-declarations"]
+        return compile_testbench(kept, main, flags)
 
     monkeypatch.setattr("codegen.csim.compile_testbench", compile_with_open_headers)
     found = run_csim(design)
@@ -129,9 +124,7 @@ def test_sequential_simulation_needs_no_coroutines(tmp_path: Path) -> None:
     root = export(tmp_path / "design", "smallest engine")
     design = read_design(root)
     sources = design_sources(design.engines, design.device, design.model, design.artifact_hash)
-    program = compile_testbench(
-        sources, "sim/lut_linear_testbench.cpp", ["-DLUTLLM_SEQUENTIAL"]
-    )
+    program = compile_testbench(sources, "sim/lut_linear_testbench.cpp", ["-DLUTLLM_SEQUENTIAL"])
     import subprocess
 
     case = f"linear_0 0 0 9 30 {TOKENS} 0\n"

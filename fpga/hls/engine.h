@@ -10,6 +10,10 @@
 // positions of one block, so that a pass adds under one exponent per chain.
 #pragma once
 
+// Widest word of a kernel, in bits (fpga/design.py checks an engine against it).
+#ifndef AP_INT_MAX_W
+#define AP_INT_MAX_W 4096
+#endif
 #include <ap_int.h>
 
 #include "dataflow.h"
@@ -207,6 +211,9 @@ struct Engine : C {
     static_assert(C::CHAIN_CHANNELS * ((1 << C::TABLE_BITS) - 1) < (1 << LANE_BITS),
                   "a lane holds the largest sum of a chain");
     static_assert(WORD_BITS <= DSP_BITS, "the lanes of a word fit one DSP adder");
+    static_assert(ROW_BITS <= AP_INT_MAX_W && INDEX_BITS <= AP_INT_MAX_W &&
+                      CENTROID_SHARE * PES_BITS <= AP_INT_MAX_W,
+                  "words are at most AP_INT_MAX_W bits wide");
     static_assert(C::AXI_BITS % 64 == 0, "beats are whole 64-bit words");
     static_assert(C::MAX_IN_BEATS * FLOATS < NO_CHANNEL, "a gather index names any input channel");
     static_assert(C::MAX_SUBS >= C::MIN_DISTANCE, "buffers are reread after MIN_DISTANCE cycles");

@@ -167,8 +167,9 @@ struct ap_int_base<W, S, true> {
     ap_int_base() = default;
     template <class I, class = typename std::enable_if<std::is_integral<I>::value>::type>
     ap_int_base(I value) {
-        clear();
         word[0] = static_cast<std::uint64_t>(value);
+        for (int i = 1; i < LIMBS; i++) word[i] = value < 0 ? ~std::uint64_t(0) : 0;
+        if (W % 64) word[LIMBS - 1] &= ~std::uint64_t(0) >> (64 - W % 64);
     }
     template <int X, bool T>
     ap_int_base(const ap_int_base<X, T>& other) { copy(other, 0, X < W ? X : W); }

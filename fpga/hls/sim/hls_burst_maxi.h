@@ -37,7 +37,7 @@ class burst_maxi {
 
   private:
     static void fail(const std::string& what) {
-        sim::Scheduler::get().fail("BURST: " + sim::Scheduler::get().path() + ": " + what);
+        sim::Scheduler::get().fail("BURST: " + sim::Scheduler::get().path() + what);
     }
 
     const T* memory_;
