@@ -52,6 +52,7 @@ def quantize(
     calib_tokens: int = 8192,
     eval_text: Source | None = None,
     eval_tokens: int = 4096,
+    distill_minutes: float = 0,
     resume: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -63,6 +64,8 @@ def quantize(
     eval_text    text for perplexity before and after; None takes the end of the calibration text,
                  which is then not calibrated on
     eval_tokens  how many of its tokens, 0 to leave the perplexities out
+    distill_minutes  time to train codebooks, scales and norms towards the float model, which
+                 then has to fit in memory
     resume       continue a run that was interrupted, from its last finished layer
     """
     from lutllm.checkpoint import open_checkpoint
@@ -78,6 +81,7 @@ def quantize(
         "lutllm_version": __version__,
         "source": checkpoint.source,
         "quantization": config.to_dict(),
+        "distill_minutes": distill_minutes,
         "calibration": {
             "tokens": calibration.tokens,
             "ctx": calibration.ctx,
@@ -92,6 +96,7 @@ def quantize(
             config,
             calib_ids,
             calibration=calibration,
+            distill_minutes=distill_minutes,
             resume=resume,
             progress=progress,
         )

@@ -229,7 +229,7 @@ def _fit_to_deadline(
     config: DistillConfig, step: int, seconds: float, deadline: float
 ) -> DistillConfig:
     left = int((deadline - time.monotonic()) / max(seconds, 1e-6))
-    steps = max(step + 1, min(config.steps, step + left))
+    steps = max(step, min(config.steps, step + left))
     return DistillConfig(**{**vars(config), "steps": steps})
 
 

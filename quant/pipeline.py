@@ -17,6 +17,7 @@ import torch
 
 from calib.decoder import FloatDecoder, LayerWeights
 from calib.text import calibration_windows
+from calib.text import windows as text_windows
 from lutllm.artifact import (
     INDEX_NAME,
     artifact_hash,
@@ -35,6 +36,7 @@ from lutllm.tensorfile import TensorFile, write_tensors
 from lutllm.version import __version__
 from quant.baseline import relative_error, round_to_nearest
 from quant.linear import Effort, QuantizedLinear, quantize_linear
+from quant.refine import refine
 from quant.workspace import Workspace, check_output
 
 #: Tokens that per-layer errors are measured on.
@@ -71,12 +73,14 @@ def quantize(
     *,
     calibration: CalibrationConfig = _DEFAULT_CALIBRATION,
     effort: Effort = _DEFAULT_EFFORT,
+    distill_minutes: float = 0,
     resume: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Quantize every linear of the decoder layers and write the artifact folder `out`.
 
-    calib_ids: i64[T] token ids of the calibration text. Returns the report, which is also written
+    calib_ids: i64[T] token ids of the calibration text. distill_minutes: time to train the result
+    towards the float model (`quant.refine`), 0 for none. Returns the report, which is also written
     as report.json. Raises LutLLMError subclasses for what the user can mend; a killed run is
     continued with resume=True and gives the same bytes.
     """
@@ -106,7 +110,11 @@ def quantize(
                 {"exact": streams.exact.numpy(), "quantized": streams.quantized.numpy()},
             )
             bar.advance(note=f"layer {index}")
-    _write_rest(workspace.path, checkpoint, config)
+    _finish_files(workspace, checkpoint, config)
+    if distill_minutes > 0:
+        every = text_windows(calib_ids, calibration.ctx)
+        refine(workspace, checkpoint, config, every, distill_minutes, progress)
+        _write_index(workspace.path, layers + 1)
     report = _report(workspace, checkpoint, config, calibration)
     report["seconds"] = round(time.monotonic() - started, 1)
     write_json(workspace.path / "report.json", report)
@@ -241,8 +249,11 @@ def _write_layer(
     _write_shard(folder / shard_name(index, checkpoint.model.num_hidden_layers + 1), tensors)
 
 
-def _write_rest(folder: Path, checkpoint: Checkpoint, config: QuantConfig) -> None:
-    """Embedding, final norm and head; config, tokenizer and index."""
+def _finish_files(workspace: Workspace, checkpoint: Checkpoint, config: QuantConfig) -> None:
+    """Embedding, final norm and head; config, tokenizer and index. Once only when resumed."""
+    folder = workspace.path
+    if workspace.refined is not None:
+        return
     count = checkpoint.model.num_hidden_layers + 1
     names = [n for n in checkpoint.names() if not n.startswith("model.layers.")]
     _write_shard(folder / shard_name(count - 1, count), {n: checkpoint.stored(n) for n in names})
@@ -286,6 +297,7 @@ def _report(
         "peak_rss_bytes": peak_rss_bytes(),
         "artifact_hash": artifact_hash(folder),
         "file_sha256": {f.name: file_digest(f) for f in content_files(folder)},
+        "distillation": workspace.refined,
         "layers": workspace.records,
     }
 

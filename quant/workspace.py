@@ -28,6 +28,7 @@ class Workspace:
         self.path = out.with_name(out.name + ".partial")
         self._state_path = self.path / "state"
         self.records: list[dict[str, Any]] = []
+        self.refined: dict[str, Any] | None = None
         if resume and self.path.exists():
             self._check(fingerprint)
         else:
@@ -51,11 +52,17 @@ class Workspace:
             )
         self._fingerprint = fingerprint
         self.records = state["records"]
+        self.refined = state["refined"]
         self._hidden_name = state["hidden"]
 
     def _write_state(self, hidden: str | None) -> None:
         self._hidden_name = hidden
-        state = {"fingerprint": self._fingerprint, "records": self.records, "hidden": hidden}
+        state = {
+            "fingerprint": self._fingerprint,
+            "records": self.records,
+            "hidden": hidden,
+            "refined": self.refined,
+        }
         temporary = self._state_path / (_STATE + ".new")
         write_json(temporary, state)
         os.replace(temporary, self._state_path / _STATE)
@@ -76,6 +83,15 @@ class Workspace:
         self._write_state(name)
         if old:
             (self._state_path / old).unlink(missing_ok=True)
+
+    def state_file(self, name: str) -> Path:
+        """A path in the state folder, which goes when the run is finished."""
+        return self._state_path / name
+
+    def finish_refinement(self, record: dict[str, Any]) -> None:
+        """Record that the trained tensor files are complete in the state folder."""
+        self.refined = record
+        self._write_state(self._hidden_name)
 
     def finish(self) -> None:
         """Drop the state and give the folder its final name."""

@@ -183,6 +183,31 @@ def test_too_little_memory_or_disk(
     assert not list(tmp_path.iterdir())
 
 
+def test_distillation_is_part_of_the_run(
+    checkpoint: Checkpoint, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained codebooks reach the artifact, codes stay; a kill while files move loses nothing."""
+    from quant import refine
+
+    monkeypatch.setattr(refine, "_MANY_STEPS", 3)
+    adopt = refine._adopt
+
+    def stop(workspace: Any) -> None:
+        raise Stop
+
+    monkeypatch.setattr(refine, "_adopt", stop)
+    with pytest.raises(Stop):
+        run(checkpoint, tmp_path / "out", distill_minutes=5)
+    monkeypatch.setattr(refine, "_adopt", adopt)
+    report = run(checkpoint, tmp_path / "out", distill_minutes=5, resume=True)
+    assert report["distillation"]["steps"] == 3
+    trained, plain = Artifact.open(tmp_path / "out"), Artifact.open(artifact)
+    assert trained.verify() == []
+    for after, before in zip(trained.linears(), plain.linears(), strict=True):
+        assert np.array_equal(after.weight_codes, before.weight_codes)
+        assert not np.array_equal(after.output_scale, before.output_scale)
+
+
 def test_output_that_is_something_else(checkpoint: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("mine")

@@ -81,6 +81,13 @@ def add_parser(commands: Any) -> None:
         help="tokens of it to use, 0 to skip",
     )
     parser.add_argument(
+        "--distill-minutes",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="then train codebooks, scales and norms towards the float model for about N minutes",
+    )
+    parser.add_argument(
         "--plan", action="store_true", help="say whether it works, how long and how large; stop"
     )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
@@ -103,6 +110,7 @@ def run(args: argparse.Namespace) -> Outcome:
         calib_tokens=args.calib_tokens,
         eval_text=args.eval_text,
         eval_tokens=args.eval_tokens,
+        distill_minutes=args.distill_minutes,
         resume=args.resume,
         progress=not args.quiet,
     )
