@@ -132,6 +132,16 @@ def perplexity_of_checkpoint(
 
 def _pass_nll(decoder: FloatDecoder, windows: np.ndarray, bar: Progress) -> np.ndarray:
     """Mean negative log-likelihood of each window. windows: i64[N, ctx] -> f64[N]."""
+    nll = _head_nll(decoder, last_hidden(decoder, windows, bar), windows)
+    bar.advance()
+    return nll
+
+
+def last_hidden(decoder: FloatDecoder, windows: np.ndarray, bar: Progress) -> torch.Tensor:
+    """Hidden states behind the last layer, before the final norm: f32[N, ctx, hidden_size].
+
+    windows: i64[N, ctx]; the bar advances once a layer.
+    """
     hidden = decoder.embed(windows)
     step = max(1, LAYER_TOKENS // windows.shape[1])
     for index in range(decoder.config.num_hidden_layers):
@@ -139,9 +149,7 @@ def _pass_nll(decoder: FloatDecoder, windows: np.ndarray, bar: Progress) -> np.n
         for i in range(0, len(windows), step):
             hidden[i : i + step] = decoder.run_layer(hidden[i : i + step], weights, weights.apply)
         bar.advance()
-    nll = _head_nll(decoder, hidden, windows)
-    bar.advance()
-    return nll
+    return hidden
 
 
 def _head_nll(decoder: FloatDecoder, hidden: torch.Tensor, windows: np.ndarray) -> np.ndarray:

@@ -181,11 +181,14 @@ def evaluate(
     *,
     ctx: int = CTX,
     max_tokens: int | None = None,
+    reference: Source | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Perplexity of an artifact or a float checkpoint over windows that do not overlap.
 
-    Returns perplexity, stderr (delta method over windows), tokens (predicted ones) and ctx.
+    Returns perplexity, stderr (delta method over windows), tokens (predicted ones) and ctx. With
+    `reference`, the float checkpoint of an artifact, also the paired ratio of perplexities, the
+    KL divergence and the agreement of first ranks (`calib.compare.Comparison`).
     """
     from calib.evaluate import perplexity_of_checkpoint
     from calib.text import read_text, windows
@@ -197,11 +200,27 @@ def evaluate(
         limit = Artifact.open(model).model.max_position_embeddings
         _check_ctx(model, ctx, limit)
         ids = Tokenizer.from_folder(model).encode(content)
+        if reference is not None:
+            return _compare(model, reference, windows(ids, ctx, max_tokens), progress)
         return _artifact_perplexity(Path(model), windows(ids, ctx, max_tokens), progress).to_dict()
+    if reference is not None:
+        raise ConfigError(f"{model} is not an artifact; only artifacts have a reference")
     checkpoint = open_checkpoint(model)
     _check_ctx(model, ctx, checkpoint.model.max_position_embeddings)
     ids = checkpoint.tokenizer().encode(content)
     return perplexity_of_checkpoint(checkpoint, windows(ids, ctx, max_tokens), progress).to_dict()
+
+
+def _compare(
+    model: Source, reference: Source, windows: np.ndarray, progress: bool
+) -> dict[str, Any]:
+    from calib.compare import compare
+    from lutllm.checkpoint import open_checkpoint
+
+    checkpoint, artifact = open_checkpoint(reference), load(model)
+    if checkpoint.model != artifact.config:
+        raise ConfigError(f"{reference} has another config than {model}; give what it was made of")
+    return compare(checkpoint, artifact.logits, windows, progress).to_dict()
 
 
 def _check_ctx(model: Source, ctx: int, limit: int) -> None:

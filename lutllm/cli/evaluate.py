@@ -17,6 +17,11 @@ def add_parser(commands: Any) -> None:
         "--ctx", type=positive, default=512, metavar="N", help="tokens per window (default 512)"
     )
     parser.add_argument("--max-tokens", type=positive, metavar="N", help="stop after this many")
+    parser.add_argument(
+        "--reference",
+        metavar="SRC",
+        help="the float checkpoint of an artifact: adds paired ratio, KL divergence, agreement",
+    )
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -27,9 +32,15 @@ def run(args: argparse.Namespace) -> Outcome:
         args.text,
         ctx=args.ctx,
         max_tokens=args.max_tokens,
+        reference=args.reference,
         progress=not args.quiet,
     )
     value = format_perplexity(found["perplexity"], found["stderr"])
-    return Outcome(
-        found, f"perplexity {value} over {found['tokens']} tokens in windows of {found['ctx']}"
-    )
+    text = f"perplexity {value} over {found['tokens']} tokens in windows of {found['ctx']}"
+    if args.reference:
+        text += (
+            f"\nratio to the float model {format_perplexity(found['ratio'], found['ratio_stderr'])}"
+            f"\nKL divergence {format_perplexity(found['kl_divergence'], found['kl_stderr'])} nats"
+            f"\nsame first rank {found['top1_agreement']:.1%} of positions"
+        )
+    return Outcome(found, text)
