@@ -84,8 +84,10 @@ void drain_results(const AccumulatorWord<E>* acc, typename E::param_beats& scale
 drain_loop:
     for (int i = 0; i < call.tokens * per_token; i++) {
 #pragma HLS PIPELINE II=1
-#pragma HLS DEPENDENCE variable=kept_scales type=inter direction=RAW distance=E::MIN_DISTANCE true
-#pragma HLS DEPENDENCE variable=kept_biases type=inter direction=RAW distance=E::MIN_DISTANCE true
+#pragma HLS DEPENDENCE variable=kept_scales type=inter direction=RAW distance=\
+    E::MIN_DISTANCE true
+#pragma HLS DEPENDENCE variable=kept_biases type=inter direction=RAW distance=\
+    E::MIN_DISTANCE true
         if (!E::SEARCH && at == 0) token_scale = token_scales.read();
         const bool first = token == 0;
         const typename E::beat_t scale = first ? scales.read() : kept_scales[at];
@@ -103,9 +105,9 @@ drain_loop:
             const int lane = part * E::FLOATS + j;
             const int low = 32 * j;
             const int value = lane < E::LANES ? word.lane[lane] : 0;
-            const float y = dequantize<E>(value, bits_to_float(scale.range(low + 31, low)),
-                                          token_scale, bits_to_float(bias.range(low + 31, low)),
-                                          call.bias);
+            const float y =
+                dequantize<E>(value, bits_to_float(scale.range(low + 31, low)), token_scale,
+                              bits_to_float(bias.range(low + 31, low)), call.bias);
             results.range(low + 31, low) = float_to_bits(y);
             integers.range(low + 31, low) = ap_uint<32>(value);
         }

@@ -92,7 +92,8 @@ tree_loop:
 }
 
 // acts: one position per round and token. Items: per round, stage and token the code found or,
-// where rows are computed on line, the centroid itself. A stage codes the rest left by those before.
+// where rows are computed on line, the centroid itself. A stage codes the rest left by those
+// before.
 template <class E>
 void centroid_search(typename E::acts& act, typename E::centroids& centroids,
                      typename E::items& items, LinearCall call) {
@@ -165,8 +166,10 @@ route_loop:
     for (int i = 0; i < total; i++) {
 #pragma HLS PIPELINE II=1
         const typename E::item_t code = in.read();
-        if (call.row_fetch) to_fetch.write(code);
-        else to_table.write(code);
+        if (call.row_fetch)
+            to_fetch.write(code);
+        else
+            to_table.write(code);
     }
 }
 

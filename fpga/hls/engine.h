@@ -20,11 +20,19 @@
 
 namespace lutllm {
 
-constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
-constexpr int max_of(int a, int b) { return a > b ? a : b; }
+constexpr int ceil_div(int a, int b) {
+    return (a + b - 1) / b;
+}
+constexpr int max_of(int a, int b) {
+    return a > b ? a : b;
+}
 // Bits that tell `count` values apart, at least one.
-constexpr int bits_for(int count) { return count <= 2 ? 1 : 1 + bits_for((count + 1) / 2); }
-constexpr int power_of_two_at_least(int n) { return n <= 1 ? 1 : 2 * power_of_two_at_least((n + 1) / 2); }
+constexpr int bits_for(int count) {
+    return count <= 2 ? 1 : 1 + bits_for((count + 1) / 2);
+}
+constexpr int power_of_two_at_least(int n) {
+    return n <= 1 ? 1 : 2 * power_of_two_at_least((n + 1) / 2);
+}
 
 // How words of BITS bits lie in memory beats: several to a beat, or one over several beats.
 template <int BITS, int AXI_BITS>
@@ -103,9 +111,9 @@ struct LinearCall {
     bool row_fetch;     // read only the rows of the codes found, instead of whole tables
     bool accumulators;  // write the integer sums beside the results
     bool bias;
-    int rounds;         // positions per channel
-    int groups;         // groups that the sub-blocks cover
-    int subs;           // sub-blocks of LANES outputs
+    int rounds;  // positions per channel
+    int groups;  // groups that the sub-blocks cover
+    int subs;    // sub-blocks of LANES outputs
     int act_stages;
     int weight_stages;
     int in_beats;       // beats of one token's input, float32
@@ -121,7 +129,7 @@ struct Engine : C {
     // Activations: the integer grid of the search, or 8 bits where rows are computed from them.
     static constexpr int STAGE_BITS = 3;  // one more activation stage refines the grid by 2^3
     static constexpr int ACT_BITS = C::SEARCH ? 10 + STAGE_BITS * (C::MAX_ACT_STAGES - 1) : 8;
-    static constexpr int FLOATS = C::AXI_BITS / 32;  // per beat
+    static constexpr int FLOATS = C::AXI_BITS / 32;         // per beat
     static constexpr int SLOTS = C::CHANNELS * C::VEC_LEN;  // activations of one round
     static constexpr int GATHER_STEPS = ceil_div(SLOTS, C::GATHER_LANES);
     static constexpr int GATHER_INDEX_BITS = 16;
@@ -180,11 +188,12 @@ struct Engine : C {
     typedef Packing<CENTROID_SHARE * PES_BITS, C::AXI_BITS> centroid_packing;
     typedef Packing<GATHER_INDEX_BITS * C::GATHER_LANES, C::AXI_BITS> gather_packing;
     static constexpr int MAX_ROW_BEATS = row_packing::beats(MAX_GROUPS);
-    // What a channel takes in before the first index of a record: the rows of a token, or a codebook.
-    static constexpr int MAX_LEAD_BEATS = C::ONLINE_ROWS
-                                              ? C::MAX_ACT_STAGES * shift_packing::beats(MAX_GROUPS) +
-                                                    codebook_packing::beats(MAX_GROUPS)
-                                              : MAX_ROW_BEATS;
+    // What a channel takes in before the first index of a record: the rows of a token, or a
+    // codebook.
+    static constexpr int MAX_LEAD_BEATS =
+        C::ONLINE_ROWS ? C::MAX_ACT_STAGES * shift_packing::beats(MAX_GROUPS) +
+                             codebook_packing::beats(MAX_GROUPS)
+                       : MAX_ROW_BEATS;
 
     // Streams: deep enough that no process waits for a later one.
     typedef hls::stream<beat_t, 2> param_beats;
@@ -205,7 +214,8 @@ struct Engine : C {
 
     static_assert(C::SEARCH || C::ONLINE_ROWS, "without a search rows are computed on line");
     static_assert(C::CHANNELS % C::CHAIN_CHANNELS == 0, "chains divide the channels");
-    static_assert(C::CHANNELS % C::CENTROID_PORTS == 0, "each centroid port serves as many channels");
+    static_assert(C::CHANNELS % C::CENTROID_PORTS == 0,
+                  "each centroid port serves as many channels");
     static_assert(C::GROUP_SIZE % C::LANES == 0, "sub-blocks divide a group");
     static_assert(C::CHAIN_CHANNELS <= C::BLOCK_POSITIONS, "a chain stays within one block");
     static_assert(C::CHAIN_CHANNELS * ((1 << C::TABLE_BITS) - 1) < (1 << LANE_BITS),
@@ -225,10 +235,10 @@ struct Engine : C {
     }
     // Beats of one (round, weight stage) in a channel: indices, then what its rows come from.
     static int record_beats(const LinearCall& call) {
-        return index_beats(call) +
-               (C::ONLINE_ROWS ? call.act_stages * shift_packing::beats(call.groups) +
-                                     codebook_packing::beats(call.groups)
-                               : call.act_stages * C::ACT_CENTROIDS * row_beats(call));
+        return index_beats(call) + (C::ONLINE_ROWS
+                                        ? call.act_stages * shift_packing::beats(call.groups) +
+                                              codebook_packing::beats(call.groups)
+                                        : call.act_stages * C::ACT_CENTROIDS * row_beats(call));
     }
 };
 

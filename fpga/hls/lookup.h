@@ -28,7 +28,8 @@ start_loop:
 
 // Entries of LANES outputs, added to the packed sums.
 template <class E>
-void add_entries(typename E::sums_t& sums, const ap_uint<E::TABLE_BITS> (&entry)[E::WEIGHT_CENTROIDS],
+void add_entries(typename E::sums_t& sums,
+                 const ap_uint<E::TABLE_BITS> (&entry)[E::WEIGHT_CENTROIDS],
                  const typename E::index_t& index) {
 #pragma HLS INLINE
 word_loop:

@@ -33,11 +33,11 @@ void table_channel(hls::burst_maxi<typename E::beat_t> memory, typename E::acts&
     LUTLLM_PROCESS("repeat", repeat_items<E>(found, codes, call));
     LUTLLM_PROCESS("route", route_codes<E>(codes, to_table, to_fetch, call));
     LUTLLM_PROCESS("plan", plan_tables<E>(to_fetch, jobs, call));
-    LUTLLM_PROCESS("bursts", read_bursts<E>(memory, jobs, index_beats, row_beats,
-                                            count_table_jobs<E>(call)));
-    LUTLLM_PROCESS("unpack", unpack_words<E, E::INDEX_BITS>(
-                                 index_beats, indices, call.rounds * call.weight_stages,
-                                 call.subs));
+    LUTLLM_PROCESS("bursts",
+                   read_bursts<E>(memory, jobs, index_beats, row_beats, count_table_jobs<E>(call)));
+    LUTLLM_PROCESS("unpack",
+                   unpack_words<E, E::INDEX_BITS>(index_beats, indices,
+                                                  call.rounds * call.weight_stages, call.subs));
     LUTLLM_PROCESS("rows", rows_from_tables<E>(row_beats, to_table, rows, call));
     LUTLLM_PROCESS("lookup", lookup<E>(indices, rows, in, out, call));
 }
@@ -56,9 +56,9 @@ void online_part(hls::burst_maxi<typename E::beat_t> memory, typename E::items& 
     LUTLLM_PROCESS("plan", plan_codebooks<E>(jobs, call));
     LUTLLM_PROCESS("bursts", read_bursts<E>(memory, jobs, index_beats, row_beats,
                                             2 * call.rounds * call.weight_stages));
-    LUTLLM_PROCESS("unpack", unpack_words<E, E::INDEX_BITS>(
-                                 index_beats, indices, call.rounds * call.weight_stages,
-                                 call.subs));
+    LUTLLM_PROCESS("unpack",
+                   unpack_words<E, E::INDEX_BITS>(index_beats, indices,
+                                                  call.rounds * call.weight_stages, call.subs));
     LUTLLM_PROCESS("rows", rows_online<E>(row_beats, vectors, rows, call));
     LUTLLM_PROCESS("lookup", lookup<E>(indices, rows, in, out, call));
 }

@@ -51,8 +51,10 @@ output_loop:
     for (int i = 0; i < output_beats; i++) {
 #pragma HLS PIPELINE II=1
         const typename E::beat_t beat = memory[at + i];
-        if (call.bias && i % 2 == 1) biases.write(beat);
-        else output_scales.write(beat);
+        if (call.bias && i % 2 == 1)
+            biases.write(beat);
+        else
+            output_scales.write(beat);
     }
 }
 
@@ -106,8 +108,10 @@ burst_loop:
         for (int b = 0; b < beats; b++) {
 #pragma HLS PIPELINE II=1
             const typename E::beat_t beat = memory.read();
-            if (due.is_index == 1) index_beats.write(beat);
-            else row_beats.write(beat);
+            if (due.is_index == 1)
+                index_beats.write(beat);
+            else
+                row_beats.write(beat);
         }
         advance(slot, E::READ_AHEAD);
     }

@@ -45,8 +45,8 @@ scale_loop:
         for (int j = 0; j < E::FLOATS; j++) {
 #pragma HLS UNROLL
             const int low = 32 * j;
-            const float product = bits_to_float(in.range(low + 31, low)) *
-                                  bits_to_float(scale.range(low + 31, low));
+            const float product =
+                bits_to_float(in.range(low + 31, low)) * bits_to_float(scale.range(low + 31, low));
             const ap_uint<32> bits = float_to_bits(product);
             scaled.range(low + 31, low) = bits;
             const ap_uint<31> magnitude = bits.range(30, 0);

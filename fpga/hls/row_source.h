@@ -127,10 +127,12 @@ pass_loop:
 }
 
 template <class E>
-void rows_from_tables(typename E::lead_beats& beats, typename E::items& codes, typename E::rows& rows,
-                      LinearCall call) {
-    if (call.row_fetch) pass_rows<E>(beats, rows, call);
-    else stream_tables<E>(beats, codes, rows, call);
+void rows_from_tables(typename E::lead_beats& beats, typename E::items& codes,
+                      typename E::rows& rows, LinearCall call) {
+    if (call.row_fetch)
+        pass_rows<E>(beats, rows, call);
+    else
+        stream_tables<E>(beats, codes, rows, call);
 }
 
 // Bursts of a channel whose rows are computed: shifts and codebook, then indices.
@@ -159,8 +161,8 @@ ap_uint<E::TABLE_BITS> table_entry(int dot, int shift) {
 
 // The row of an integer vector: its dot products with the Kw centroids of a group.
 template <class E>
-typename E::row_t compute_row(typename E::item_t vector,
-                              const ap_uint<E::CODEBOOK_BITS>& codebook, int shift) {
+typename E::row_t compute_row(typename E::item_t vector, const ap_uint<E::CODEBOOK_BITS>& codebook,
+                              int shift) {
 #pragma HLS INLINE
     typename E::row_t row;
 entry_loop:
@@ -209,8 +211,7 @@ record_loop:
         for (int j = 0; j < total; j++) {
 #pragma HLS PIPELINE II=E::ROW_INTERVAL
             const bool first = stage == 0 && token == 0;
-            const ap_uint<E::CODEBOOK_BITS> codebook =
-                first ? reader.read(beats) : kept[group];
+            const ap_uint<E::CODEBOOK_BITS> codebook = first ? reader.read(beats) : kept[group];
             if (first) kept[group] = codebook;
             if (group == 0) vector = vectors.read();
             rows.write(compute_row<E>(vector, codebook, shifts[stage][group].to_int()));

@@ -19,7 +19,9 @@ static std::uint64_t read_word() {
     return word;
 }
 
-static void write_word(std::uint64_t word) { std::fwrite(&word, sizeof word, 1, stdout); }
+static void write_word(std::uint64_t word) {
+    std::fwrite(&word, sizeof word, 1, stdout);
+}
 
 template <int W>
 static void read_value(ap_uint<W>& value) {
@@ -40,7 +42,9 @@ static void write_value(const ap_uint<W>& value) {
 static void read_value(float& value) {
     value = bits_to_float(ap_uint<32>(read_word()));
 }
-static void write_value(float value) { write_word(float_to_bits(value).to_uint()); }
+static void write_value(float value) {
+    write_word(float_to_bits(value).to_uint());
+}
 
 template <class Stream, class T>
 static void feed(Stream& stream, T) {
@@ -164,12 +168,18 @@ struct Rows<E, false> {
 template <class C>
 static void run_command(const std::string& command, const LinearCall& call) {
     typedef Engine<C> E;
-    if (command == "search") run_search<E>(call);
-    else if (command == "rows") Rows<E, !E::ONLINE_ROWS>::run(call);
-    else if (command == "lookup") run_lookup<E>(call);
-    else if (command == "accumulate") run_accumulate<E>(call);
-    else if (command == "quantize") run_quantize<E>(call);
-    else std::exit(5);
+    if (command == "search")
+        run_search<E>(call);
+    else if (command == "rows")
+        Rows<E, !E::ONLINE_ROWS>::run(call);
+    else if (command == "lookup")
+        run_lookup<E>(call);
+    else if (command == "accumulate")
+        run_accumulate<E>(call);
+    else if (command == "quantize")
+        run_quantize<E>(call);
+    else
+        std::exit(5);
 }
 
 int main(int argc, char** argv) {

@@ -23,7 +23,9 @@ struct native {
                                       typename std::make_unsigned<signed_type>::type>::type type;
 };
 
-constexpr int max_of(int a, int b) { return a > b ? a : b; }
+constexpr int max_of(int a, int b) {
+    return a > b ? a : b;
+}
 
 // Bits `lo` to `lo + width - 1` of little-endian words; width 1 to 64.
 inline std::uint64_t get_bits(const std::uint64_t* words, int lo, int width) {
@@ -39,8 +41,7 @@ inline void set_bits(std::uint64_t* words, int lo, int width, std::uint64_t bits
     bits &= mask;
     words[word] = (words[word] & ~(mask << shift)) | (bits << shift);
     if (shift + width > 64) {
-        words[word + 1] =
-            (words[word + 1] & ~(mask >> (64 - shift))) | (bits >> (64 - shift));
+        words[word + 1] = (words[word + 1] & ~(mask >> (64 - shift))) | (bits >> (64 - shift));
     }
 }
 
@@ -119,9 +120,10 @@ struct ap_int_base<W, S, false> {
         return (safe || W == 64)
                    ? static_cast<raw_t>(value)
                    : static_cast<raw_t>(
-                         S ? static_cast<wide_t>(static_cast<std::int64_t>(
-                                 static_cast<std::uint64_t>(value) << (64 - W)) >>
-                                                 (64 - W))
+                         S ? static_cast<wide_t>(
+                                 static_cast<std::int64_t>(static_cast<std::uint64_t>(value)
+                                                           << (64 - W)) >>
+                                 (64 - W))
                            : value & static_cast<wide_t>(~std::uint64_t(0) >> (64 - W)));
     }
 
@@ -148,11 +150,17 @@ struct ap_int_base<W, S, false> {
     ap_range_ref<W> operator()(int hi, int lo) const { return range(hi, lo); }
 
     template <class R>
-    ap_int_base& operator+=(const R& right) { return *this = *this + right; }
+    ap_int_base& operator+=(const R& right) {
+        return *this = *this + right;
+    }
     template <class R>
-    ap_int_base& operator-=(const R& right) { return *this = *this - right; }
+    ap_int_base& operator-=(const R& right) {
+        return *this = *this - right;
+    }
     template <class R>
-    ap_int_base& operator|=(const R& right) { return *this = *this | right; }
+    ap_int_base& operator|=(const R& right) {
+        return *this = *this | right;
+    }
     ap_int_base& operator++() { return *this = ap_int_base(raw + 1); }
 };
 
@@ -172,7 +180,9 @@ struct ap_int_base<W, S, true> {
         if (W % 64) word[LIMBS - 1] &= ~std::uint64_t(0) >> (64 - W % 64);
     }
     template <int X, bool T>
-    ap_int_base(const ap_int_base<X, T>& other) { copy(other, 0, X < W ? X : W); }
+    ap_int_base(const ap_int_base<X, T>& other) {
+        copy(other, 0, X < W ? X : W);
+    }
     template <int X>
     ap_int_base(const ap_range_ref<X>& range) {
         copy(*range.owner, range.lo, range.width() < W ? range.width() : W);
@@ -245,25 +255,25 @@ struct as_ap {
 
 }  // namespace apsim
 
-#define APSIM_BINARY(OP, RESULT)                                                               \
-    template <int W1, bool S1, int W2, bool S2>                                                \
-    inline typename apsim::widths<W1, S1, W2, S2>::RESULT operator OP(                         \
-        const ap_int_base<W1, S1, false>& a, const ap_int_base<W2, S2, false>& b) {            \
-        typedef typename apsim::widths<W1, S1, W2, S2>::RESULT result;                         \
-        typedef typename apsim::carrier<result>::type carrier;                                 \
-        return result(static_cast<carrier>(a.raw) OP static_cast<carrier>(b.raw));             \
-    }                                                                                          \
-    template <int W, bool S, class I,                                                          \
-              class = typename std::enable_if<std::is_integral<I>::value>::type>               \
-    inline auto operator OP(const ap_int_base<W, S, false>& a, I b)                            \
-        ->decltype(a OP typename apsim::as_ap<I>::type(b)) {                                   \
-        return a OP typename apsim::as_ap<I>::type(b);                                         \
-    }                                                                                          \
-    template <int W, bool S, class I,                                                          \
-              class = typename std::enable_if<std::is_integral<I>::value>::type>               \
-    inline auto operator OP(I a, const ap_int_base<W, S, false>& b)                            \
-        ->decltype(typename apsim::as_ap<I>::type(a) OP b) {                                   \
-        return typename apsim::as_ap<I>::type(a) OP b;                                         \
+#define APSIM_BINARY(OP, RESULT)                                                    \
+    template <int W1, bool S1, int W2, bool S2>                                     \
+    inline typename apsim::widths<W1, S1, W2, S2>::RESULT operator OP(              \
+        const ap_int_base<W1, S1, false>& a, const ap_int_base<W2, S2, false>& b) { \
+        typedef typename apsim::widths<W1, S1, W2, S2>::RESULT result;              \
+        typedef typename apsim::carrier<result>::type carrier;                      \
+        return result(static_cast<carrier>(a.raw) OP static_cast<carrier>(b.raw));  \
+    }                                                                               \
+    template <int W, bool S, class I,                                               \
+              class = typename std::enable_if<std::is_integral<I>::value>::type>    \
+    inline auto operator OP(const ap_int_base<W, S, false>& a, I b)                 \
+        ->decltype(a OP typename apsim::as_ap<I>::type(b)) {                        \
+        return a OP typename apsim::as_ap<I>::type(b);                              \
+    }                                                                               \
+    template <int W, bool S, class I,                                               \
+              class = typename std::enable_if<std::is_integral<I>::value>::type>    \
+    inline auto operator OP(I a, const ap_int_base<W, S, false>& b)                 \
+        ->decltype(typename apsim::as_ap<I>::type(a) OP b) {                        \
+        return typename apsim::as_ap<I>::type(a) OP b;                              \
     }
 
 APSIM_BINARY(+, sum)
@@ -288,21 +298,21 @@ inline ap_int_base<W + 1, true> operator-(const ap_int_base<W, S, false>& a) {
     return ap_int_base<W + 1, true>(-static_cast<std::int64_t>(a.raw));
 }
 
-#define APSIM_COMPARE(OP)                                                                      \
-    template <int W1, bool S1, int W2, bool S2>                                                \
-    inline bool operator OP(const ap_int_base<W1, S1, false>& a,                               \
-                            const ap_int_base<W2, S2, false>& b) {                             \
-        return a.to_int64() OP b.to_int64();                                                   \
-    }                                                                                          \
-    template <int W, bool S, class I,                                                          \
-              class = typename std::enable_if<std::is_integral<I>::value>::type>               \
-    inline bool operator OP(const ap_int_base<W, S, false>& a, I b) {                          \
-        return a.to_int64() OP static_cast<std::int64_t>(b);                                   \
-    }                                                                                          \
-    template <int W, bool S, class I,                                                          \
-              class = typename std::enable_if<std::is_integral<I>::value>::type>               \
-    inline bool operator OP(I a, const ap_int_base<W, S, false>& b) {                          \
-        return static_cast<std::int64_t>(a) OP b.to_int64();                                   \
+#define APSIM_COMPARE(OP)                                                        \
+    template <int W1, bool S1, int W2, bool S2>                                  \
+    inline bool operator OP(const ap_int_base<W1, S1, false>& a,                 \
+                            const ap_int_base<W2, S2, false>& b) {               \
+        return a.to_int64() OP b.to_int64();                                     \
+    }                                                                            \
+    template <int W, bool S, class I,                                            \
+              class = typename std::enable_if<std::is_integral<I>::value>::type> \
+    inline bool operator OP(const ap_int_base<W, S, false>& a, I b) {            \
+        return a.to_int64() OP static_cast<std::int64_t>(b);                     \
+    }                                                                            \
+    template <int W, bool S, class I,                                            \
+              class = typename std::enable_if<std::is_integral<I>::value>::type> \
+    inline bool operator OP(I a, const ap_int_base<W, S, false>& b) {            \
+        return static_cast<std::int64_t>(a) OP b.to_int64();                     \
     }
 
 APSIM_COMPARE(<)

@@ -45,9 +45,9 @@ struct Process {
     std::string name;
     void* stack = nullptr;
     Process* parent = nullptr;
-    int children = 0;         // unfinished processes that this one spawned
+    int children = 0;  // unfinished processes that this one spawned
     bool started = false, done = false;
-    const char* verb = "";    // what it waits for: "read", "write" or "its processes"
+    const char* verb = "";  // what it waits for: "read", "write" or "its processes"
     const std::string* stream = nullptr;
 };
 
@@ -277,8 +277,10 @@ class stream {
         first_ = 0;
         capacity_ *= 2;
 #else
-        if (sim::Scheduler::get().running()) wait(writer_, "write");
-        else sim::Scheduler::get().fail("stream " + name_ + ": write blocks outside of a process");
+        if (sim::Scheduler::get().running())
+            wait(writer_, "write");
+        else
+            sim::Scheduler::get().fail("stream " + name_ + ": write blocks outside of a process");
 #endif
     }
 

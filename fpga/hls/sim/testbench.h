@@ -158,8 +158,8 @@ void compare_results(const Case& run, const lutllm::LinearCall& call, const std:
         const int token = first_token + t;
         for (int m = 0; m < run.outputs; m++) {
             const int lane = m % E::LANES;
-            const std::size_t beat = (std::size_t(t) * call.subs + m / E::LANES) * E::OUT_BEATS +
-                                     lane / E::FLOATS;
+            const std::size_t beat =
+                (std::size_t(t) * call.subs + m / E::LANES) * E::OUT_BEATS + lane / E::FLOATS;
             const int low = lane % E::FLOATS * 32;
             const ap_uint<32> y_bits = y[2 * beat].range(low + 31, low);
             const ap_uint<32> acc_bits = y[2 * beat + 1].range(low + 31, low);
@@ -174,8 +174,8 @@ void compare_results(const Case& run, const lutllm::LinearCall& call, const std:
             if (std::memcmp(&value, &results[at], sizeof value) != 0) {
                 report.float_mismatches++;
                 report.first.note("result", token, m, results[at], value);
-                report.max_abs_error = std::fmax(
-                    report.max_abs_error, std::fabs(double(value) - double(results[at])));
+                report.max_abs_error =
+                    std::fmax(report.max_abs_error, std::fabs(double(value) - double(results[at])));
             }
         }
     }
@@ -184,16 +184,18 @@ void compare_results(const Case& run, const lutllm::LinearCall& call, const std:
 inline void print_report(const std::string& engine, const Case& run, const Report& report) {
     std::printf("{\"engine\": \"%s\", \"linear\": \"%s\", \"tokens\": %d, \"row_fetch\": %d, ",
                 engine.c_str(), run.name.c_str(), run.tokens, run.row_fetch);
-    std::printf("\"integer_mismatches\": %llu, \"float_mismatches\": %llu, "
-                "\"max_abs_error\": %.9g, \"tokens_equal\": %d, \"seconds\": %.6f",
-                (unsigned long long)(report.integer_mismatches + report.code_mismatches),
-                (unsigned long long)report.float_mismatches, report.max_abs_error,
-                report.tokens_equal, report.seconds);
+    std::printf(
+        "\"integer_mismatches\": %llu, \"float_mismatches\": %llu, "
+        "\"max_abs_error\": %.9g, \"tokens_equal\": %d, \"seconds\": %.6f",
+        (unsigned long long)(report.integer_mismatches + report.code_mismatches),
+        (unsigned long long)report.float_mismatches, report.max_abs_error, report.tokens_equal,
+        report.seconds);
     if (report.first.any) {
-        std::printf(", \"first_divergence\": {\"kind\": \"%s\", \"token\": %d, \"index\": %d, "
-                    "\"expected\": %.9g, \"found\": %.9g}",
-                    report.first.what.c_str(), report.first.token, report.first.index,
-                    report.first.expected, report.first.found);
+        std::printf(
+            ", \"first_divergence\": {\"kind\": \"%s\", \"token\": %d, \"index\": %d, "
+            "\"expected\": %.9g, \"found\": %.9g}",
+            report.first.what.c_str(), report.first.token, report.first.index,
+            report.first.expected, report.first.found);
     }
     std::printf("}\n");
     std::fflush(stdout);
@@ -218,8 +220,7 @@ Report run_case(const Case& run, const std::string& folder,
     const std::size_t inputs = x_file.bytes / sizeof(float);
     const std::int32_t* acc =
         golden<std::int32_t>(folder, "acc.bin", std::size_t(run.tokens) * run.outputs);
-    const float* results =
-        golden<float>(folder, "y.bin", std::size_t(run.tokens) * run.outputs);
+    const float* results = golden<float>(folder, "y.bin", std::size_t(run.tokens) * run.outputs);
     const bool coded = E::SEARCH && !E::ONLINE_ROWS;
     const std::uint8_t* codes =
         coded ? golden<std::uint8_t>(folder, "codes.bin",
@@ -272,8 +273,7 @@ int run_cases(int argc, char** argv, const std::string& engine, SelectCall selec
     while (std::scanf("%511s %d %d %d %d %d %d", name, &run.kind, &run.slot, &run.positions,
                       &run.outputs, &run.tokens, &run.row_fetch) == 7) {
         run.name = name;
-        std::fprintf(stderr, "case %s, %d tokens, row fetch %d\n", name, run.tokens,
-                     run.row_fetch);
+        std::fprintf(stderr, "case %s, %d tokens, row fetch %d\n", name, run.tokens, run.row_fetch);
         const std::string folder = std::string(argv[2]) + "/" + run.name;
         print_report(engine, run, run_case<E>(run, folder, memory, select_call, run_kernel));
     }
