@@ -17,18 +17,24 @@ class Recipe:
 
 
 RECIPES = {
-    "published": Recipe(
+    "paper": Recipe(
         LutConfig(), "activations and weights coded, 2 index bits per weight, stored tables"
     ),
-    "weight-2bit": Recipe(
+    "tiny": Recipe(
         LutConfig(scheme="weight"), "weights coded, 2 index bits per weight, rows computed"
     ),
-    "weight-4bit": Recipe(
-        LutConfig(scheme="weight", weight_stages=2),
-        "weights coded in two stages, 4 index bits per weight, rows computed",
+    "balanced": Recipe(
+        LutConfig(scheme="weight", weight_centroids=64), "weights coded, 3 index bits"
+    ),
+    "accurate": Recipe(
+        LutConfig(scheme="weight", weight_stages=2), "weights coded in two stages, 4 index bits"
+    ),
+    "lossless": Recipe(
+        LutConfig(scheme="weight", weight_centroids=32, weight_stages=2),
+        "weights coded in two stages, 5 index bits",
     ),
 }
-DEFAULT_RECIPE = "published"
+DEFAULT_RECIPE = "paper"
 
 
 def recipe(name: str) -> Recipe:

@@ -49,7 +49,7 @@ def test_every_command_has_help(capsys):
 
 def test_recipe_and_sizes():
     assert parse_config().default == LutConfig()
-    config = parse_config("--recipe", "weight-4bit", "--group-size", "64", "--seed", "5")
+    config = parse_config("--recipe", "accurate", "--group-size", "64", "--seed", "5")
     assert config.default == LutConfig(scheme="weight", weight_stages=2, group_size=64)
     assert config.seed == 5
     words = "--scheme co --vec-len 4 --act-centroids 32 --weight-centroids 8 --act-stages 2"
@@ -393,5 +393,5 @@ def test_options_have_one_spelling():
 
 
 def test_recipes_are_valid():
-    assert RECIPES["published"].config == LutConfig()
+    assert RECIPES["paper"].config == LutConfig()
     assert all(recipe.purpose for recipe in RECIPES.values())
