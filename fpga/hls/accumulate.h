@@ -88,7 +88,7 @@ drain_loop:
     E::MIN_DISTANCE true
 #pragma HLS DEPENDENCE variable=kept_biases type=inter direction=RAW distance=\
     E::MIN_DISTANCE true
-        if (!E::SEARCH && at == 0) token_scale = token_scales.read();
+        if (at == 0) token_scale = token_scales.read();
         const bool first = token == 0;
         const typename E::beat_t scale = first ? scales.read() : kept_scales[at];
         if (first) kept_scales[at] = scale;

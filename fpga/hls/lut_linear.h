@@ -34,7 +34,8 @@ void table_channel(hls::burst_maxi<typename E::beat_t> memory, typename E::acts&
     LUTLLM_PROCESS("route", route_codes<E>(codes, to_table, to_fetch, call));
     LUTLLM_PROCESS("plan", plan_tables<E>(to_fetch, jobs, call));
     LUTLLM_PROCESS("bursts",
-                   read_bursts<E>(memory, jobs, index_beats, row_beats, count_table_jobs<E>(call)));
+                   read_bursts<E>(memory, jobs, index_beats, row_beats, count_table_bursts<E>(call),
+                                  count_table_beats<E>(call)));
     LUTLLM_PROCESS("unpack",
                    unpack_words<E, E::INDEX_BITS>(index_beats, indices,
                                                   call.rounds * call.weight_stages, call.subs));
@@ -47,6 +48,7 @@ template <class E>
 void online_part(hls::burst_maxi<typename E::beat_t> memory, typename E::items& vectors,
                  typename E::sums& in, typename E::sums& out, LinearCall call) {
 #pragma HLS DATAFLOW
+    const int records = call.rounds * call.weight_stages;
     typename E::jobs jobs("jobs");
     typename E::beats index_beats("index_beats");
     typename E::lead_beats row_beats("row_beats");
@@ -54,8 +56,8 @@ void online_part(hls::burst_maxi<typename E::beat_t> memory, typename E::items& 
     typename E::rows rows("rows");
     LUTLLM_REGION;
     LUTLLM_PROCESS("plan", plan_codebooks<E>(jobs, call));
-    LUTLLM_PROCESS("bursts", read_bursts<E>(memory, jobs, index_beats, row_beats,
-                                            2 * call.rounds * call.weight_stages));
+    LUTLLM_PROCESS("bursts", read_bursts<E>(memory, jobs, index_beats, row_beats, 2 * records,
+                                            records * E::record_beats(call)));
     LUTLLM_PROCESS("unpack",
                    unpack_words<E, E::INDEX_BITS>(index_beats, indices,
                                                   call.rounds * call.weight_stages, call.subs));

@@ -88,32 +88,42 @@ centroid_loop:
 }
 
 // Runs the bursts that a plan asks for, READ_AHEAD of them under way at a time, so that the latency
-// of a burst hides behind the beats of those before it.
+// of a burst hides behind the beats of those before it. The loop is over all `beats` of all
+// `bursts`, so that it never drains between bursts.
 template <class E>
 void read_bursts(hls::burst_maxi<typename E::beat_t> memory, typename E::jobs& jobs,
-                 typename E::beats& index_beats, typename E::lead_beats& row_beats, int count) {
+                 typename E::beats& index_beats, typename E::lead_beats& row_beats, int bursts,
+                 int beats) {
     typename E::job_t pending[E::READ_AHEAD];
 #pragma HLS ARRAY_PARTITION variable=pending type=complete
-    int slot = 0;
-burst_loop:
-    for (int i = 0; i < count + E::READ_AHEAD; i++) {
-        const typename E::job_t due = pending[slot];
-        const int beats = i < E::READ_AHEAD ? 0 : due.beats.to_int();
-        if (i < count) {
-            const typename E::job_t job = jobs.read();
-            memory.read_request(job.address.to_uint(), job.beats.to_uint());
-            pending[slot] = job;
+    int slot = 0, left = bursts;
+request_loop:
+    for (int i = 0; i < E::READ_AHEAD; i++) {
+        if (left > 0) {
+            pending[i] = jobs.read();
+            memory.read_request(pending[i].address.to_uint(), pending[i].beats.to_uint());
+            left--;
         }
-    beat_loop:
-        for (int b = 0; b < beats; b++) {
+    }
+    int done = 0;  // beats of the burst in `slot`
+beat_loop:
+    for (int i = 0; i < beats; i++) {
 #pragma HLS PIPELINE II=1
-            const typename E::beat_t beat = memory.read();
-            if (due.is_index == 1)
-                index_beats.write(beat);
-            else
-                row_beats.write(beat);
+        const typename E::job_t due = pending[slot];
+        const typename E::beat_t beat = memory.read();
+        if (due.is_index == 1)
+            index_beats.write(beat);
+        else
+            row_beats.write(beat);
+        if (advance(done, due.beats.to_int())) {
+            if (left > 0) {
+                const typename E::job_t job = jobs.read();
+                memory.read_request(job.address.to_uint(), job.beats.to_uint());
+                pending[slot] = job;
+                left--;
+            }
+            advance(slot, E::READ_AHEAD);
         }
-        advance(slot, E::READ_AHEAD);
     }
 }
 

@@ -54,7 +54,7 @@ scale_loop:
         }
         top = high;
         z.write(scaled);
-        if (!E::SEARCH && beat + 1 == call.in_beats) largest.write(bits_to_float(top));
+        if (beat + 1 == call.in_beats) largest.write(bits_to_float(top));
         if (advance(beat, call.in_beats)) token++;
     }
 }
@@ -68,12 +68,9 @@ void round_input(typename E::token_beats& z, typename E::token_floats& largest,
     const int limit = E::SEARCH ? ACT_LIMIT << (E::STAGE_BITS * (call.act_stages - 1)) : 127;
 token_loop:
     for (int token = 0; token < call.tokens; token++) {
-        float inverse = 1.0f;
-        if (!E::SEARCH) {
-            const float top = largest.read();
-            inverse = top > 0.0f ? 127.0f / top : 0.0f;
-            token_scales.write(top / 127.0f);
-        }
+        const float top = largest.read();
+        const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
+        token_scales.write(E::SEARCH ? 1.0f : top / 127.0f);
     beat_loop:
         for (int b = 0; b < call.in_beats; b++) {
 #pragma HLS PIPELINE II=1

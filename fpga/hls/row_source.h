@@ -37,6 +37,7 @@ record_loop:
         for (int t = 0; t < call.act_stages; t++) {
         burst_loop:
             for (int token = 0; token < bursts; token++) {
+#pragma HLS PIPELINE II=2
                 const int row = call.row_fetch ? codes.read().to_int() : 0;
                 jobs.write(make_job<E>(table + row * row_beats,
                                        call.row_fetch ? row_beats : table_beats, false));
@@ -49,9 +50,17 @@ record_loop:
 }
 
 template <class E>
-int count_table_jobs(const LinearCall& call) {
+int count_table_bursts(const LinearCall& call) {
     return call.rounds * call.weight_stages *
            (1 + call.act_stages * (call.row_fetch ? call.tokens : 1));
+}
+
+// Beats of all those bursts.
+template <class E>
+int count_table_beats(const LinearCall& call) {
+    const int rows = call.row_fetch ? call.tokens : E::ACT_CENTROIDS;
+    return call.rounds * call.weight_stages *
+           (E::index_beats(call) + call.act_stages * rows * E::row_beats(call));
 }
 
 template <class E>

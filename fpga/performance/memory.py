@@ -1,0 +1,100 @@
+"""Memory ports: how fast a beat moves, which port carries what, whether everything fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from fpga.design import EngineDesign
+from fpga.device import Device
+from fpga.performance.quantity import Quantity, given, maximum, total
+from fpga.performance.timing import MemoryEfficiency
+
+
+@dataclass(frozen=True)
+class MemorySystem:
+    """The external memory as kernels at `clock_mhz` with beats of `axi_bits` see it."""
+
+    device: Device
+    clock_mhz: float
+    axi_bits: int
+    efficiency: MemoryEfficiency = MemoryEfficiency()
+
+    @cached_property
+    def beat_cycles(self) -> Quantity:
+        """Kernel cycles that a port needs for a beat; 1 where the kernel is the slower side."""
+        clock = given("clock_mhz", self.clock_mhz, "MHz")
+        width = given("axi_bytes", self.axi_bits // 8, "B")
+        rate = min(
+            self.device.port_bits / 8 * self.device.port_clock_mhz,
+            1000 * self.device.peak_gb_per_s / self.device.memory_ports,
+        )
+        port = given("port_mb_per_s", rate, "MB/s", f"{self.device.name}: full rate of a port")
+        return maximum(1, width * clock / port).named("beat_cycles", "cycles/beat")
+
+    @cached_property
+    def streamed(self) -> Quantity:
+        return given("eta_streamed", self.efficiency.streamed, "", "assumed")
+
+    @cached_property
+    def fetched(self) -> Quantity:
+        return given("eta_fetched", self.efficiency.fetched, "", "assumed")
+
+    @property
+    def gb_per_s(self) -> float:
+        """All ports together at this clock, before efficiency (1 GB = 10^9 bytes)."""
+        per_port = self.axi_bits / 8 * self.clock_mhz / 1000 / self.beat_cycles.value
+        return self.device.memory_ports * per_port
+
+
+def memory_arguments(design: EngineDesign) -> list[str]:
+    """Memory arguments of a kernel in the order in which they take the board's ports."""
+    return [
+        *(f"channel_{c}" for c in range(design.config.channels)),
+        *(f"centroids_{p}" for p in range(design.centroid_ports)),
+        "parameters",
+        "x",
+        "y",
+    ]
+
+
+def busiest_port(
+    designs: Sequence[EngineDesign], design: EngineDesign, ports: int, load: Mapping[str, Quantity]
+) -> Quantity:
+    """Load of the port that carries most, when arguments take `ports` ports in turn.
+
+    load: by argument of `design` without its number ("channel" for every channel_<c>).
+    """
+    at = 0
+    shared: dict[int, list[Quantity]] = {}
+    for owner in designs:
+        for argument in memory_arguments(owner):
+            part = load.get(argument.rstrip("0123456789").rstrip("_"))
+            if owner is design and part is not None:
+                shared.setdefault(at % ports, []).append(part)
+            at += 1
+    return total(max(shared.values(), key=lambda parts: sum(q.value for q in parts)))
+
+
+def port_bytes(designs: Iterable[EngineDesign], ports: int) -> list[int]:
+    """Bytes of images and token buffers behind each port."""
+    out = [0] * ports
+    at = 0
+    for design in designs:
+        beats = design.image_beats()
+        tokens = design.config.max_tokens
+        deep = max((design.in_beats(kind) for kind in design.kinds), default=0)
+        wide = max((design.subs(kind) * design.out_beats for kind in design.kinds), default=0)
+        sizes = {
+            "channel": beats["channel"],
+            "centroids": beats["centroids"],
+            "parameters": beats["parameters"],
+            "x": tokens * deep,
+            "y": 2 * tokens * wide,
+        }
+        for argument in memory_arguments(design):
+            size = sizes[argument.rstrip("0123456789").rstrip("_")]
+            out[at % ports] += size * design.beat_bytes
+            at += 1
+    return out

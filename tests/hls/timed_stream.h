@@ -1,0 +1,110 @@
+// timed_stream.h: streams that know when. Stands in for hls_stream.h to count cycles.
+//
+// Every process has a clock. An iteration of a pipelined loop moves it by the loop's interval (tests
+// put a call of tick() behind each PIPELINE pragma), a read waits for the cycle in which the element
+// was written, a write for the cycle in which the element DEPTH before it was read. So the last clock
+// is the length of a run on hardware with no latencies but the same loops, intervals and FIFOs.
+#pragma once
+
+#include "untimed_stream.h"
+
+#include <algorithm>
+
+namespace hls {
+namespace timing {
+
+struct Clock {
+    long long now = 0, busy = 0;
+    long long load_end = 0, serve_start = 0, load_busy = 0;  // of double-buffered tables
+};
+
+inline std::map<const sim::Process*, Clock>& clocks() {
+    static std::map<const sim::Process*, Clock> all;
+    return all;
+}
+
+inline Clock& clock() { return clocks()[sim::Scheduler::get().current()]; }
+
+// One iteration of a pipelined loop.
+inline void tick(long long interval) {
+    clock().now += interval;
+    clock().busy += interval;
+}
+
+// A process from start to end; prints its name, busy cycles and last cycle.
+struct Process {
+    const sim::Process* process = sim::Scheduler::get().current();
+    Process() { clocks()[process] = Clock(); }
+    ~Process() {
+        const Clock& mine = clocks()[process];
+        print("", mine.busy, mine.now);
+        if (mine.load_busy) print("/load", mine.load_busy, mine.load_end);
+        clocks().erase(process);
+    }
+    void print(const char* part, long long busy, long long end) const {
+        std::fprintf(stderr, "process %s%s %lld %lld\n", process->name.c_str(), part, busy, end);
+    }
+};
+
+// Loading one of two buffers while the other is served: on a time line of its own.
+struct Aside {
+    long long entered = clock().now, busy = clock().busy;
+    Aside() { clock().now = std::max(clock().load_end, clock().serve_start); }
+    ~Aside() {
+        Clock& mine = clock();
+        mine.load_busy += mine.busy - busy;
+        mine.busy = busy;
+        mine.load_end = mine.now;
+        mine.now = mine.serve_start = std::max(entered, mine.load_end);
+    }
+};
+
+template <class T>
+struct Item {
+    T value;
+    long long written;
+};
+
+template <class T>
+struct Handle {
+    Item<T>* item;
+    std::uint64_t to_uint64() const { return sim::bits_of(item->value, 0); }
+};
+
+}  // namespace timing
+
+template <class T, int DEPTH = 2>
+class stream : public untimed_stream<timing::Handle<T>, DEPTH> {
+    typedef untimed_stream<timing::Handle<T>, DEPTH> base;
+
+  public:
+    explicit stream(const char* name = "stream") : base(name) {}
+
+    T read() {
+        timing::Item<T>* item = base::read().item;
+        timing::Clock& mine = timing::clock();
+        mine.now = std::max(mine.now, item->written);
+        freed_.push_back(mine.now);
+        T value = item->value;
+        delete item;
+        return value;
+    }
+    void read(T& value) { value = read(); }
+
+    void write(const T& value) {
+        timing::Item<T>* item = new timing::Item<T>{value, 0};
+        base::write(timing::Handle<T>{item});  // returns when there is room
+        timing::Clock& mine = timing::clock();
+        if (++written_ > DEPTH) {
+            mine.now = std::max(mine.now, freed_.front());
+            freed_.pop_front();
+        }
+        item->written = mine.now;  // the reader runs after we yield
+    }
+
+  private:
+    std::deque<long long> freed_;
+    long long written_ = 0;
+};
+
+}  // namespace hls
