@@ -144,6 +144,27 @@ class FloatDecoder:
         return F.linear(rms_norm(hidden[0], norm, self.config.rms_norm_eps), head).numpy()
 
 
+class ResidentDecoder:
+    """The float model with all its layers in memory, for many passes over few tokens."""
+
+    def __init__(self, decoder: FloatDecoder):
+        self.decoder = decoder
+        self.layers = [decoder.layer(i) for i in range(decoder.config.num_hidden_layers)]
+        self.norm, self.head = decoder.head()
+
+    @torch.no_grad()
+    def hidden(self, ids: np.ndarray) -> torch.Tensor:
+        """Normalised last hidden states f32[N, ctx, hidden]. ids: i64[N, ctx]."""
+        hidden = self.decoder.embed(ids)
+        for weights in self.layers:
+            hidden = self.decoder.run_layer(hidden, weights, weights.apply)
+        return rms_norm(hidden, self.norm, self.decoder.config.rms_norm_eps)
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """ids: i64[T] -> f32[T, vocab]."""
+        return F.linear(self.hidden(np.asarray(ids)[None])[0], self.head).numpy()
+
+
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary embedding on halves. x: f32[N, heads, ctx, hd]; cos, sin: f32[ctx, hd / 2]."""
     first, second = x.chunk(2, dim=-1)

@@ -22,7 +22,17 @@ from lutllm.version import __version__
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
-    from lutllm.api import bench, csim, evaluate, export, load, plan, quantize, verify
+    from lutllm.api import (
+        bench,
+        csim,
+        evaluate,
+        evaluate_task,
+        export,
+        load,
+        plan,
+        quantize,
+        verify,
+    )
     from lutllm.checkpoint import open_checkpoint
     from lutllm.config import LutConfig, QuantConfig
     from lutllm.errors import LutLLMError
@@ -35,6 +45,7 @@ __all__ = [
     "bench",
     "csim",
     "evaluate",
+    "evaluate_task",
     "export",
     "load",
     "open_checkpoint",

@@ -211,6 +211,43 @@ def evaluate(
     return perplexity_of_checkpoint(checkpoint, windows(ids, ctx, max_tokens), progress).to_dict()
 
 
+def evaluate_task(
+    model: Source,
+    task: Source,
+    *,
+    limit: int | None = None,
+    reference: Source | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Zero-shot accuracy of an artifact or a float checkpoint on a local task file.
+
+    task: JSON lines (`calib.tasks`); limit: the first so many items. Returns accuracy,
+    accuracy_norm (per character of the answer), their standard errors and items; with
+    `reference`, a float checkpoint, also the paired change of accuracy on the same items.
+    """
+    from calib.tasks import paired, read_task, score
+
+    items = read_task(task, limit)
+    own = score(items, *_task_model(model), progress)
+    if reference is None:
+        return own.to_dict()
+    return own.to_dict() | paired(own, score(items, *_task_model(reference), progress))
+
+
+def _task_model(model: Source) -> tuple[Any, Any, int]:
+    """How to encode a text, how to get logits i64[T] -> f32[T, V], and the longest sequence."""
+    if _is_artifact(model):
+        artifact = load(model)
+        return artifact.tokenizer.encode, artifact.logits, artifact.context
+    from calib.decoder import FloatDecoder, ResidentDecoder
+    from lutllm.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(model)
+    resident = ResidentDecoder(FloatDecoder(checkpoint))
+    limit = checkpoint.model.max_position_embeddings
+    return checkpoint.tokenizer().encode, resident.logits, limit
+
+
 def _compare(
     model: Source, reference: Source, windows: np.ndarray, progress: bool
 ) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from calib.decoder import FloatDecoder, LayerWeights, rms_norm
+from calib.decoder import FloatDecoder, LayerWeights, ResidentDecoder, rms_norm
 from lutllm.artifact import Artifact
 from lutllm.checkpoint import Checkpoint
 from lutllm.errors import ConfigError
@@ -135,23 +135,6 @@ class Student:
         return [t for s in linears for t in s.parameters()] + self._norms
 
 
-class Teacher:
-    """The float model with all layers in memory."""
-
-    def __init__(self, decoder: FloatDecoder):
-        self.decoder = decoder
-        self.layers = [decoder.layer(i) for i in range(decoder.config.num_hidden_layers)]
-        self.norm, self.head = decoder.head()
-
-    @torch.no_grad()
-    def hidden(self, ids: np.ndarray) -> torch.Tensor:
-        """Normalised last hidden states f32[N, ctx, hidden]."""
-        hidden = self.decoder.embed(ids)
-        for weights in self.layers:
-            hidden = self.decoder.run_layer(hidden, weights, weights.apply)
-        return rms_norm(hidden, self.norm, self.decoder.config.rms_norm_eps)
-
-
 def divergence(
     student: torch.Tensor, teacher: torch.Tensor, head: torch.Tensor, gradient: bool
 ) -> tuple[float, torch.Tensor | None]:
@@ -194,7 +177,7 @@ def distill(
     goes on from `state_path`. Returns the trained student and a record for the report.
     """
     decoder = FloatDecoder(checkpoint)
-    teacher = Teacher(decoder)
+    teacher = ResidentDecoder(decoder)
     student = Student.from_artifact(artifact, decoder)
     optimizer = torch.optim.Adam(student.groups(config), lr=1.0, betas=(0.9, 0.95))
     order = np.random.default_rng(config.seed).permutation(len(windows))
@@ -235,7 +218,7 @@ def _fit_to_deadline(
 
 def _train_step(
     student: Student,
-    teacher: Teacher,
+    teacher: ResidentDecoder,
     ids: np.ndarray,
     optimizer: torch.optim.Optimizer,
     rate: float,
@@ -253,7 +236,7 @@ def _train_step(
 
 
 @torch.no_grad()
-def _held_out(student: Student, teacher: Teacher, windows: np.ndarray) -> float:
+def _held_out(student: Student, teacher: ResidentDecoder, windows: np.ndarray) -> float:
     """Mean KL divergence on held-out windows."""
     losses = [
         divergence(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calib.decoder import FloatDecoder
+from calib.decoder import FloatDecoder, ResidentDecoder
 from lutllm.checkpoint import open_checkpoint
 from tests.tiny_models import ARCHS, make_model, state_f32, tiny_config, write_gguf, write_hf
 
@@ -76,3 +76,9 @@ def test_half_precision_shards(tmp_path, arch):
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float32").eval()
     found = FloatDecoder(open_checkpoint(tmp_path)).logits(random_ids())
     assert_close(found, oracle_logits(model, random_ids()))
+
+
+def test_resident_decoder_is_the_same_model(tmp_path):
+    decoder = FloatDecoder(open_checkpoint(write_hf(tmp_path, make_model(tiny_config("qwen3")))))
+    ids = random_ids()
+    assert_close(ResidentDecoder(decoder).logits(ids), decoder.logits(ids))

@@ -1,4 +1,4 @@
-"""lutllm eval: perplexity of an artifact or a float checkpoint."""
+"""lutllm eval: perplexity or zero-shot accuracy of an artifact or a float checkpoint."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from lutllm.cli.common import Outcome, add_command, format_perplexity, positive
 
 
 def add_parser(commands: Any) -> None:
-    parser = add_command(commands, "eval", "measure perplexity on a text", run)
+    parser = add_command(
+        commands, "eval", "measure perplexity on a text, or accuracy on a task", run
+    )
     parser.add_argument("model", metavar="MODEL", help="artifact, or any source of quantize")
-    parser.add_argument("--text", type=Path, required=True, metavar="FILE")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", type=Path, metavar="FILE", help="perplexity on a text")
+    what.add_argument("--task", type=Path, metavar="FILE", help="zero-shot task, JSON lines")
+    parser.add_argument(
+        "--limit", type=positive, metavar="N", help="items of the task (default all)"
+    )
     parser.add_argument(
         "--ctx", type=positive, default=512, metavar="N", help="tokens per window (default 512)"
     )
@@ -27,6 +34,8 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     from lutllm import api
 
+    if args.task:
+        return _run_task(args)
     found = api.evaluate(
         args.model,
         args.text,
@@ -43,4 +52,22 @@ def run(args: argparse.Namespace) -> Outcome:
             f"\nKL divergence {format_perplexity(found['kl_divergence'], found['kl_stderr'])} nats"
             f"\nsame first rank {found['top1_agreement']:.1%} of positions"
         )
+    return Outcome(found, text)
+
+
+def _run_task(args: argparse.Namespace) -> Outcome:
+    from lutllm import api
+
+    found = api.evaluate_task(
+        args.model,
+        args.task,
+        limit=args.limit,
+        reference=args.reference,
+        progress=not args.quiet,
+    )
+    text = f"accuracy {format_perplexity(found['accuracy'], found['accuracy_stderr'])}"
+    text += f", per character {found['accuracy_norm']:.3f}, on {found['items']} items"
+    if args.reference:
+        change = format_perplexity(found["accuracy_change"], found["accuracy_change_stderr"])
+        text += f"\nfloat model {found['reference_accuracy']:.3f}, change {change}"
     return Outcome(found, text)
