@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from codegen.diagram import engine_diagram
 from fpga.design import EngineDesign
 from fpga.device import Device
 from lutllm.errors import ConfigError
@@ -130,6 +131,9 @@ def engine_sources(engine: EngineDesign, device: Device, header: str) -> dict[st
         f"hls/{engine.name}.cpp": single,
         f"hls/{engine.name}.cfg": render("kernel.cfg.j2", **values),
         f"sim/{engine.name}_testbench.cpp": render("testbench.cpp.j2", **values),
+        f"{engine.name}.svg": render(
+            "design.svg.j2", diagram=engine_diagram(engine), header=header
+        ),
     }
 
 

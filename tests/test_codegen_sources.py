@@ -164,3 +164,13 @@ def test_unrelated_linears_render_differently() -> None:
     text = design_sources([online], load_device("v80"), "m", "0" * 64)["src/lut_linear.cpp"]
     assert "online_channel<E>" in text
     assert "read_centroids" not in text
+
+
+def test_block_diagram_is_well_formed(sources: dict[str, str]) -> None:
+    from xml.etree import ElementTree
+
+    root = ElementTree.fromstring(sources["lut_linear.svg"])
+    texts = [node.text for node in root.iter() if node.tag.endswith("text")]
+    for name in ("search", "lookup", "accumulate", "8 elements, 8 cycles a code"):
+        assert name in texts
+    assert "![lut_linear](lut_linear.svg)" in sources["README.md"]

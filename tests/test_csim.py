@@ -76,6 +76,25 @@ def test_exact_design_passes(made: Made) -> None:
     ]
 
 
+def test_counters_are_what_the_design_predicts(made: Made) -> None:
+    """Beats and cycles that the streams carried, against the sizes that models compute with."""
+    root, engine, _ = made
+    kind = engine.kinds[0]
+    runs = run_csim(root, tokens=TOKENS, details=True)["runs"]
+    rounds, subs = engine.rounds(kind), engine.subs(kind)
+    for run in runs:
+        rows = engine.lut.act_centroids if run["mode"] == "table" else TOKENS
+        record = engine.index_beats(kind) + rows * engine.row_beats(kind)
+        assert run["counters"] == {
+            "channel_beats": rounds * record,
+            "search_cycles": rounds * TOKENS * engine.search_passes,
+            "row_cycles": rounds * TOKENS * engine.groups(kind),
+            "lookup_cycles": rounds * TOKENS * subs,
+            "gather_cycles": rounds * TOKENS * engine.gather_steps,
+            "output_beats": 2 * TOKENS * subs * engine.out_beats,
+        }
+
+
 def test_tokens_layers_and_modes_select_runs(made: Made) -> None:
     assert run_csim(made[0], tokens=5, modes=["table"])["tokens_compared"] == 5
     assert run_csim(made[0], tokens=100, modes=["table"])["tokens_compared"] == TOKENS

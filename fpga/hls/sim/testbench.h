@@ -108,7 +108,16 @@ struct Difference {
     }
 };
 
+// What the streams of a run carried: the cycles that each part of the engine is busy at one step a
+// cycle. The largest bounds the run; latencies and stalls come on top.
+struct Counters {
+    std::uint64_t channel_beats = 0;  // of the busiest channel port
+    std::uint64_t search_cycles = 0, row_cycles = 0, lookup_cycles = 0;
+    std::uint64_t gather_cycles = 0, output_beats = 0;
+};
+
 struct Report {
+    Counters counters;
     std::uint64_t integer_mismatches = 0, code_mismatches = 0, float_mismatches = 0;
     double max_abs_error = 0, seconds = 0;
     int tokens_equal = 0;
@@ -181,6 +190,42 @@ void compare_results(const Case& run, const lutllm::LinearCall& call, const std:
     }
 }
 
+inline std::uint64_t carried(const std::string& stream) {
+    const auto& counts = hls::sim::Scheduler::get().counts;
+    const auto found = counts.find(stream);
+    return found == counts.end() ? 0 : found->second.transactions;
+}
+
+// Counts of everything simulated since Scheduler::counts was cleared.
+template <class E>
+Counters count_work() {
+    Counters counters;
+    const std::string inner = E::ONLINE_ROWS ? "/part/" : "/";
+    for (int c = 0; c < E::CHANNELS; c++) {
+        const std::string channel = "channel_" + std::to_string(c);
+        const std::uint64_t beats =
+            carried(channel + inner + "index_beats") + carried(channel + inner + "row_beats");
+        if (beats > counters.channel_beats) counters.channel_beats = beats;
+    }
+    counters.search_cycles = carried("channel_0/found") * E::SEARCH_PASSES;
+    counters.row_cycles = carried("channel_0" + inner + "rows");
+    if (E::ONLINE_ROWS) counters.row_cycles *= E::ROW_INTERVAL;
+    counters.lookup_cycles = carried("totals[0]");
+    counters.gather_cycles = carried("act[0]") * E::GATHER_STEPS;
+    counters.output_beats = carried("y_beats");
+    return counters;
+}
+
+inline void print_counters(const Counters& counters) {
+    std::printf(
+        "\"counters\": {\"channel_beats\": %llu, \"search_cycles\": %llu, "
+        "\"row_cycles\": %llu, \"lookup_cycles\": %llu, \"gather_cycles\": %llu, "
+        "\"output_beats\": %llu}",
+        (unsigned long long)counters.channel_beats, (unsigned long long)counters.search_cycles,
+        (unsigned long long)counters.row_cycles, (unsigned long long)counters.lookup_cycles,
+        (unsigned long long)counters.gather_cycles, (unsigned long long)counters.output_beats);
+}
+
 inline void print_report(const std::string& engine, const Case& run, const Report& report) {
     std::printf("{\"engine\": \"%s\", \"linear\": \"%s\", \"tokens\": %d, \"row_fetch\": %d, ",
                 engine.c_str(), run.name.c_str(), run.tokens, run.row_fetch);
@@ -190,6 +235,8 @@ inline void print_report(const std::string& engine, const Case& run, const Repor
         (unsigned long long)(report.integer_mismatches + report.code_mismatches),
         (unsigned long long)report.float_mismatches, report.max_abs_error, report.tokens_equal,
         report.seconds);
+    std::printf(", ");
+    print_counters(report.counters);
     if (report.first.any) {
         std::printf(
             ", \"first_divergence\": {\"kind\": \"%s\", \"token\": %d, \"index\": %d, "
@@ -234,6 +281,7 @@ Report run_case(const Case& run, const std::string& folder,
     Report report;
     std::vector<bool> differs(run.tokens, false);
     auto& scheduler = hls::sim::Scheduler::get();
+    scheduler.counts.clear();
     for (int first = 0; first < run.tokens; first += E::MAX_TOKENS) {
         Case chunk = run;
         chunk.tokens = run.tokens - first < E::MAX_TOKENS ? run.tokens - first : E::MAX_TOKENS;
@@ -259,6 +307,7 @@ Report run_case(const Case& run, const std::string& folder,
         compare_results<E>(run, call, y, acc, results, first, differs, report);
     }
     for (const bool different : differs) report.tokens_equal += !different;
+    report.counters = count_work<E>();
     return report;
 }
 

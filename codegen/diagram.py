@@ -1,0 +1,130 @@
+"""The block diagram of an engine, as boxes and arrows for `templates/design.svg.j2`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fpga.design import EngineDesign
+
+BOX_WIDTH, BOX_HEIGHT = 172, 46
+COLUMN, ROW = 256, 80
+MARGIN = 24
+
+
+@dataclass(frozen=True)
+class Box:
+    """A process or a memory port, at a column and row of the diagram."""
+
+    name: str
+    text: str
+    column: int
+    row: int
+    kind: str = "process"
+
+    @property
+    def x(self) -> int:
+        return MARGIN + self.column * COLUMN
+
+    @property
+    def y(self) -> int:
+        return 2 * MARGIN + 16 + self.row * ROW
+
+    @property
+    def middle(self) -> tuple[int, int]:
+        return self.x + BOX_WIDTH // 2, self.y + BOX_HEIGHT // 2
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """A stream from one box to another, and what an element of it is."""
+
+    source: Box
+    target: Box
+    text: str
+
+    @property
+    def ends(self) -> tuple[int, int, int, int]:
+        """x1, y1, x2, y2: from border to border, along a row or down a column."""
+        a, b = self.source, self.target
+        if a.row == b.row:
+            return a.x + BOX_WIDTH, a.middle[1], b.x - 4, b.middle[1]
+        if a.column == b.column:
+            down = b.row > a.row
+            start = a.y + (BOX_HEIGHT if down else 0)
+            return a.middle[0], start, b.middle[0], b.y + (-4 if down else BOX_HEIGHT + 4)
+        return a.x + BOX_WIDTH, a.middle[1], b.x - 4, b.middle[1]
+
+
+@dataclass(frozen=True)
+class Diagram:
+    title: str
+    boxes: list[Box]
+    arrows: list[Arrow]
+
+    @property
+    def width(self) -> int:
+        return max(box.x for box in self.boxes) + BOX_WIDTH + MARGIN
+
+    @property
+    def height(self) -> int:
+        return max(box.y for box in self.boxes) + BOX_HEIGHT + 2 * MARGIN
+
+
+def _row_text(engine: EngineDesign) -> str:
+    if engine.online_rows:
+        return f"{engine.lut.weight_centroids} dot products a row"
+    return f"{engine.lut.act_centroids} rows of {engine.lut.weight_centroids} entries"
+
+
+def engine_diagram(engine: EngineDesign) -> Diagram:
+    """Ports on the left and right, one channel of each chain in full."""
+    config, lut = engine.config, engine.lut
+    x = Box("x", "float32 input", 0, 0, "port")
+    parameters = Box("parameters", "scales, exponents, gather", 0, 1, "port")
+    memory = Box("channel ports", f"{config.channels} x {config.axi_bits} bits", 0, 3, "port")
+    quantize = Box("quantize_input", f"{engine.floats} values a cycle", 1, 0)
+    gather = Box(
+        "gather", f"{config.gather_lanes} of {config.channels * lut.vec_len} a cycle", 2, 0
+    )
+    bursts = Box("plan, bursts", f"{config.read_ahead} bursts under way", 1, 3)
+    rows = Box("rows", _row_text(engine), 2, 3)
+    lookup = Box(
+        "lookup",
+        f"{engine.lanes} outputs a cycle",
+        3,
+        3,
+    )
+    accumulate = Box(
+        "accumulate", f"chains of {engine.chain_channels} channels: {engine.chains}", 4, 3
+    )
+    y = Box("y", "float32 results", 4, 1, "port")
+    boxes = [x, parameters, memory, quantize, gather, bursts, rows, lookup, accumulate, y]
+    arrows = [
+        Arrow(x, quantize, "beats"),
+        Arrow(parameters, quantize, ""),
+        Arrow(quantize, gather, "integers"),
+        Arrow(memory, bursts, "beats"),
+        Arrow(bursts, rows, "tables" if not engine.online_rows else "codebooks"),
+        Arrow(rows, lookup, "rows"),
+        Arrow(lookup, accumulate, "sums"),
+        Arrow(accumulate, y, "results"),
+    ]
+    if engine.search:
+        centroids = Box(
+            "centroid ports", f"{engine.centroid_ports} x {config.axi_bits} bits", 0, 2, "port"
+        )
+        search = Box(
+            "search",
+            f"{engine.pes} elements, {engine.search_passes} cycles a code",
+            2,
+            2,
+        )
+        boxes += [centroids, search]
+        arrows += [
+            Arrow(gather, search, "positions"),
+            Arrow(centroids, search, "centroids"),
+            Arrow(search, rows, "codes" if not engine.online_rows else "centroids"),
+        ]
+    else:
+        arrows.append(Arrow(gather, rows, "positions"))
+    return Diagram(f"{engine.name}: {config.channels} channels", boxes, arrows)
