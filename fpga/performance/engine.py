@@ -18,12 +18,11 @@ from fpga.performance.quantity import (
     Quantity,
     ceil_div,
     given,
-    largest,
     maximum,
     minimum,
     total,
 )
-from fpga.performance.timing import EMITTED, Schedule, Timing
+from fpga.performance.timing import ASSUMED_TIMING, EMITTED, Schedule, Timing
 
 MODES = ("table", "row_fetch", "online")
 #: What each part of the stream phase means to a reader who asks what bounds a design.
@@ -301,7 +300,6 @@ class Call:
     drain: Quantity
     fill: Quantity
     cycles: Quantity
-    bound: str
     bytes: dict[str, Quantity]
 
     @property
@@ -309,18 +307,29 @@ class Call:
         """Cycles in which nothing is looked up."""
         return self.cycles.value - self.stream.value
 
+    @property
+    def stream_bound(self) -> str:
+        """What sets the pace of the stream phase, one of the values of BOUND_OF."""
+        return BOUND_OF[max(self.stream_parts, key=lambda name: self.stream_parts[name].value)]
+
+    @property
+    def bound(self) -> str:
+        return "serial gap" if self.serial > self.stream.value else self.stream_bound
+
 
 @dataclass(frozen=True)
 class Engine:
     """Engines of a design on a board: what a call costs.
 
-    designs: all engines of the kernel set, in the order in which they take memory ports.
+    designs          all engines of the kernel set, in the order in which they take memory ports
+    transfer_floats  activations in and out in a cycle where they stay on chip; 0 = through memory
     """
 
     designs: Sequence[EngineDesign]
     memory: MemorySystem
-    timing: Timing = Timing()
+    timing: Timing = ASSUMED_TIMING
     schedule: Schedule = EMITTED
+    transfer_floats: int = 0
 
     def call(
         self,
@@ -338,16 +347,9 @@ class Engine:
         busy = process_cycles(run, self.timing, self.schedule.flattened)
         gaps = [load, fill, drain, *([] if before is None else [before])]
         parts = self._stream_parts(run, busy, gaps)
-        bound, stream = largest(parts)
-        stream = stream.named("stream", "cycles")
+        stream = maximum(*parts.values()).named("stream", "cycles")
         cycles = (load + stream + drain + fill).named(f"{kind.name}_{mode}", "cycles")
-        if load.value + drain.value + fill.value > stream.value:
-            bound = "serial gap"
-        else:
-            bound = BOUND_OF[bound]
-        return Call(
-            kind.name, mode, load, parts, stream, drain, fill, cycles, bound, self._bytes(run)
-        )
+        return Call(kind.name, mode, load, parts, stream, drain, fill, cycles, self._bytes(run))
 
     def best_call(
         self,
@@ -363,7 +365,7 @@ class Engine:
     # Phases ------------------------------------------------------------------------------------
 
     def _transfer(self, run: Run, floats_per_token: Quantity, beats: Quantity) -> Quantity:
-        lanes = self.schedule.transfer_floats
+        lanes = self.transfer_floats
         if not lanes:
             return beats * self.memory.beat_cycles / self.memory.streamed
         return run.t * ceil_div(floats_per_token, given("transfer_floats", lanes, "floats/cycle"))
@@ -372,13 +374,13 @@ class Engine:
         width = given("in_features", run.kind.in_features)
         load = self._transfer(run, width, run.x_beats)
         if not run.design.search:  # the scale of a token is known after its last value
-            load = load + run.in_beats
+            load = load + load / run.t
         return load.named("load", "cycles")
 
     def _drain(self, run: Run) -> Quantity:
         width = (run.subs * given("lanes", run.design.lanes)).named("padded_outputs")
         drain = self._transfer(run, width, run.y_beats)
-        if run.kind.bias and not (run.accumulators or self.schedule.transfer_floats):
+        if run.kind.bias and not (run.accumulators or self.transfer_floats):
             drain = drain + run.out_beats  # a beat of biases beside every beat of scales
         return drain.named("drain", "cycles")
 
@@ -451,6 +453,6 @@ class Engine:
         }
         if run.design.search:
             out["centroids"] = run.centroid_beats * size
-        if not self.schedule.transfer_floats:
+        if not self.transfer_floats:
             out |= {"x": run.x_beats * size, "y": run.y_beats * size}
         return {name: value.named(f"{name}_bytes", "B") for name, value in out.items()}

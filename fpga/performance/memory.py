@@ -8,8 +8,8 @@ from functools import cached_property
 
 from fpga.design import EngineDesign
 from fpga.device import Device
-from fpga.performance.quantity import Quantity, given, maximum, total
-from fpga.performance.timing import MemoryEfficiency
+from fpga.performance.quantity import Quantity, given, maximum, total, value_of
+from fpga.performance.timing import ASSUMED_EFFICIENCY, MemoryEfficiency
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class MemorySystem:
     device: Device
     clock_mhz: float
     axi_bits: int
-    efficiency: MemoryEfficiency = MemoryEfficiency()
+    efficiency: MemoryEfficiency = ASSUMED_EFFICIENCY
 
     @cached_property
     def beat_cycles(self) -> Quantity:
@@ -74,7 +74,7 @@ def busiest_port(
             if owner is design and part is not None:
                 shared.setdefault(at % ports, []).append(part)
             at += 1
-    return total(max(shared.values(), key=lambda parts: sum(q.value for q in parts)))
+    return total(max(shared.values(), key=lambda parts: sum(map(value_of, parts))))
 
 
 def port_bytes(designs: Iterable[EngineDesign], ports: int) -> list[int]:

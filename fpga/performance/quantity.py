@@ -1,14 +1,14 @@
 """Numbers that know how they came about.
 
-A `Quantity` is a value with a unit and the formula that gave it. Arithmetic on quantities writes the
-formula down: `(passes * tokens).named("lookup", "cycles")` holds the product, the text
+A `Quantity` is a value with a unit and the formula that gave it. Arithmetic on quantities writes
+the formula down: `(passes * tokens).named("lookup", "cycles")` holds the product, the text
 "passes * tokens" and its two inputs, so that what is printed is what was computed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Union
 
 Number = Union[int, float, "Quantity"]
@@ -151,12 +151,6 @@ def total(parts: Iterable[Number]) -> Quantity:
     for part in kept[1:]:
         out = out + part
     return out
-
-
-def largest(parts: Mapping[str, Quantity]) -> tuple[str, Quantity]:
-    """The key of the largest part (the first among equals), and the maximum as an expression."""
-    key = max(parts, key=lambda name: parts[name].value)
-    return key, maximum(*parts.values())
 
 
 def format_number(value: float) -> str:

@@ -52,6 +52,8 @@ class Timing:
         _check("timing", dataclasses.asdict(self), ())
 
 
+#: What estimates assume.
+ASSUMED_TIMING = Timing()
 #: No latencies at all: what the C simulation counts.
 IDEAL = Timing(0, 0, 0.0, 0, 0, 0, 0, 0, 0)
 
@@ -75,6 +77,7 @@ class MemoryEfficiency:
                 )
 
 
+ASSUMED_EFFICIENCY = MemoryEfficiency()
 #: Memory that always delivers.
 PERFECT_MEMORY = MemoryEfficiency(1.0, 1.0)
 
@@ -83,26 +86,24 @@ PERFECT_MEMORY = MemoryEfficiency(1.0, 1.0)
 class Schedule:
     """How the calls of an engine follow one another.
 
-    transfer_floats  activations that enter and leave the engine in a cycle; 0 = a memory beat
-    prefetch         the next call's indices are read while the engine waits for activations, as
-                     far as the beat FIFOs reach
-    flattened        loop nests run without a gap between records and bursts
+    on_chip    activations stay on chip and move vector_lanes at a time; otherwise they go through
+               memory, a beat a cycle
+    prefetch   the next call's indices are read while the engine waits for activations, as far as
+               the beat FIFOs reach
+    flattened  loop nests run without a gap between records and bursts
     """
 
     name: str
-    transfer_floats: int = 0
+    on_chip: bool = False
     prefetch: bool = False
     flattened: bool = False
-
-    def __post_init__(self) -> None:
-        _check("schedule", dataclasses.asdict(self), ())
 
 
 #: The kernels as they are rendered today: every call reads, computes and writes in turn.
 EMITTED = Schedule("emitted")
-#: What a complete decoder allows: activations stay on chip and move 64 at a time, memory is read
-#: through the serial gaps. Not rendered yet.
-OVERLAPPED = Schedule("overlapped", transfer_floats=64, prefetch=True, flattened=True)
+#: What a complete decoder allows: activations stay on chip, memory is read through the serial gaps.
+#: Not rendered yet.
+OVERLAPPED = Schedule("overlapped", on_chip=True, prefetch=True, flattened=True)
 SCHEDULES = {schedule.name: schedule for schedule in (EMITTED, OVERLAPPED)}
 
 
@@ -147,3 +148,6 @@ class DecoderConfig:
     def from_dict(cls, values: dict[str, Any]) -> DecoderConfig:
         reject_unknown("decoder config", values, {f.name for f in dataclasses.fields(cls)})
         return cls(**values)
+
+
+ASSUMED_DECODER = DecoderConfig()

@@ -1,0 +1,232 @@
+"""A whole model on a board: prefill and decode through engine, attention, norms and head.
+
+The LUT linear engine is modelled from its own configuration. Attention, norms, rotary embedding,
+activation function and head are not rendered yet; `DecoderConfig` says what is assumed of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from fpga.design import EngineDesign, LayerKind
+from fpga.device import Device
+from fpga.performance.designs import HEAD
+from fpga.performance.engine import Call, Engine
+from fpga.performance.memory import MemorySystem
+from fpga.performance.quantity import Quantity, ceil_div, given, maximum, total
+from fpga.performance.timing import ASSUMED_DECODER, ASSUMED_EFFICIENCY, ASSUMED_TIMING, DecoderConfig, EMITTED, MemoryEfficiency, Schedule, Timing
+from lutllm.model_config import ModelConfig
+
+#: Bytes of a weight of a head that is not a LUT linear.
+HEAD_BYTES = {"int8": 1, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Prefill of a prompt, or one decode step, in cycles of the kernel.
+
+    calls      the calls of one layer, averaged over layers, by kind (of the first chunk)
+    parts      cycles of the whole phase by what they go to; they add up to `cycles`
+    bytes      over the memory ports
+    """
+
+    name: str
+    cycles: Quantity
+    ms: Quantity
+    parts: dict[str, Quantity]
+    calls: tuple[Call, ...]
+    bytes: Quantity
+
+    @property
+    def bound(self) -> str:
+        """The part that takes most."""
+        return max(self.parts, key=lambda name: self.parts[name].value)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A model in a design on a board."""
+
+    model: ModelConfig
+    designs: Sequence[EngineDesign]
+    device: Device
+    clock_mhz: float
+    config: DecoderConfig = ASSUMED_DECODER
+    schedule: Schedule = EMITTED
+    timing: Timing = ASSUMED_TIMING
+    efficiency: MemoryEfficiency = ASSUMED_EFFICIENCY
+
+    @cached_property
+    def engine(self) -> Engine:
+        axi_bits = max(design.config.axi_bits for design in self.designs)
+        memory = MemorySystem(self.device, self.clock_mhz, axi_bits, self.efficiency)
+        lanes = self.config.vector_lanes if self.schedule.on_chip else 0
+        return Engine(self.designs, memory, self.timing, self.schedule, lanes)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens that a prefill call takes."""
+        return min(design.config.max_tokens for design in self.designs)
+
+    @cached_property
+    def layers(self) -> Quantity:
+        return given("layers", self.model.num_hidden_layers)
+
+    @cached_property
+    def linears(self) -> list[tuple[EngineDesign, LayerKind, float]]:
+        """Kinds in the order they run, with how many a layer has on average."""
+        layers = self.model.num_hidden_layers
+        found = [
+            (design, kind, len(kind.names) / layers)
+            for design in self.designs
+            for kind in design.kinds
+            if kind.name != HEAD
+        ]
+        order = [shape.name.rsplit(".", 1)[-1] for shape in self.model.layer_linears(0)]
+        return sorted(found, key=lambda item: order.index(item[1].name.split("_v")[0]))
+
+    # Blocks beside the engine ------------------------------------------------------------------
+
+    def vector(self, tokens: int) -> Quantity:
+        """Norms, rotary embedding and activation function of a layer that nothing hides.
+
+        Two norms sum up a token before they pass it on; what streams (rotary embedding, gating)
+        costs its latency, and its own pace where activations go through memory.
+        """
+        model, config = self.model, self.config
+        lanes = given("vector_lanes", config.vector_lanes, "floats/cycle", "assumed")
+        depth = given("vector_depth", config.vector_depth, "cycles", "assumed")
+        hidden = given("hidden_size", model.hidden_size)
+        first = 2 * ceil_div(hidden, lanes) + 4 * depth
+        if self.schedule.on_chip:
+            return first.named("vector", "cycles")
+        streamed = given("q_k_sizes", model.q_size + model.kv_size) + given(
+            "intermediate_size", model.intermediate_size
+        )
+        t = given("tokens", tokens)
+        return (first + t * ceil_div(streamed, lanes)).named("vector", "cycles")
+
+    def kv_bytes(self) -> Quantity:
+        """Bytes of the cache that a position takes in one layer."""
+        bits = given("kv_bits", self.config.kv_bits, "bit", "assumed")
+        return (2 * given("kv_size", self.model.kv_size) * bits / 8).named("kv_bytes", "B")
+
+    def attention(self, tokens: int, context: int) -> Quantity:
+        """Causal attention of `tokens` queries, the last of which sees `context` positions."""
+        model, config, memory = self.model, self.config, self.engine.memory
+        macs = given("attention_macs", config.attention_macs, "MAC/cycle", "assumed")
+        use = given("attention_use", config.attention_use, "", "assumed")
+        t, kv = given("tokens", tokens), given("context", context)
+        pairs = (t * kv - t * (t - 1) / 2).named("query_key_pairs")
+        work = 2 * pairs * given("q_size", model.q_size)
+        compute = (work / (macs * use)).named("attention_compute", "cycles")
+        ports = given("kv_ports", min(config.kv_ports, self.device.memory_ports), "", "assumed")
+        beats = kv * self.kv_bytes() / given("beat_bytes", memory.axi_bits // 8, "B")
+        read = beats * memory.beat_cycles / (ports * memory.streamed)
+        return maximum(compute, read.named("kv_read", "cycles")).named("attention", "cycles")
+
+    @cached_property
+    def head_call(self) -> Call:
+        """The call of one slice of a head that is a LUT linear."""
+        design = self.designs[0]
+        kind = next(kind for kind in design.kinds if kind.name == HEAD)
+        return self.engine.best_call(design, kind, 1)
+
+    @cached_property
+    def _slices(self) -> Quantity:
+        kind = next(kind for kind in self.designs[0].kinds if kind.name == HEAD)
+        return given("slices", len(kind.names))
+
+    @cached_property
+    def head(self) -> Quantity:
+        """Logits of one token."""
+        memory = self.engine.memory
+        if self.config.head == "none":
+            return given("head", 0, "cycles")
+        if self.config.head == "lut":
+            return (self._slices * self.head_call.cycles).named("head", "cycles")
+        beats = self.head_bytes / given("beat_bytes", memory.axi_bits // 8, "B")
+        ports = given("memory_ports", self.device.memory_ports)
+        return (beats * memory.beat_cycles / (ports * memory.streamed)).named("head", "cycles")
+
+    @cached_property
+    def head_bytes(self) -> Quantity:
+        """Bytes read for the logits of one token."""
+        if self.config.head == "lut":
+            size = self._slices * self._call_bytes(self.designs[0], self.head_call)
+        else:
+            weight = given("bytes_per_weight", HEAD_BYTES.get(self.config.head, 0), "B")
+            vocab = given("vocab_size", self.model.vocab_size)
+            size = vocab * given("hidden_size", self.model.hidden_size) * weight
+        return size.named("head_bytes", "B")
+
+    # Phases ------------------------------------------------------------------------------------
+
+    def decode(self, context: int) -> Phase:
+        """One token, the last of `context` positions."""
+        return self._phase("decode", [(1, context)])
+
+    def prefill(self, prompt: int) -> Phase:
+        """A prompt, up to the logits of its last token."""
+        ends = range(self.chunk, prompt + self.chunk, self.chunk)
+        chunks = [(min(end, prompt) - end + self.chunk, min(end, prompt)) for end in ends]
+        return self._phase("prefill", chunks)
+
+    def _phase(self, name: str, chunks: list[tuple[int, int]]) -> Phase:
+        """chunks: (tokens, positions of the cache after them) of every pass over the layers."""
+        parts: dict[str, list[Quantity]] = {}
+        sizes: list[Quantity] = []
+        calls: list[Call] = []
+        for tokens, context in chunks:
+            attention, vector = self.attention(tokens, context), self.vector(tokens)
+            parts.setdefault("attention", []).append(self.layers * attention)
+            parts.setdefault("norms and gating", []).append(self.layers * vector)
+            kv = (given("context", context) + given("tokens", tokens)) * self.kv_bytes()
+            sizes.append(self.layers * kv)
+            for design, kind, share in self.linears:
+                call = self._call(design, kind, tokens, attention)
+                count = self.layers * given("per_layer", share) if share != 1 else self.layers
+                parts.setdefault(call.stream_bound, []).append(count * call.stream)
+                serial = call.load + call.drain + call.fill
+                parts.setdefault("serial gaps", []).append(count * serial)
+                sizes.append(count * self._call_bytes(design, call))
+                if len(calls) < len(self.linears):
+                    calls.append(call)
+        if self.head.value:
+            parts["head"] = [self.head]
+            sizes.append(self.head_bytes)
+        named = {
+            key: total(values).named(key.replace(" ", "_"), "cycles")
+            for key, values in parts.items()
+        }
+        cycles = total(named.values()).named(f"{name}_cycles", "cycles")
+        clock = given("clock_mhz", self.clock_mhz, "MHz")
+        ms = (cycles / (1000 * clock)).named(f"{name}_ms", "ms")
+        size = total(sizes).named(f"{name}_bytes", "B")
+        return Phase(name, cycles, ms, named, tuple(calls), size)
+
+    def _call(
+        self, design: EngineDesign, kind: LayerKind, tokens: int, attention: Quantity
+    ) -> Call:
+        """The call of a linear; in decode the output projection prefetches during attention."""
+        if tokens == 1:
+            before = attention if kind.name.startswith("o_proj") else None
+            return self.engine.best_call(design, kind, tokens, before)
+        key = (design.name, kind.name, tokens)
+        if key not in self._calls:
+            self._calls[key] = self.engine.best_call(design, kind, tokens)
+        return self._calls[key]
+
+    @cached_property
+    def _calls(self) -> dict[tuple[str, str, int], Call]:
+        return {}
+
+    def _call_bytes(self, design: EngineDesign, call: Call) -> Quantity:
+        counts = {"channel": design.config.channels, "centroids": design.centroid_ports}
+        return total(
+            size * given(f"{name}_ports", counts[name]) if name in counts else size
+            for name, size in call.bytes.items()
+        ).named(f"{call.name}_bytes", "B")
+

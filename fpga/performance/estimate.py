@@ -1,0 +1,326 @@
+"""The estimate of a model in a design on a board: speed, size, fit, power, and what bounds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fpga.design import EngineConfig, EngineDesign
+from fpga.device import Device
+from fpga.performance.decoder import HEAD_BYTES, Decoder, Phase
+from fpga.performance.designs import model_engines, with_head
+from fpga.performance.memory import port_bytes
+from fpga.performance.power import Power, power
+from fpga.performance.quantity import Quantity, given, value_of
+from fpga.performance.resources import (
+    NAMES,
+    EngineResources,
+    Resources,
+    UnitCosts,
+    add_up,
+    too_large,
+    uram_of,
+    utilisation,
+)
+from fpga.performance.timing import ASSUMED_DECODER, ASSUMED_EFFICIENCY, ASSUMED_TIMING, DecoderConfig, EMITTED, MemoryEfficiency, Schedule, Timing
+from lutllm.config import QuantConfig
+from lutllm.errors import ConfigError
+from lutllm.model_config import ModelConfig
+
+DEFAULT_ENGINE = EngineConfig()
+#: Above this share of a resource a design rarely closes timing.
+COMFORTABLE = 0.8
+
+
+def costs_on(device: Device) -> UnitCosts:
+    """Unit costs of the part: Versal DSPs do a float32 operation each, older ones need three."""
+    return UnitCosts() if device.part.startswith("xcv") else UnitCosts(float_dsp=3)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything an estimate depends on besides model and quantization."""
+
+    device: Device
+    engine: EngineConfig = DEFAULT_ENGINE
+    decoder: DecoderConfig = ASSUMED_DECODER
+    schedule: Schedule = EMITTED
+    timing: Timing = ASSUMED_TIMING
+    efficiency: MemoryEfficiency = ASSUMED_EFFICIENCY
+    clock_mhz: float = 0.0  # 0 = that of the device
+
+    def __post_init__(self) -> None:
+        if self.clock_mhz < 0:
+            raise ConfigError(f"clock_mhz is {self.clock_mhz}; it must be above zero")
+        if self.engine.axi_bits > self.device.port_bits:
+            raise ConfigError(
+                f"axi_bits is {self.engine.axi_bits}; a port of {self.device.name} has "
+                f"{self.device.port_bits} bits"
+            )
+
+    @property
+    def clock(self) -> float:
+        return self.clock_mhz or self.device.clock_mhz
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate, computed part by part as it is asked for.
+
+    prompt   tokens of the prefill
+    context  positions in the cache at the decode step
+    """
+
+    model: ModelConfig
+    quant: QuantConfig
+    setting: Setting
+    prompt: int
+    context: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("prompt", self.prompt), ("context", self.context)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+
+    @cached_property
+    def designs(self) -> Sequence[EngineDesign]:
+        engines = model_engines(self.model, self.quant, self.setting.engine)
+        return with_head(self.model, engines) if self.setting.decoder.head == "lut" else engines
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        s = self.setting
+        return Decoder(
+            self.model,
+            self.designs,
+            s.device,
+            s.clock,
+            s.decoder,
+            s.schedule,
+            s.timing,
+            s.efficiency,
+        )
+
+    @cached_property
+    def decode(self) -> Phase:
+        return self.decoder.decode(self.context)
+
+    @cached_property
+    def prefill(self) -> Phase:
+        return self.decoder.prefill(self.prompt)
+
+    @cached_property
+    def tokens_per_s(self) -> Quantity:
+        return (1000 / self.decode.ms).named("tokens_per_s", "tokens/s")
+
+    @cached_property
+    def gb_per_s(self) -> Quantity:
+        """Memory traffic of decode."""
+        return (self.decode.bytes / (1e6 * self.decode.ms)).named("gb_per_s", "GB/s")
+
+    # Size --------------------------------------------------------------------------------------
+
+    @cached_property
+    def blocks(self) -> dict[str, Resources]:
+        """Resources by block: those of the engine as rendered, the rest as assumed."""
+        costs = costs_on(self.setting.device)
+        out: dict[str, Resources] = {}
+        for design in self.designs:
+            label = "" if len(self.designs) == 1 else f"{design.name}."
+            floats = self.decoder.engine.transfer_floats
+            for block in EngineResources(design, costs, floats).blocks():
+                out[f"{label}{block.function}"] = block.all
+        out["attention"] = self._attention(costs)
+        out["norms and gating"] = self._vector(costs)
+        if self.setting.decoder.head in HEAD_BYTES:
+            out["head"] = self._head()
+        return out
+
+    @cached_property
+    def resources(self) -> Resources:
+        return add_up(self.blocks)
+
+    def _attention(self, costs: UnitCosts) -> Resources:
+        config, axi_bits = self.setting.decoder, self.setting.engine.axi_bits
+        macs = given("attention_macs", config.attention_macs, "", "assumed")
+        ports = given("kv_ports", config.kv_ports, "", "assumed")
+        buffers = uram_of(axi_bits, 4096)
+        return Resources.of(
+            lut=macs * costs.float_mac_lut + ports * costs.port_lut(axi_bits),
+            ff=macs * costs.float_mac_ff + ports * costs.port_ff(axi_bits),
+            dsp=macs * costs.float_dsp,
+            uram=ports * buffers,
+        )
+
+    def _vector(self, costs: UnitCosts) -> Resources:
+        """Norms, rotary embedding, softmax, gating; activations of a chunk on chip."""
+        config, model = self.setting.decoder, self.model
+        lanes = given("vector_lanes", config.vector_lanes, "floats/cycle", "assumed")
+        lut = given("vector_lut", costs.vector_lut_fixed, "lut", "fitted") + lanes * given(
+            "vector_lut_per_float", costs.vector_lut_per_float, "lut", "assumed"
+        )
+        operations = given("vector_dsp_per_float", costs.vector_dsp_per_float, "dsp", "fitted")
+        width = model.intermediate_size + 3 * model.hidden_size
+        depth = -(-self.decoder.chunk * width // config.vector_lanes)
+        return Resources.of(
+            lut=lut,
+            ff=lut * costs.vector_ff_per_lut,
+            dsp=lanes * operations * costs.float_dsp,
+            uram=given("activation_uram", uram_of(32 * config.vector_lanes, depth), "uram"),
+        )
+
+    def _head(self) -> Resources:
+        """Multipliers that keep up with all ports: three int8 products or one bf16 in a DSP."""
+        bytes_per_weight = HEAD_BYTES[self.setting.decoder.head]
+        ports = given("memory_ports", self.setting.device.memory_ports)
+        weights = ports * (self.setting.engine.axi_bits // 8) / bytes_per_weight
+        per_dsp = 3 if bytes_per_weight == 1 else 1
+        return Resources.of(lut=weights * 12, ff=weights * 24, dsp=weights / per_dsp)
+
+    # Memory ------------------------------------------------------------------------------------
+
+    @cached_property
+    def image_bytes(self) -> list[int]:
+        """Bytes behind each memory port."""
+        return port_bytes(self.designs, self.setting.device.memory_ports)
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Embedding in bfloat16, and a head that is not a LUT linear."""
+        size = self.model.vocab_size * self.model.hidden_size
+        return size * (2 + HEAD_BYTES.get(self.setting.decoder.head, 0))
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return int(self.model.num_hidden_layers * self.decoder.kv_bytes().value)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Everything in the board's memory, the cache for `context` positions included."""
+        cache = self.kv_bytes_per_token * max(self.context, self.prompt)
+        return sum(self.image_bytes) + self.embedding_bytes + cache
+
+    @property
+    def max_context(self) -> int:
+        """Positions that the rest of the memory holds."""
+        rest = self.setting.device.capacity_bytes - sum(self.image_bytes) - self.embedding_bytes
+        return max(0, rest // self.kv_bytes_per_token)
+
+    # Verdict -----------------------------------------------------------------------------------
+
+    @cached_property
+    def problems(self) -> list[str]:
+        """Why the design does not fit, in words; empty when it does."""
+        device, config = self.setting.device, self.setting.engine
+        out = too_large(self.resources, device)
+        if config.channels > device.memory_ports:
+            out.append(
+                f"channels: {config.channels}, but {device.name} has {device.memory_ports} memory "
+                "ports; use fewer channels"
+            )
+        if self.memory_bytes > device.capacity_bytes:
+            out.append(
+                f"memory: {self.memory_bytes / 1e9:.1f} GB of images, embedding and cache; "
+                f"{device.name} has {device.capacity_bytes / 1e9:.1f} GB; rows computed on line "
+                "(scheme weight), fewer index bits or a shorter context take less"
+            )
+        elif max(self.image_bytes) > device.region_bytes:
+            out.append(
+                f"memory: {max(self.image_bytes) >> 20} MiB behind one port, a region has "
+                f"{device.region_bytes >> 20} MiB; use more channels, or rows computed on line"
+            )
+        return out
+
+    @property
+    def fits(self) -> bool:
+        return not self.problems
+
+    @property
+    def warnings(self) -> list[str]:
+        """What fits on paper but seldom on the board."""
+        shares = utilisation(self.resources, self.setting.device)
+        return [
+            f"{name}: {share:.0%} used; above {COMFORTABLE:.0%} a design rarely meets its clock"
+            for name, share in shares.items()
+            if COMFORTABLE < share <= 1
+        ]
+
+    @cached_property
+    def power(self) -> Power:
+        return power(self.resources, self.setting.clock, self.gb_per_s)
+
+    @cached_property
+    def joule_per_token(self) -> Quantity:
+        return self.power.energy_per_token(self.decode.ms)
+
+    def kv_growth_ms(self) -> float:
+        """Milliseconds that 1024 more positions add to a decode step."""
+        later = self.decoder.decode(self.context + 1024)
+        return later.ms.value - self.decode.ms.value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers, the keys of `lutllm estimate --json`."""
+        shares = utilisation(self.resources, self.setting.device)
+        return {
+            "device": self.setting.device.name,
+            "clock_mhz": self.setting.clock,
+            "schedule": self.setting.schedule.name,
+            "head": self.setting.decoder.head,
+            "prompt_tokens": self.prompt,
+            "context": self.context,
+            "decode_ms_per_token": self.decode.ms.value,
+            "prefill_ms": self.prefill.ms.value,
+            "tokens_per_s": self.tokens_per_s.value,
+            "bottleneck": self.decode.bound,
+            "prefill_bottleneck": self.prefill.bound,
+            "decode_parts_ms": self._parts(self.decode),
+            "prefill_parts_ms": self._parts(self.prefill),
+            "decode_ms_per_1024_positions": self.kv_growth_ms(),
+            "decode_bytes": round(self.decode.bytes.value),
+            "decode_gb_per_s": self.gb_per_s.value,
+            "linears": [_call_dict(a, b) for a, b in self._call_pairs()],
+            "resources": self.resources.to_dict(),
+            "utilisation": {name: round(shares[name], 4) for name in NAMES},
+            "blocks": {name: block.to_dict() for name, block in self.blocks.items()},
+            "memory_bytes": self.memory_bytes,
+            "memory_capacity_bytes": self.setting.device.capacity_bytes,
+            "port_bytes": max(self.image_bytes),
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+            "max_context": self.max_context,
+            "power_w": self.power.watts.value,
+            "power_parts_w": {name: part.value for name, part in self.power.parts.items()},
+            "joule_per_token": self.joule_per_token.value,
+            "fits": self.fits,
+            "problems": self.problems,
+            "warnings": self.warnings,
+            "engine": self.setting.engine.to_dict(),
+        }
+
+    def _parts(self, phase: Phase) -> dict[str, float]:
+        per_ms = 1000 * self.setting.clock
+        return {name: part.value / per_ms for name, part in phase.parts.items()}
+
+    def _call_pairs(self) -> list[tuple[Any, Any]]:
+        return list(zip(self.decode.calls, self.prefill.calls, strict=True))
+
+
+def _call_dict(decode: Any, prefill: Any) -> dict[str, Any]:
+    """One projection: cycles of its calls, what bounds them, bytes over each kind of port."""
+    return {
+        "name": decode.name,
+        **{
+            phase: {
+                "mode": call.mode,
+                "bound": call.bound,
+                **{
+                    part: round(value_of(getattr(call, part)))
+                    for part in ("cycles", "load", "stream", "drain", "fill")
+                },
+                "stream_parts": {n: round(q.value) for n, q in call.stream_parts.items()},
+                "bytes_per_port": {n: round(q.value) for n, q in call.bytes.items()},
+            }
+            for phase, call in (("decode", decode), ("prefill", prefill))
+        },
+    }
