@@ -30,7 +30,7 @@ DIRECTIVES: dict[str, set[str]] = {
     "STREAM": {"variable", "depth"},
     "UNROLL": {"factor"},
 }
-HEADERS = {"ap_int.h", "hls_stream.h", "hls_burst_maxi.h"}
+HEADERS = {"ap_int.h", "hls_stream.h", "hls_burst_maxi.h", "math.h"}
 FORBIDDEN = {
     r"\bnew\b": "allocates memory",
     r"\bdelete\b": "frees memory",

@@ -54,6 +54,18 @@ def library_headers() -> list[str]:
     return sorted(path.name for path in LIBRARY.glob("*.h"))
 
 
+def included_headers(entry: str) -> list[str]:
+    """`entry` and the library headers it includes, directly or not, by name."""
+    found: set[str] = set()
+    left = [entry]
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += _INCLUDE.findall((LIBRARY / name).read_text(encoding="utf-8"))
+    return sorted(found)
+
+
 def amalgamate(source: str, folder: Path, extra: dict[str, str] | None = None) -> str:
     """`source` with every quoted include replaced by the file, once. `extra`: name -> text."""
     seen: set[str] = set()
@@ -145,7 +157,7 @@ def design_sources(
     out: dict[str, str] = {}
     for engine in engines:
         out |= engine_sources(engine, device, header)
-    for name in library_headers():
+    for name in included_headers("lut_linear.h"):
         out[f"src/lutllm/{name}"] = (LIBRARY / name).read_text(encoding="utf-8")
     for name in SIMULATION_HEADERS:
         out[f"sim/{name}"] = (LIBRARY / "sim" / name).read_text(encoding="utf-8")

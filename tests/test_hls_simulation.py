@@ -32,6 +32,7 @@ def test_integers_streams_and_bursts(shim: Path) -> None:
         ("leftover", "LEFTOVER: stream numbers ends with 1 elements that no process read\n"),
         ("outside", "stream alone: read blocks outside of a process\n"),
         ("burst", "BURST: burst of 2 beats at 3 of a memory of 4 beats\n"),
+        ("response", "BURST: a response is awaited before its burst is written\n"),
     ],
 )
 def test_misuse_ends_with_status_3(shim: Path, mode: str, message: str) -> None:

@@ -1,4 +1,4 @@
-// Checks of the simulation headers. Usage: shim [deadlock | leftover | outside | burst]
+// Checks of the simulation headers. Usage: shim [deadlock | leftover | outside | burst | response]
 #include <ap_int.h>
 #include <hls_burst_maxi.h>
 #include <hls_stream.h>
@@ -110,6 +110,11 @@ static void check_bursts() {
     CHECK(port.read().to_int() == 2);
     CHECK(port.read().to_int() == 3);
     CHECK(port.read().to_int() == 0);
+    port.write_request(1, 2);
+    port.write(ap_uint<64>(7));
+    port.write(ap_uint<64>(8));
+    port.write_response();
+    CHECK(memory[1].to_int() == 7 && memory[2].to_int() == 8 && memory[3].to_int() == 3);
 }
 
 int main(int argc, char** argv) {
@@ -117,7 +122,15 @@ int main(int argc, char** argv) {
     if (!std::strcmp(mode, "deadlock")) run(5, 6);
     if (!std::strcmp(mode, "leftover")) run(6, 5);
     if (!std::strcmp(mode, "outside")) hls::stream<int>("alone").read();
-    if (!std::strcmp(mode, "burst")) hls::burst_maxi<ap_uint<64> >(nullptr, 4).read_request(3, 2);
+    if (!std::strcmp(mode, "burst"))
+        hls::burst_maxi<ap_uint<64> >(static_cast<ap_uint<64>*>(nullptr), 4).read_request(3, 2);
+    if (!std::strcmp(mode, "response")) {
+        ap_uint<64> memory[2];
+        hls::burst_maxi<ap_uint<64> > port(memory, 2);
+        port.write_request(0, 2);
+        port.write(ap_uint<64>(1));
+        port.write_response();
+    }
     check_integers();
     check_ranges();
     check_processes();

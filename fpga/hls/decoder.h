@@ -1,0 +1,46 @@
+// decoder.h: what the float steps of a decoder layer are made of: derived sizes, streams.
+//
+// A configuration struct C gives the sizes of the model (as in its config.json) and of the engine.
+// Vectors travel as float32 beats, zero-padded to whole beats; heads are padded to whole beats too.
+#pragma once
+
+#include "float_math.h"
+
+namespace lutllm {
+
+template <class C>
+struct Decoder : C {
+    static constexpr int FLOATS = C::AXI_BITS / 32;
+    static constexpr int HIDDEN_BEATS = ceil_div(C::HIDDEN_SIZE, FLOATS);
+    static constexpr int INTERMEDIATE_BEATS = ceil_div(C::INTERMEDIATE_SIZE, FLOATS);
+    static constexpr int HEAD_BEATS = ceil_div(C::HEAD_DIM, FLOATS);
+    static constexpr int HALF_DIM = C::HEAD_DIM / 2;
+    static constexpr int GROUP_HEADS = C::HEADS / C::KV_HEADS;     // query heads per key head
+    static constexpr int QUERIES = GROUP_HEADS * C::QUERY_TOKENS;  // that share the keys read
+    static constexpr int MAX_BLOCKS = ceil_div(C::MAX_TOKENS, C::QUERY_TOKENS);
+
+    typedef ap_uint<C::AXI_BITS> beat_t;
+    typedef FloatBeat<C::AXI_BITS> floats_t;
+    typedef hls::stream<beat_t, 32> beats;
+    typedef hls::stream<float, 4> floats;
+    struct scores_t {
+        float value[QUERIES];
+    };
+    struct step_t {  // of the softmax, one key: out = out * decay + weight * v
+        float decay[QUERIES];
+        float weight[QUERIES];
+    };
+    typedef hls::stream<scores_t, 4> scores;
+    typedef hls::stream<step_t, 4> steps;
+
+    static_assert(C::HEADS % C::KV_HEADS == 0, "key heads divide the query heads");
+    static_assert(C::HEAD_DIM % 2 == 0, "rotary embedding needs pairs");
+};
+
+// Where the tokens of a run are: `first` is the position of the first one in its sequence.
+struct TokenRun {
+    int tokens;
+    int first;
+};
+
+}  // namespace lutllm
