@@ -50,9 +50,7 @@ def run(out: Path) -> list[tuple[str, str]]:
     stage("C simulation with g++ of the linears of layer 0 against the emulator")
     for tokens in (1, 32):
         found = lutllm.csim(design, tokens=tokens, layers=1, progress=True)
-        rows.append(
-            (f"integer mismatches, {tokens} token(s)", f"{found['integer_mismatches']}")
-        )
+        rows.append((f"integer mismatches, {tokens} token(s)", f"{found['integer_mismatches']}"))
         if found["integer_mismatches"]:
             raise SystemExit(f"kernels and emulator differ: {found['first_divergence']}")
     return rows

@@ -166,32 +166,32 @@ def shingles(text: str, words: int = 10) -> set[tuple[str, ...]]:
     return {tuple(tokens[i : i + words]) for i in range(len(tokens) - words + 1)}
 
 
-def calibration_text(corpus: Corpus, target_bytes: int = 160_000) -> str:
-    """Short excerpts of the training documents, evenly spread, one half from each text.
+def calibration_text(corpus: Corpus, target_bytes: int = 160_000, excerpt_bytes: int = 1200) -> str:
+    """Short excerpts of the training documents, one half of the bytes from each text.
 
     A paragraph that shares ten words in a row with a held-out speech is left out.
     """
     forbidden = shingles(sample_text(corpus))
-    halves = (corpus.speeches, corpus.novel)
+    halves = (list(corpus.speeches.values()), list(corpus.novel.values()))
     excerpts: list[str] = []
     for documents in halves:
-        each = target_bytes // (len(halves) * len(documents))
-        for number, text in enumerate(documents.values()):
-            excerpts.append(_excerpt(text, each, number, forbidden))
+        count = target_bytes // (len(halves) * excerpt_bytes)
+        for number in range(count):
+            text = documents[len(documents) * number // count]
+            excerpts.append(_excerpt(text, excerpt_bytes, number, forbidden))
     return "\n\n".join(excerpt for excerpt in excerpts if excerpt) + "\n"
 
 
 def _excerpt(text: str, size: int, number: int, forbidden: set[tuple[str, ...]]) -> str:
     """About `size` bytes of whole paragraphs; where it starts moves on with `number`."""
-    paragraphs = [p for p in text.split("\n\n") if not shingles(p) & forbidden]
-    start = len(paragraphs) * (number % 7) // 7
+    paragraphs = text.split("\n\n")
     chosen: list[str] = []
     used = 0
-    for paragraph in paragraphs[start:]:
-        if used and used + len(paragraph.encode()) > 1.5 * size:
-            break
+    for paragraph in paragraphs[len(paragraphs) * (number % 7) // 7 :]:
+        if used + len(paragraph) > 1.3 * size or shingles(paragraph) & forbidden:
+            continue
         chosen.append(paragraph)
         used += len(paragraph.encode())
-        if used >= size:
+        if used >= 0.8 * size:
             break
     return "\n\n".join(chosen)

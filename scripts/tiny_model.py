@@ -6,6 +6,7 @@ B: sequences, T: positions, D: hidden_size, H: heads, K: key/value heads, E: hea
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -178,31 +179,48 @@ def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized: for the matrices inside the layers, not for embeddings."""
+    """Momentum, orthogonalized: for the matrices inside the layers, not for embeddings.
 
-    def __init__(self, parameters, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    run: like map(); a thread pool's map() shares the stacks of matrices among its threads.
+    """
+
+    STACK = 6  # matrices worked on at once
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        run: Callable[..., Iterable] = map,
+    ):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(parameters, defaults)
+        self.run = run
 
-    @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: None = None) -> None:
+        stacks = []
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
+                self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 by_shape.setdefault(parameter.shape, []).append(parameter)
-            for same_shape in by_shape.values():
-                self._step_stack(same_shape, group)
+            for same in by_shape.values():
+                stacks += [
+                    (same[i : i + self.STACK], group) for i in range(0, len(same), self.STACK)
+                ]
+        for _ in self.run(self._step_stack, *zip(*stacks, strict=True)):
+            pass
 
+    @torch.no_grad()
     def _step_stack(self, parameters: list[nn.Parameter], group: dict) -> None:
-        """One update for all matrices of one shape [R, C], worked on as [N, R, C]."""
+        """One update for N matrices of one shape [R, C], worked on as f32[N, R, C]."""
         momentum, lr = group["momentum"], group["lr"]
         updates = []
         for parameter in parameters:
-            state = self.state[parameter]
-            if "momentum" not in state:
-                state["momentum"] = torch.zeros_like(parameter)
-            state["momentum"].lerp_(parameter.grad, 1 - momentum)
-            updates.append(parameter.grad.lerp(state["momentum"], momentum))
+            average = self.state[parameter]["momentum"]
+            average.lerp_(parameter.grad, 1 - momentum)
+            updates.append(parameter.grad.lerp(average, momentum))
         rows, columns = parameters[0].shape
         scale = max(1.0, rows / columns) ** 0.5
         for parameter, update in zip(parameters, orthogonalize(torch.stack(updates)), strict=True):
