@@ -18,6 +18,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 from lutllm.config import ACT_LIMIT, STAGE_BITS
 from lutllm.emulator import plain
@@ -38,7 +39,6 @@ from lutllm.emulator.simd import (
     bxor,
     f32x8,
     float_to_int,
-    half,
     i8x16,
     i8x32,
     i16x8,
@@ -55,10 +55,12 @@ from lutllm.emulator.simd import (
     mul,
     mulhrs,
     packsswb,
+    prefetch,
     pshufb,
     psignb,
     rint,
     sext,
+    shift_tuple,
     shl,
     splat,
     store,
@@ -75,6 +77,8 @@ __all__ = ["code_block", "largest_input", "lookup", "make_rows", "quantize_block
 
 #: Bits below the score that hold the centroid's number while searching.
 INDEX_BITS = 8
+#: Bytes between the codes in use and those asked for: codes are read once, front to back.
+AHEAD = 4096
 assert SEGMENT // UNIT <= 7  # the error bound of the module docstring
 
 
@@ -157,6 +161,7 @@ def _nearest(book: int, count: int, shift: int, rest: int, out: int) -> None:
     best1 = best0
     for k in range(count):
         number = splat(i32x8, k)
+        prefetch(book + k * 2 * UNIT + AHEAD // 2)
         c0 = sext(i16x16, load(i8x16, book + k * 2 * UNIT))
         c1 = sext(i16x16, load(i8x16, book + k * 2 * UNIT + 16))
         score0 = maddwd(c0, sub(shl(c0, shift), x0))
@@ -184,20 +189,31 @@ def make_rows(
     book = lin.weight_codebook + place * 32
     factors = lin.shift + 2 * (plane + place)
     vectors = act + 2 * segment_start(lin, segment)
-    mask = _pair_mask()
-    sign = splat(i8x32, 0x80)
-    top = splat(i16x16, (1 << (lin.table_bits - 1)) - 1)
-    low = splat(i16x16, -(1 << (lin.table_bits - 1)))
     for pair in range(segment_slots(lin, segment) // 2):
-        a = pshufb(bitcast(i8x32, splat(i32x8, load_i32(vectors + 4 * pair))), mask)
-        scale = pshufb(bitcast(i8x32, splat(i32x8, load_i32(factors + 4 * pair))), mask)
-        factor = bitcast(i16x16, scale)
-        size = psignb(a, a)
-        dot0 = maddubs(size, psignb(load(i8x32, book + 64 * pair), a))
-        dot1 = maddubs(size, psignb(load(i8x32, book + 64 * pair + 32), a))
-        entry0 = vmax(vmin(mulhrs(dot0, factor), top), low)
-        entry1 = vmax(vmin(mulhrs(dot1, factor), top), low)
-        store(rows + 32 * pair, bxor(packsswb(entry0, entry1), sign))
+        at = book + 64 * pair
+        prefetch(at + AHEAD // 2)
+        entry0, entry1 = _pair_entries(at, vectors + 4 * pair, factors + 4 * pair)
+        if lin.table_bits < 8:
+            top = splat(i16x16, (1 << (lin.table_bits - 1)) - 1)
+            low = splat(i16x16, -(1 << (lin.table_bits - 1)))
+            entry0 = vmax(vmin(entry0, top), low)
+            entry1 = vmax(vmin(entry1, top), low)
+        store(rows + 32 * pair, bxor(packsswb(entry0, entry1), splat(i8x32, 0x80)))
+
+
+@inline
+def _pair_entries(book: int, vectors: int, factors: int) -> tuple[Vector, Vector]:
+    """Rounded dot products of two slots before saturation, 8 centroids of each per vector.
+
+    A byte product needs one unsigned factor, so the activation's sign moves to the centroid.
+    """
+    mask = _pair_mask()
+    a = pshufb(bitcast(i8x32, splat(i32x8, load_i32(vectors))), mask)
+    factor = bitcast(i16x16, pshufb(bitcast(i8x32, splat(i32x8, load_i32(factors))), mask))
+    size = psignb(a, a)
+    dot0 = maddubs(size, psignb(load(i8x32, book), a))
+    dot1 = maddubs(size, psignb(load(i8x32, book + 32), a))
+    return mulhrs(dot0, factor), mulhrs(dot1, factor)
 
 
 # ---------------------------------------------------------------- lookup
@@ -239,11 +255,17 @@ def _load_at(builder: Any, address: Any, offset: int, lanes: int) -> Any:
     return builder.load(builder.inttoptr(place, kind.as_pointer()), align=1)
 
 
-def _indices(builder: Any, codes: Any, slot: int, packed: bool) -> list[Any]:
-    """The two index vectors of a slot: nibbles taken apart, or bytes already taken apart."""
-    if not packed:
-        return [_load_at(builder, codes, TILE * slot + at, 32) for at in (0, 32)]
-    both = _load_at(builder, codes, TILE // 2 * slot, 32)
+def _prefetch_at(builder: Any, address: Any, offset: int) -> None:
+    place = builder.add(address, ir.Constant(address.type, offset))
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    hints = [number(0), number(3), number(1)]  # read, keep in all levels, data
+    builder.call(function, [builder.inttoptr(place, byte), *hints])
+
+
+def _nibbles(builder: Any, both: Any) -> list[Any]:
+    """The low and the high nibbles of i8x32 as two index vectors."""
     words = ir.VectorType(ir.IntType(16), 16)
     four = ir.Constant(words, [4] * 16)
     nibble = ir.Constant(i8x32.llvm, [15] * 32)
@@ -251,99 +273,127 @@ def _indices(builder: Any, codes: Any, slot: int, packed: bool) -> list[Any]:
     return [builder.and_(both, nibble), builder.and_(upper, nibble)]
 
 
-def _block(packed: bool) -> Any:
-    """block(rows, codes, low0, low1) -> low0, low1, mean0, mean1 over UNIT slots of one tile."""
+@intrinsic
+def _block(typingctx: Any, rows: Any, tiles: Any, split: Any, lows: Any) -> Any:
+    """UNIT slots of one or two tiles: _block(rows, tiles, split, lows) -> lows, then means.
 
-    @intrinsic
-    def block(typingctx: Any, rows: Any, codes: Any, low0: Any, low1: Any) -> Any:
-        result = types.UniTuple(i8x32, 4)
+    tiles: a tuple with the address of each tile's packed codes [UNIT, 32]; or () and split: the
+    codes of all tiles taken apart, [UNIT, len(lows), 32]. lows: a tuple of i8x32, two per tile.
+    """
+    count = len(lows)
+    result = types.UniTuple(i8x32, 2 * count)
 
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            lows, trees = list(args[2:]), [_Tree(builder), _Tree(builder)]
-            spread = ir.Constant(ir.VectorType(ir.IntType(32), 32), list(range(16)) * 2)
-            for slot in range(UNIT):
-                row = _load_at(builder, args[0], 16 * slot, 16)
-                table = builder.shuffle_vector(row, row, spread)
-                for n, index in enumerate(_indices(builder, args[1], slot, packed)):
-                    entry = _shuffle(builder, table, index)
-                    lows[n] = builder.add(lows[n], entry)
-                    trees[n].push(entry)
-            means = [tree.waiting[0][1] for tree in trees]
-            return context.make_tuple(builder, result, lows + means)
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        sums = cgutils.unpack_tuple(builder, args[3])
+        addresses = cgutils.unpack_tuple(builder, args[1])
+        trees = [_Tree(builder) for _ in sums]
+        spread = ir.Constant(ir.VectorType(ir.IntType(32), 32), list(range(16)) * 2)
+        for slot in range(UNIT):
+            row = _load_at(builder, args[0], 16 * slot, 16)
+            table = builder.shuffle_vector(row, row, spread)
+            if addresses:
+                if slot % 2 == 0:  # two slots are a cache line
+                    for a in addresses:
+                        _prefetch_at(builder, a, TILE // 2 * slot + AHEAD)
+                packed = [_load_at(builder, a, TILE // 2 * slot, 32) for a in addresses]
+                indices = [index for both in packed for index in _nibbles(builder, both)]
+            else:
+                at = 32 * count * slot
+                indices = [_load_at(builder, args[2], at + 32 * n, 32) for n in range(count)]
+            for n, index in enumerate(indices):
+                entry = _shuffle(builder, table, index)
+                sums[n] = builder.add(sums[n], entry)
+                trees[n].push(entry)
+        means = [tree.waiting[0][1] for tree in trees]
+        return context.make_tuple(builder, result, sums + means)
 
-        return result(types.intp, types.intp, i8x32, i8x32), codegen
-
-    return block
-
-
-_packed_block = _block(packed=True)
-_split_block = _block(packed=False)
+    return result(rows, tiles, split, lows), codegen
 
 
 @inline
-def _widen_add(values: Vector, shift: int, acc: int) -> None:
-    """acc: i32[16] += values (i16x16) << shift."""
-    for i in range(2):
-        part = half(values, 0) if i == 0 else half(values, 1)
-        wide = shl(sext(i32x8, part), shift)
-        store(acc + 32 * i, add(load(i32x8, acc + 32 * i), wide))
-
-
-@inline
-def _finish(total: Vector, odd: Vector, low: Vector, slots: int, shift: int, acc: int) -> None:
-    """Turn sums of means into exact sums and add them to acc: i32[32].
+def _finish(total: Vector, odd: Vector, low: Vector, shift: int, acc: int) -> None:
+    """Turn sums of means into exact sums of unsigned bytes and add them to acc: i32[32].
 
     total: i16x16, sum of the means as 16-bit words (even byte + 256 odd byte, modulo 2^16);
     odd: the odd bytes alone; low: i8x32, the sums modulo 256.
     """
     byte = splat(i16x16, 255)
-    bias = splat(i16x16, 128 * slots)
     words = bitcast(i16x16, low)
     high = shl(odd, 4)
     even = shl(sub(total, shl(odd, 8)), 4)
-    even = sub(sub(even, band(sub(even, words), byte)), bias)
-    high = sub(sub(high, band(sub(high, lshr(words, 8)), byte)), bias)
+    even = sub(even, band(sub(even, words), byte))
+    high = sub(high, band(sub(high, lshr(words, 8)), byte))
     _widen_add(even, shift, acc)
     _widen_add(high, shift, acc + 64)
 
 
 @inline
-def _lookup_packed(codes: int, rows: int, slots: int, shift: int, acc: int) -> None:
-    low0 = low1 = splat(i8x32, 0)
-    total0 = total1 = odd0 = odd1 = splat(i16x16, 0)
-    for block in range(slots // UNIT):
-        at = block * UNIT
-        low0, low1, mean0, mean1 = _packed_block(rows + 16 * at, codes + 32 * at, low0, low1)
-        word0, word1 = bitcast(i16x16, mean0), bitcast(i16x16, mean1)
-        total0, odd0 = add(total0, word0), add(odd0, lshr(word0, 8))
-        total1, odd1 = add(total1, word1), add(odd1, lshr(word1, 8))
-    _finish(total0, odd0, low0, slots, shift, acc)
-    _finish(total1, odd1, low1, slots, shift, acc + 128)
+def _widen_add(values: Vector, shift: int, acc: int) -> None:
+    """acc: i32[16] += values (i16x16) << shift; even words to the first half, odd to the second."""
+    power = 1 << min(shift, 14)
+    first = maddwd(values, bitcast(i16x16, splat(i32x8, power)))
+    second = maddwd(values, bitcast(i16x16, splat(i32x8, power << 16)))
+    if shift > 14:
+        first = shl(first, shift - 14)
+        second = shl(second, shift - 14)
+    store(acc, add(load(i32x8, acc), first))
+    store(acc + 32, add(load(i32x8, acc + 32), second))
 
 
 @inline
-def _lookup_split(codes: int, rows: int, slots: int, shift: int, acc: int) -> None:
+def _lookup_tile(tile: int, rows: int, slots: int, shift: int, acc: int) -> None:
+    """One tile of packed codes."""
     low0 = low1 = splat(i8x32, 0)
     total0 = total1 = odd0 = odd1 = splat(i16x16, 0)
-    for block in range(slots // UNIT):
-        at = block * UNIT
-        low0, low1, mean0, mean1 = _split_block(rows + 16 * at, codes + TILE * at, low0, low1)
+    for slot in range(0, slots, UNIT):
+        row = rows + 16 * slot
+        at = (tile + 32 * slot,)
+        low0, low1, mean0, mean1 = _block(row, at, 0, (low0, low1))
         word0, word1 = bitcast(i16x16, mean0), bitcast(i16x16, mean1)
         total0, odd0 = add(total0, word0), add(odd0, lshr(word0, 8))
         total1, odd1 = add(total1, word1), add(odd1, lshr(word1, 8))
-    _finish(total0, odd0, low0, slots, shift, acc)
-    _finish(total1, odd1, low1, slots, shift, acc + 128)
+    _finish(total0, odd0, low0, shift, acc)
+    _finish(total1, odd1, low1, shift, acc + 128)
 
 
 @inline
-def _split(codes: int, slots: int, out: int) -> None:
-    """Nibbles [slots, 32] -> bytes [slots, 64]."""
+def _lookup_two(tiles: Any, split: int, rows: int, slots: int, shift: int, acc: int) -> None:
+    """Two tiles: packed codes at the addresses `tiles`, or (tiles = ()) taken apart at `split`."""
+    low0 = low1 = low2 = low3 = splat(i8x32, 0)
+    total0 = total1 = total2 = total3 = splat(i16x16, 0)
+    odd0 = odd1 = odd2 = odd3 = splat(i16x16, 0)
+    for slot in range(0, slots, UNIT):
+        low0, low1, low2, low3, mean0, mean1, mean2, mean3 = _block(
+            rows + 16 * slot,
+            shift_tuple(tiles, 32 * slot),
+            split + 2 * TILE * slot,
+            (low0, low1, low2, low3),
+        )
+        word0, word1 = bitcast(i16x16, mean0), bitcast(i16x16, mean1)
+        word2, word3 = bitcast(i16x16, mean2), bitcast(i16x16, mean3)
+        total0, odd0 = add(total0, word0), add(odd0, lshr(word0, 8))
+        total1, odd1 = add(total1, word1), add(odd1, lshr(word1, 8))
+        total2, odd2 = add(total2, word2), add(odd2, lshr(word2, 8))
+        total3, odd3 = add(total3, word3), add(odd3, lshr(word3, 8))
+    _finish(total0, odd0, low0, shift, acc)
+    _finish(total1, odd1, low1, shift, acc + 128)
+    _finish(total2, odd2, low2, shift, acc + 256)
+    _finish(total3, odd3, low3, shift, acc + 384)
+
+
+@inline
+def _split_two(first: int, second: int, slots: int, out: int) -> None:
+    """Packed codes [slots, 32] of two tiles -> bytes [slots, 4, 32]."""
     nibble = splat(i8x32, 15)
     for slot in range(slots):
-        both = load(i8x32, codes + 32 * slot)
+        both = load(i8x32, first + 32 * slot)
         upper = bitcast(i8x32, lshr(bitcast(i16x16, both), 4))
-        store(out + TILE * slot, band(both, nibble))
-        store(out + TILE * slot + 32, band(upper, nibble))
+        store(out + 128 * slot, band(both, nibble))
+        store(out + 128 * slot + 32, band(upper, nibble))
+        both = load(i8x32, second + 32 * slot)
+        upper = bitcast(i8x32, lshr(bitcast(i16x16, both), 4))
+        store(out + 128 * slot + 64, band(both, nibble))
+        store(out + 128 * slot + 96, band(upper, nibble))
 
 
 @inline
@@ -352,6 +402,7 @@ def lookup(
     segment: int,
     stage: int,
     codes: int,
+    tiles: int,
     rows: int,
     rows_bytes: int,
     vectors: int,
@@ -359,17 +410,28 @@ def lookup(
     acc_bytes: int,
     scratch: int,
 ) -> None:
-    """As `plain.lookup`; scratch: SEGMENT * TILE bytes."""
+    """As `plain.lookup`, two tiles at a time; scratch: 2 * SEGMENT * TILE bytes."""
     if not lin.fast_lookup:
-        plain.lookup(lin, segment, stage, codes, rows, rows_bytes, vectors, acc, acc_bytes, scratch)
+        plain.lookup(
+            lin, segment, stage, codes, tiles, rows, rows_bytes, vectors, acc, acc_bytes, scratch
+        )
         return
     slots = segment_slots(lin, segment)
-    if vectors > 2:
-        _split(codes, slots, scratch)
-    for n in range(vectors):
-        shift = segment_shift(lin, segment, n % lin.act_stages, stage)
-        target = acc + n // lin.act_stages * acc_bytes
-        if vectors > 2:
-            _lookup_split(scratch, rows + n * rows_bytes, slots, shift, target)
-        else:
-            _lookup_packed(codes, rows + n * rows_bytes, slots, shift, target)
+    tile_bytes = slots * TILE // 2
+    for tile in range(0, tiles, 2):
+        first = codes + tile * tile_bytes
+        second = first + tile_bytes
+        if vectors > 2 and tile + 1 < tiles:
+            _split_two(first, second, slots, scratch)
+        for n in range(vectors):
+            shift = segment_shift(lin, segment, n % lin.act_stages, stage)
+            row = rows + n * rows_bytes
+            target = acc + n // lin.act_stages * acc_bytes + 4 * TILE * tile
+            if tile + 1 == tiles or vectors <= 2:
+                _lookup_tile(first, row, slots, shift, target)
+                if tile + 1 < tiles:
+                    _lookup_tile(second, row, slots, shift, target + 256)
+            elif vectors > 2:
+                _lookup_two((), scratch, row, slots, shift, target)
+            else:
+                _lookup_two((first, second), 0, row, slots, shift, target)

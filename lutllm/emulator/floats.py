@@ -13,6 +13,7 @@ import numpy as np
 from lutllm.emulator.jit import inline
 from lutllm.emulator.simd import (
     add,
+    band,
     bitcast,
     div,
     f32x8,
@@ -28,6 +29,7 @@ from lutllm.emulator.simd import (
     outer_fma,
     outer_store,
     outer_zero,
+    prefetch,
     rint,
     shl,
     splat,
@@ -35,6 +37,7 @@ from lutllm.emulator.simd import (
     store_f32,
     sub,
     sum_lanes,
+    unzip,
     vmax,
     vmin,
     zext,
@@ -146,26 +149,43 @@ def stored_bytes(kind: int) -> int:
 
 @inline
 def read_row(kind: int, row: int, size: int, out: int) -> None:
-    """out: f32[size rounded up to 8], zero beyond size, from a stored row."""
+    """out: f32[size] from a stored row of 8 values or more."""
     width = stored_bytes(kind)
-    whole = size // LANES * LANES
-    for i in range(0, whole, LANES):
+    for i in range(0, size - LANES + 1, LANES):
         store(out + 4 * i, load8(kind, row + width * i))
-    if whole < size:
+    if size % LANES:  # the last eight values, some of them again
         last = size - LANES
-        if last >= 0:  # the last eight values, moved to their place
-            tail = load8(kind, row + width * last)
-            store(out + 4 * last, tail)
-        for i in range(size, whole + LANES):
-            store_f32(out + 4 * i, np.float32(0))
+        store(out + 4 * last, load8(kind, row + width * last))
 
 
 # ---------------------------------------------------------------- output head
 
 
 @inline
-def _dot4(weights: int, stride: int, x: int, padded: int, out: int, out_step: int) -> None:
-    """Four rows of float32 times one vector; the order is that of `_dot4_stored`."""
+def split_words(x: int, padded: int) -> None:
+    """Order each 16 float32 as 8 even and 8 odd ones, in place: the order of `_words`.
+
+    A 32-bit word of bfloat16 data is an odd value with an even one below it.
+    """
+    for i in range(0, 4 * padded, 64):
+        even, odd = unzip(load(f32x8, x + i), load(f32x8, x + i + 32))
+        store(x + i, even)
+        store(x + i + 32, odd)
+
+
+@inline
+def _words(kind: int, address: int) -> tuple[Any, Any]:
+    """Sixteen stored values as two f32x8: even and odd ones for BF16, else the first and last 8."""
+    if kind == BF16:
+        both = load(i32x8, address)
+        return bitcast(f32x8, shl(both, 16)), bitcast(f32x8, band(both, splat(i32x8, -65536)))
+    half = LANES * stored_bytes(kind)
+    return load8(kind, address), load8(kind, address + half)
+
+
+@inline
+def _dot4(weights: int, stride: int, x: int, padded: int, out: int) -> None:
+    """Four rows of float32 times one vector."""
     a = b = c = d = splat(f32x8, 0.0)
     for i in range(0, 4 * padded, 32):
         value = load(f32x8, x + i)
@@ -173,10 +193,15 @@ def _dot4(weights: int, stride: int, x: int, padded: int, out: int, out_step: in
         b = fma(load(f32x8, weights + stride + i), value, b)
         c = fma(load(f32x8, weights + 2 * stride + i), value, c)
         d = fma(load(f32x8, weights + 3 * stride + i), value, d)
+    _store_sums(a, b, c, d, out)
+
+
+@inline
+def _store_sums(a: Any, b: Any, c: Any, d: Any, out: int) -> None:
     store_f32(out, sum_lanes(a))
-    store_f32(out + out_step, sum_lanes(b))
-    store_f32(out + 2 * out_step, sum_lanes(c))
-    store_f32(out + 3 * out_step, sum_lanes(d))
+    store_f32(out + 4, sum_lanes(b))
+    store_f32(out + 8, sum_lanes(c))
+    store_f32(out + 12, sum_lanes(d))
 
 
 @inline
@@ -194,32 +219,32 @@ def _dot4x2(weights: int, stride: int, x: int, y: int, padded: int, out: int, ou
         c, g = fma(w, u, c), fma(w, v, g)
         w = load(f32x8, weights + 3 * stride + i)
         d, h = fma(w, u, d), fma(w, v, h)
-    store_f32(out, sum_lanes(a))
-    store_f32(out + 4, sum_lanes(b))
-    store_f32(out + 8, sum_lanes(c))
-    store_f32(out + 12, sum_lanes(d))
-    store_f32(out2, sum_lanes(e))
-    store_f32(out2 + 4, sum_lanes(f))
-    store_f32(out2 + 8, sum_lanes(g))
-    store_f32(out2 + 12, sum_lanes(h))
+    _store_sums(a, b, c, d, out)
+    _store_sums(e, f, g, h, out2)
 
 
 @inline
 def _dot4_stored(kind: int, weights: int, row_bytes: int, x: int, size: int, out: int) -> None:
-    """Four stored rows times one vector, without a copy; size is a multiple of 8."""
-    width = stored_bytes(kind)
+    """Four stored rows times one vector, without a copy; size is a multiple of 16."""
+    step = 16 * stored_bytes(kind)
     a = b = c = d = splat(f32x8, 0.0)
-    for i in range(0, size, LANES):
-        value = load(f32x8, x + 4 * i)
-        at = weights + width * i
-        a = fma(load8(kind, at), value, a)
-        b = fma(load8(kind, at + row_bytes), value, b)
-        c = fma(load8(kind, at + 2 * row_bytes), value, c)
-        d = fma(load8(kind, at + 3 * row_bytes), value, d)
-    store_f32(out, sum_lanes(a))
-    store_f32(out + 4, sum_lanes(b))
-    store_f32(out + 8, sum_lanes(c))
-    store_f32(out + 12, sum_lanes(d))
+    at = weights
+    for i in range(0, 4 * size, 64):
+        u, v = load(f32x8, x + i), load(f32x8, x + i + 32)
+        prefetch(at + 4 * row_bytes)  # the same place of the next four rows
+        low, high = _words(kind, at)
+        a = fma(high, v, fma(low, u, a))
+        prefetch(at + 5 * row_bytes)
+        low, high = _words(kind, at + row_bytes)
+        b = fma(high, v, fma(low, u, b))
+        prefetch(at + 6 * row_bytes)
+        low, high = _words(kind, at + 2 * row_bytes)
+        c = fma(high, v, fma(low, u, c))
+        prefetch(at + 7 * row_bytes)
+        low, high = _words(kind, at + 3 * row_bytes)
+        d = fma(high, v, fma(low, u, d))
+        at += step
+    _store_sums(a, b, c, d, out)
 
 
 @inline
@@ -238,29 +263,38 @@ def head_rows(
 ) -> None:
     """out[t][r] = weights[r] . x[t] for rows first <= r < end.
 
-    weights: stored [rows, size]; x: f32, zero from size to the next multiple of 8; scratch: four
-    float32 rows. Every dot product is eight partial sums over i modulo 8, added pairwise.
+    weights: stored [rows, size]; x: f32, zero from size to the next multiple of 16, and for BF16 in
+    the order of `split_words`; scratch: four float32 rows. Every dot product is eight partial sums,
+    in one order for every number of tokens.
     """
     row_bytes = size * stored_bytes(kind)
-    padded = (size + LANES - 1) // LANES * LANES
+    padded = (size + 15) // 16 * 16
     row = first
     while row < end:
         at = weights + row * row_bytes
         target = out + 4 * row
-        if row + 4 > end or tokens > 1 or padded != size:
-            count = min(4, end - row)
+        count = min(4, end - row)
+        if count < 4 or tokens > 1 or padded != size:
             for r in range(count):
-                read_row(kind, at + r * row_bytes, size, scratch + 4 * r * padded)
+                _head_row(kind, at + r * row_bytes, size, padded, scratch + 4 * r * padded)
             _head_block(scratch, count, padded, tokens, x, x_bytes, target, out_bytes)
-            row += count
-            continue
-        if kind == BF16:  # the kind is a constant in each call, so the inner loop has no test
+        elif kind == BF16:  # a constant in each call, so the inner loop has no test
             _dot4_stored(BF16, at, row_bytes, x, size, target)
         elif kind == F16:
             _dot4_stored(F16, at, row_bytes, x, size, target)
         else:
             _dot4_stored(F32, at, row_bytes, x, size, target)
-        row += 4
+        row += count
+
+
+@inline
+def _head_row(kind: int, row: int, size: int, padded: int, out: int) -> None:
+    """A stored row as f32[padded], zero beyond size, in the order of x."""
+    read_row(kind, row, size, out)
+    for i in range(size, padded):
+        store_f32(out + 4 * i, np.float32(0))
+    if kind == BF16:
+        split_words(out, padded)
 
 
 @inline
@@ -283,7 +317,7 @@ def _head_block(
         t += 2
     for n in range(t, tokens):
         if count == 4:
-            _dot4(weights, stride, x + n * x_bytes, padded, out + n * out_bytes, 4)
+            _dot4(weights, stride, x + n * x_bytes, padded, out + n * out_bytes)
             continue
         for r in range(count):
             total = splat(f32x8, 0.0)

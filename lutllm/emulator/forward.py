@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lutllm.emulator.floats import (
+    BF16,
     KEYS,
     attend,
     head_rows,
@@ -19,7 +20,9 @@ from lutllm.emulator.floats import (
     rms_norm,
     rotate,
     silu_product,
+    split_words,
     store_key,
+    stored_bytes,
 )
 from lutllm.emulator.jit import inline, kernel
 from lutllm.emulator.layout import record_type
@@ -46,7 +49,7 @@ DECODER = record_type(
 #: Addresses of one layer: norms (q_norm and k_norm 0 where absent) and its part of `KVCache`.
 LAYER = record_type("input_norm post_norm q_norm k_norm keys values")
 
-#: Buffers of a run. Rows of one token: h and normed f32[hidden, padded to 8 with zeros], qkv, mixed
+#: Buffers of a run. Rows of one token: h and normed f32[hidden, padded to 16], qkv, mixed
 #: (attention output), gate_up, product f32; act i8[Sa, slots * v]. One per thread: scratch, scores.
 #: capture and sums: 0, or tables i64[4 L] of addresses that receive every linear's input
 #: f32[tokens, D] and accumulators i32[tokens, M].
@@ -262,6 +265,16 @@ def _gate(dec: Any, buf: Any, tokens: int, member: int, members: int) -> None:
 
 
 @inline
+def _final_norm(dec: Any, buf: Any, first: int, tokens: int, member: int, members: int) -> None:
+    """Normed rows in the order the head wants."""
+    _norm_rows(dec, buf, dec.final_norm, first, tokens, member, members)
+    if dec.head_kind == BF16:
+        low, high = share(tokens, member, members)
+        for t in range(first + low, first + high):
+            split_words(buf.normed + t * buf.h_bytes, (dec.hidden + 15) // 16 * 16)
+
+
+@inline
 def _logits(
     dec: Any, buf: Any, first: int, tokens: int, out: int, member: int, members: int
 ) -> None:
@@ -305,7 +318,7 @@ def forward(
     dec, buf = decoder[0], buffers[0]
     low, high = share(tokens, member, members)
     for t in range(low, high):
-        row = load_i64(buf.ids + 8 * t) * dec.hidden * (4 if dec.embed_kind == 0 else 2)
+        row = load_i64(buf.ids + 8 * t) * dec.hidden * stored_bytes(dec.embed_kind)
         read_row(dec.embed_kind, dec.embed + row, dec.hidden, buf.h + t * buf.h_bytes)
     phase = 1
     for index in range(dec.layers):
@@ -383,7 +396,7 @@ def forward(
         )
     if wanted:
         last = tokens - wanted
-        _norm_rows(dec, buf, dec.final_norm, last, wanted, member, members)
+        _final_norm(dec, buf, last, wanted, member, members)
         barrier(arrivals, members * phase)
         if logits:
             _logits(dec, buf, last, wanted, logits, member, members)

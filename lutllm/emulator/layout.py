@@ -10,8 +10,8 @@ Everything that is streamed lies in the order panel, segment, weight stage, (til
 token reads codes and codebooks front to back.
 
 A tile of one slot is 64 codes: 64 bytes, or 32 when a code fits 4 bits. Then output i of the 64
-lies in byte 2 (i % 16) + (i // 16) % 2, nibble i // 32, so that the even and the odd bytes of a
-shuffle result are runs of 16 outputs.
+lies in byte 4 (i % 8) + 2 (i // 8 % 2) + i // 16 % 2, nibble i // 32: taking even and odd bytes of
+a shuffle result apart, and then even and odd 16-bit words, leaves runs of 8 outputs.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ TILE = 64
 UNIT = 16
 SEGMENT = 7 * UNIT
 PANEL_TILES = 8
+_LINE = 64  # bytes of a cache line
 
 
 def record_type(fields: str, *floats: str) -> np.dtype:
@@ -40,13 +41,14 @@ def record_type(fields: str, *floats: str) -> np.dtype:
 #: What a kernel knows of a linear: sizes, flags, and the addresses of its arrays (0 = absent).
 #: by_weight     1 in scheme "weight"
 #: fast_*        1 where the layout is that of the vector kernels, see `Packing`
-#: row_stride    bytes of one generated row; row_bias is added to each entry
+#: row_stride    bytes of one generated row; row_bias is added to each entry, and sum_bias is what
+#:               that adds to every accumulator (modulo 2^32)
 #: slot_bytes    bytes of the weight codebook of one slot; code_bytes, of one tile of one slot
 LINEAR = record_type(
     """
     in_features out_features vec_len act_centroids weight_centroids act_stages weight_stages
     by_weight table_bits slots groups segments panels tiles
-    fast_search fast_rows fast_lookup row_stride row_bias slot_bytes code_bytes
+    fast_search fast_rows fast_lookup row_stride row_bias sum_bias slot_bytes code_bytes
     perm scale act_codebook weight_codebook shift codes segment_table panel_table
     output_scale bias
     """
@@ -99,11 +101,28 @@ class PackedLinear:
 
 def aligned(shape: tuple[int, ...] | int, dtype: Any) -> np.ndarray:
     """An uninitialised array that starts on a cache line."""
-    count = int(np.prod(shape))
-    size = count * np.dtype(dtype).itemsize
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
+    return Arena(0).take(shape, dtype)
+
+
+class Arena:
+    """Arrays carved from large blocks, each array on a cache line of its own.
+
+    Blocks of many megabytes get huge pages (NumPy asks for them), without which walking page
+    tables costs more than reading the tables.
+    """
+
+    def __init__(self, block_bytes: int = 32 << 20):
+        self._block_bytes = block_bytes
+        self._free = np.empty(0, np.uint8)
+
+    def take(self, shape: tuple[int, ...] | int, dtype: Any) -> np.ndarray:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if size > len(self._free):
+            raw = np.empty(max(size, self._block_bytes) + _LINE, np.uint8)
+            self._free = raw[-raw.ctypes.data % _LINE :]
+        out = self._free[:size].view(dtype).reshape(shape)
+        self._free = self._free[-(-size // _LINE) * _LINE :]
+        return out
 
 
 def cut_segments(linear: LutLinear) -> tuple[np.ndarray, np.ndarray]:
@@ -148,8 +167,9 @@ def cut_panels(linear: LutLinear, slots: int, code_bytes: int) -> tuple[np.ndarr
     return np.array(table, np.int64), tile
 
 
-def pack(linear: LutLinear, isa: str = ISA) -> PackedLinear:
+def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> PackedLinear:
     """Repack `linear` for the kernels of `isa`. The result shares no array with it."""
+    arena = arena or Arena(0)
     config = linear.config
     packing = Packing.choose(linear, isa)
     slot_position, segments = cut_segments(linear)
@@ -157,20 +177,21 @@ def pack(linear: LutLinear, isa: str = ISA) -> PackedLinear:
     centroids = 16 if packing.rows else config.weight_centroids
     code_bytes = TILE // 2 if config.weight_centroids <= 16 else TILE
     panels, tiles = cut_panels(linear, slots, code_bytes)
+    row_bias = 128 if packing.lookup else 0
     arrays = {
-        "perm": _by_slot(linear.input_perm, slot_position, config.vec_len, -1),
-        "scale": _by_slot(linear.input_scale, slot_position, config.vec_len, 0),
-        "weight_codebook": _weight_codebook(linear, slot_position, segments, packing),
-        "shift": _shifts(linear, slot_position, segments, packing),
-        "codes": _codes(linear, slot_position, segments, panels, tiles, code_bytes),
+        "perm": _by_slot(arena, linear.input_perm, slot_position, config.vec_len, -1),
+        "scale": _by_slot(arena, linear.input_scale, slot_position, config.vec_len, 0),
+        "weight_codebook": _weight_codebook(arena, linear, slot_position, segments, packing),
+        "shift": _shifts(arena, linear, slot_position, segments, packing),
+        "codes": _codes(arena, linear, slot_position, segments, panels, tiles, code_bytes),
         "segment_table": segments,
         "panel_table": panels,
-        "output_scale": np.array(linear.output_scale),
+        "output_scale": _copy(arena, linear.output_scale),
     }
     if linear.act_codebook is not None:
-        arrays["act_codebook"] = _act_codebook(linear, slot_position, packing)
+        arrays["act_codebook"] = _act_codebook(arena, linear, slot_position, packing)
     if linear.bias is not None:
-        arrays["bias"] = np.array(linear.bias)
+        arrays["bias"] = _copy(arena, linear.bias)
     values = {
         "in_features": linear.in_features,
         "out_features": linear.out_features,
@@ -190,7 +211,8 @@ def pack(linear: LutLinear, isa: str = ISA) -> PackedLinear:
         "fast_rows": int(packing.rows),
         "fast_lookup": int(packing.lookup),
         "row_stride": 16 if packing.lookup else config.weight_centroids,
-        "row_bias": 128 if packing.lookup else 0,
+        "row_bias": row_bias,
+        "sum_bias": row_bias * int((segments[:, 1:2] << segments[:, SEGMENT_COLUMNS:]).sum()),
         "slot_bytes": centroids * config.vec_len,
         "code_bytes": code_bytes,
     }
@@ -202,15 +224,25 @@ def pack(linear: LutLinear, isa: str = ISA) -> PackedLinear:
     return PackedLinear(linear.name, record, slot_position, arrays)
 
 
-def _by_slot(values: np.ndarray, slot_position: np.ndarray, v: int, fill: float) -> np.ndarray:
+def _copy(arena: Arena, values: np.ndarray) -> np.ndarray:
+    out = arena.take(values.shape, values.dtype)
+    out[...] = values
+    return out
+
+
+def _by_slot(
+    arena: Arena, values: np.ndarray, slot_position: np.ndarray, v: int, fill: float
+) -> np.ndarray:
     """[P*v] in position order -> [slots*v] in slot order, padding slots filled."""
-    out = aligned(len(slot_position) * v, values.dtype).reshape(-1, v)
+    out = arena.take(len(slot_position) * v, values.dtype).reshape(-1, v)
     out[:] = values.reshape(-1, v)[slot_position]
     out[slot_position < 0] = fill
     return out.reshape(-1)
 
 
-def _act_codebook(linear: LutLinear, slot_position: np.ndarray, packing: Packing) -> np.ndarray:
+def _act_codebook(
+    arena: Arena, linear: LutLinear, slot_position: np.ndarray, packing: Packing
+) -> np.ndarray:
     """i8[Sa, slots, Ka, v], or i8[Sa, slots / 16, Ka, 16, 2] for the vector search."""
     assert linear.act_codebook is not None
     book = linear.act_codebook[:, slot_position]
@@ -218,7 +250,7 @@ def _act_codebook(linear: LutLinear, slot_position: np.ndarray, packing: Packing
     if packing.search:
         stages, slots, count, v = book.shape
         book = book.reshape(stages, slots // UNIT, UNIT, count, v).swapaxes(2, 3)
-    out = aligned(book.shape, np.int8)
+    out = arena.take(book.shape, np.int8)
     out[:] = book
     return out
 
@@ -234,7 +266,11 @@ def _stream_order(segments: np.ndarray, stages: int) -> tuple[np.ndarray, np.nda
 
 
 def _weight_codebook(
-    linear: LutLinear, slot_position: np.ndarray, segments: np.ndarray, packing: Packing
+    arena: Arena,
+    linear: LutLinear,
+    slot_position: np.ndarray,
+    segments: np.ndarray,
+    packing: Packing,
 ) -> np.ndarray:
     """i8[B, slots * Sw, slot_bytes] in stream order."""
     config = linear.config
@@ -242,7 +278,7 @@ def _weight_codebook(
     position = slot_position[slot]
     count = 16 if packing.rows else config.weight_centroids
     shape = (linear.num_groups, len(slot), count, config.vec_len)
-    out = aligned(shape, np.int8)
+    out = arena.take(shape, np.int8)
     if count > config.weight_centroids:
         out[:] = 0
     for group in range(linear.num_groups):
@@ -255,7 +291,11 @@ def _weight_codebook(
 
 
 def _shifts(
-    linear: LutLinear, slot_position: np.ndarray, segments: np.ndarray, packing: Packing
+    arena: Arena,
+    linear: LutLinear,
+    slot_position: np.ndarray,
+    segments: np.ndarray,
+    packing: Packing,
 ) -> np.ndarray:
     """[Sa, B, slots * Sw] in stream order: shifts u8, or the multipliers i16 2^(15 - shift).
 
@@ -265,7 +305,7 @@ def _shifts(
     position = slot_position[slot]
     shift = linear.table_shift[:, stage, position].swapaxes(1, 2)
     dtype = np.int16 if packing.rows else np.uint8
-    out = aligned(shift.shape, dtype)
+    out = arena.take(shift.shape, dtype)
     if packing.rows:
         out[:] = np.where(shift > 15, 0, 1 << (15 - np.minimum(shift, 15).astype(np.int64)))
     else:
@@ -275,6 +315,7 @@ def _shifts(
 
 
 def _codes(
+    arena: Arena,
     linear: LutLinear,
     slot_position: np.ndarray,
     segments: np.ndarray,
@@ -284,7 +325,7 @@ def _codes(
 ) -> np.ndarray:
     """u8, order panel, segment, weight stage, tile, slot; one tile is `code_bytes`."""
     config = linear.config
-    out = aligned(tiles * len(slot_position) * config.weight_stages * code_bytes, np.uint8)
+    out = arena.take(tiles * len(slot_position) * config.weight_stages * code_bytes, np.uint8)
     _pack_codes(
         np.ascontiguousarray(linear.weight_codes),
         config.code_bits,
@@ -355,6 +396,5 @@ def _write_tile(codes: np.ndarray, code_bytes: int, out: np.ndarray) -> None:
     if code_bytes == TILE:
         out[:] = codes
         return
-    for i in range(16):
-        out[2 * i] = codes[i] | (codes[32 + i] << 4)
-        out[2 * i + 1] = codes[16 + i] | (codes[48 + i] << 4)
+    for i in range(TILE // 2):
+        out[4 * (i % 8) + 2 * (i // 8 % 2) + i // 16 % 2] = codes[i] | (codes[32 + i] << 4)

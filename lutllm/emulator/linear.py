@@ -21,9 +21,17 @@ from lutllm.emulator.kernels import (
 from lutllm.emulator.layout import PANEL_COLUMNS, PANEL_TILES, SEGMENT, TILE, UNIT, PackedLinear
 from lutllm.emulator.plain import segment_slots, stream_index
 from lutllm.emulator.simd import (
+    add,
+    f32x8,
+    i32x8,
+    int_to_float,
+    load,
     load_f32,
     load_i32,
     load_i64,
+    mul,
+    splat,
+    store,
     store_f32,
     store_i32,
 )
@@ -32,7 +40,7 @@ from lutllm.emulator.team import Team, barrier, share
 #: Tokens whose rows are generated together.
 TOKEN_BLOCK = 8
 _ACC_BYTES = 4 * TILE * PANEL_TILES
-_ROWS_AT = TOKEN_BLOCK * _ACC_BYTES + SEGMENT * TILE + 256
+_ROWS_AT = TOKEN_BLOCK * _ACC_BYTES + 2 * SEGMENT * TILE
 
 
 def scratch_bytes(record: np.ndarray) -> int:
@@ -141,7 +149,7 @@ def apply_tables(
         for t in range(token0, token1, TOKEN_BLOCK):
             count = min(TOKEN_BLOCK, token1 - t)
             sums = accumulators + 4 * t * lin.out_features if accumulators else 0
-            _clear(scratch, count, low, high)
+            _clear(lin, scratch, count, low, high)
             _sum_panel(lin, table, tiles, low, high, count, act + t * act_bytes, act_bytes, scratch)
             for n in range(count):
                 _dequantize(
@@ -158,10 +166,11 @@ def apply_tables(
 
 
 @inline
-def _clear(acc: int, tokens: int, low: int, high: int) -> None:
+def _clear(lin: Any, acc: int, tokens: int, low: int, high: int) -> None:
+    start = splat(i32x8, -lin.sum_bias)
     for t in range(tokens):
-        for i in range(low * TILE, high * TILE):
-            store_i32(acc + t * _ACC_BYTES + 4 * i, 0)
+        for i in range(low * TILE, high * TILE, 8):
+            store(acc + t * _ACC_BYTES + 4 * i, start)
 
 
 @inline
@@ -191,19 +200,19 @@ def _sum_panel(
                 make_rows(lin, group, segment, stage, act_stage, vector, rows + n * rows_bytes)
             place = stream_index(lin, segment, stage) * tiles
             codes = lin.codes + offset + place * lin.code_bytes
-            for tile in range(low, high):
-                lookup(
-                    lin,
-                    segment,
-                    stage,
-                    codes + tile * slots * lin.code_bytes,
-                    rows,
-                    rows_bytes,
-                    vectors,
-                    scratch + 4 * TILE * tile,
-                    _ACC_BYTES,
-                    split,
-                )
+            lookup(
+                lin,
+                segment,
+                stage,
+                codes + low * slots * lin.code_bytes,
+                high - low,
+                rows,
+                rows_bytes,
+                vectors,
+                scratch + 4 * TILE * low,
+                _ACC_BYTES,
+                split,
+            )
 
 
 @inline
@@ -213,26 +222,41 @@ def _dequantize(
     low: int,
     high: int,
     acc: int,
-    token_scale: float,
+    token_scale: Any,
     y: int,
     sums: int,
     residual: int,
 ) -> None:
     """The float steps of `intmath.dequantize`, each rounded by itself, then the residual."""
     first, outputs = load_i64(table + 8), load_i64(table + 16)
-    for i in range(low * TILE, min(high * TILE, outputs)):
-        m = first + i
-        total = load_i32(acc + 4 * i)
-        value = np.float32(total) * load_f32(lin.output_scale + 4 * m)
+    end = min(high * TILE, outputs)
+    whole = low * TILE + (end - low * TILE) // 8 * 8
+    factor = splat(f32x8, token_scale)
+    for i in range(low * TILE, whole, 8):
+        m = 4 * (first + i)
+        value = mul(
+            int_to_float(f32x8, load(i32x8, acc + 4 * i)), load(f32x8, lin.output_scale + m)
+        )
         if lin.by_weight:
-            value = value * token_scale
+            value = mul(value, factor)
         if lin.bias:
-            value = value + load_f32(lin.bias + 4 * m)
+            value = add(value, load(f32x8, lin.bias + m))
         if residual:
-            value = load_f32(y + 4 * m) + value
-        store_f32(y + 4 * m, value)
-        if sums:
-            store_i32(sums + 4 * m, total)
+            value = add(load(f32x8, y + m), value)
+        store(y + m, value)
+    for i in range(whole, end):
+        m = 4 * (first + i)
+        single = np.float32(load_i32(acc + 4 * i)) * load_f32(lin.output_scale + m)
+        if lin.by_weight:
+            single = single * token_scale
+        if lin.bias:
+            single = single + load_f32(lin.bias + m)
+        if residual:
+            single = load_f32(y + m) + single
+        store_f32(y + m, single)
+    if sums:
+        for i in range(low * TILE, end):
+            store_i32(sums + 4 * (first + i), load_i32(acc + 4 * i))
 
 
 # ---------------------------------------------------------------- from Python

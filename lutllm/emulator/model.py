@@ -21,7 +21,7 @@ from lutllm.emulator.forward import (
     forward,
     project,
 )
-from lutllm.emulator.layout import PackedLinear, aligned, pack
+from lutllm.emulator.layout import Arena, PackedLinear, aligned, pack
 from lutllm.emulator.linear import scratch_bytes
 from lutllm.emulator.sampling import Sampling
 from lutllm.emulator.team import Team
@@ -67,7 +67,8 @@ class LutModel:
         self.context = self._context_limit(context)
         self.team = Team(threads)
         self._check_supported()
-        self.linears: list[PackedLinear] = [pack(linear) for linear in artifact.linears()]
+        arena = Arena()
+        self.linears: list[PackedLinear] = [pack(lin, arena) for lin in artifact.linears()]
         self._lins = np.concatenate([p.record for p in self.linears])
         self._floats = _FloatTensors(artifact.path)
         self._decoder = self._floats.decoder(self.config)
@@ -101,6 +102,19 @@ class LutModel:
         """Bytes of the packed LUT linears."""
         return sum(p.nbytes for p in self.linears)
 
+    @property
+    def lookups_per_token(self) -> int:
+        """Table lookups that one token needs in the LUT linears."""
+        lins = self._lins
+        stages = lins["act_stages"] * lins["weight_stages"]
+        positions = -(-lins["in_features"] // lins["vec_len"])
+        return int((lins["out_features"] * positions * stages).sum())
+
+    @property
+    def head_kind(self) -> int:
+        """How the output head is stored, see `floats.KINDS`."""
+        return int(self._decoder[0]["head_kind"])
+
     def _context_limit(self, context: int | None) -> int:
         most = self.config.max_position_embeddings
         if context is None:
@@ -131,7 +145,7 @@ class LutModel:
             return
         config, buffers = self.config, self._buffers
         qkv = config.q_size + 2 * config.kv_size
-        wide = -(-config.hidden_size // LANES) * LANES
+        wide = -(-config.hidden_size // 16) * 16
         act = (self._lins["act_stages"] * self._lins["slots"] * self._lins["vec_len"]).max()
         self._array("ids", (rows,), np.int64)
         self._array("scales", (rows,), np.float32)

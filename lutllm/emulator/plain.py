@@ -164,6 +164,7 @@ def lookup(
     segment: int,
     stage: int,
     codes: int,
+    tiles: int,
     rows: int,
     rows_bytes: int,
     vectors: int,
@@ -171,25 +172,36 @@ def lookup(
     acc_bytes: int,
     scratch: int,
 ) -> None:
-    """Add one tile of one segment and weight stage to the accumulators of several tokens.
+    """Add tiles of one segment and weight stage to the accumulators of several tokens.
 
-    codes: one tile, [slots, code_bytes]. `vectors` activation vectors, token by token and in each
-    stage by stage; the rows of vector n are at rows + n * rows_bytes, the accumulators i32[TILE]
-    of token t at acc + t * acc_bytes. scratch is not used here.
+    codes: [tiles, slots, code_bytes]. `vectors` activation vectors, token by token and in each
+    stage by stage; the rows of vector n are at rows + n * rows_bytes, the accumulators
+    i32[tiles, TILE] of token t at acc + t * acc_bytes. scratch is not used here.
     """
     slots = segment_slots(lin, segment)
-    half = TILE // 2
     for n in range(vectors):
         shift = segment_shift(lin, segment, n % lin.act_stages, stage)
-        target = acc + n // lin.act_stages * acc_bytes
-        for slot in range(slots):
-            row = rows + n * rows_bytes + slot * lin.row_stride
-            tile = codes + slot * lin.code_bytes
-            for i in range(TILE):
-                if lin.code_bytes == TILE:
-                    code = load_u8(tile + i)
-                else:
-                    byte = load_u8(tile + 2 * (i % 16) + (i // 16) % 2)
-                    code = byte >> 4 if i >= half else byte & 15
-                entry = load_i8(row + code) << shift
-                store_i32(target + 4 * i, load_i32(target + 4 * i) + entry)
+        for tile in range(tiles):
+            _lookup_tile(
+                lin,
+                codes + tile * slots * lin.code_bytes,
+                rows + n * rows_bytes,
+                slots,
+                shift,
+                acc + n // lin.act_stages * acc_bytes + 4 * TILE * tile,
+            )
+
+
+@inline
+def _lookup_tile(lin: Any, codes: int, rows: int, slots: int, shift: int, acc: int) -> None:
+    for slot in range(slots):
+        row = rows + slot * lin.row_stride
+        tile = codes + slot * lin.code_bytes
+        for i in range(TILE):
+            if lin.code_bytes == TILE:
+                code = load_u8(tile + i)
+            else:
+                byte = load_u8(tile + 4 * (i % 8) + 2 * (i // 8 % 2) + i // 16 % 2)
+                code = byte >> 4 if i >= TILE // 2 else byte & 15
+            entry = load_i8(row + code) << shift
+            store_i32(acc + 4 * i, load_i32(acc + 4 * i) + entry)

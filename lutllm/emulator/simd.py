@@ -296,22 +296,33 @@ float_extend = _resize("fpext")
 
 
 @intrinsic
-def half(typingctx: Any, value: Any, which: Any) -> Any:
-    """half(v, 0) or half(v, 1): the lower or upper lanes; `which` is a literal."""
-    if not isinstance(which, types.IntegerLiteral):
-        return None
-    count = value.lanes // 2
-    kind = Vector(value.kind, count)
-    first = which.literal_value * count
+def shift_tuple(typingctx: Any, addresses: Any, offset: Any) -> Any:
+    """Every address of a tuple plus an offset; () stays ()."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        lanes = ir.Constant(ir.VectorType(_I32, count), list(range(first, first + count)))
-        return builder.shuffle_vector(args[0], args[0], lanes)
+        moved = [builder.add(a, args[1]) for a in cgutils.unpack_tuple(builder, args[0])]
+        return context.make_tuple(builder, addresses, moved)
 
-    return kind(value, which), codegen
+    return addresses(addresses, types.intp), codegen
 
 
-half.prefer_literal = True  # type: ignore[attr-defined]
+@intrinsic
+def unzip(typingctx: Any, a: Any, b: Any) -> Any:
+    """The even and the odd lanes of a followed by b, as two vectors."""
+    kind = _same(a, b)
+    if kind is None:
+        return None
+    result = types.UniTuple(kind, 2)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        mask = ir.VectorType(_I32, kind.lanes)
+        parts = [
+            builder.shuffle_vector(*args, ir.Constant(mask, list(range(first, 2 * kind.lanes, 2))))
+            for first in (0, 1)
+        ]
+        return context.make_tuple(builder, result, parts)
+
+    return result(kind, kind), codegen
 
 
 @intrinsic

@@ -1,0 +1,112 @@
+"""Speed of a loaded model, and the memory bandwidth that bounds it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lutllm.emulator.floats import LANES
+from lutllm.emulator.jit import kernel
+from lutllm.emulator.layout import aligned
+from lutllm.emulator.model import CHUNK, LutModel
+from lutllm.emulator.simd import add, f32x8, load, splat, store
+from lutllm.emulator.team import Team, share
+
+#: Larger than any cache, small enough for any machine that holds a model.
+BANDWIDTH_BYTES = 256 << 20
+
+
+@kernel
+def _read(data: int, size: int, out: int, arrivals: int, member: int, members: int) -> None:
+    """Add up the float32 vectors of this member's share of `size` bytes."""
+    first, end = share(size // 256, member, members)
+    a = b = c = d = splat(f32x8, 0.0)
+    for i in range(first * 256, end * 256, 128):
+        a = add(a, load(f32x8, data + i))
+        b = add(b, load(f32x8, data + i + 32))
+        c = add(c, load(f32x8, data + i + 64))
+        d = add(d, load(f32x8, data + i + 96))
+    store(out + 4 * LANES * member, add(add(a, b), add(c, d)))
+
+
+class MemoryProbe:
+    """Measures how fast a team reads memory."""
+
+    def __init__(self, team: Team):
+        self._team = team
+        self._data = np.zeros(BANDWIDTH_BYTES, np.uint8)
+        self._data[::4096] = 1  # every page exists
+        self._out = aligned((team.size, LANES), np.float32)
+        self.gb_per_s()
+
+    def gb_per_s(self) -> float:
+        start = time.perf_counter()
+        self._team.run(_read, self._data.ctypes.data, self._data.nbytes, self._out.ctypes.data)
+        return self._data.nbytes / (time.perf_counter() - start) / 1e9
+
+
+def decode_bytes(model: LutModel, position: int) -> int:
+    """Bytes read to decode one token after `position` tokens: tables, head, norms, cache."""
+    config = model.config
+    width = {0: 4, 1: 2, 2: 2}[model.head_kind]
+    head = config.vocab_size * config.hidden_size * width
+    cached = 8 * position * config.kv_size * config.num_hidden_layers
+    return model.table_bytes + head + cached
+
+
+def bench(
+    model: LutModel,
+    prompt_tokens: int = 128,
+    decode_tokens: int = 64,
+    repeats: int = 3,
+) -> dict[str, Any]:
+    """Speed of prefill and decode on random tokens; medians of `repeats` alternating rounds.
+
+    decode_gb_per_s is what a token reads times tokens/s; memory_gb_per_s what the same threads
+    read from memory in between.
+    """
+    rng = np.random.default_rng(0)
+    total = prompt_tokens + decode_tokens
+    ids = rng.integers(0, model.config.vocab_size, total)
+    probe = MemoryProbe(model.team)
+    model.reset()
+    model.prefill(ids[: min(CHUNK, prompt_tokens)])  # compiled, buffers in place
+    model.decode(int(ids[0])) if prompt_tokens < model.context else None
+    prefill, decode, memory = [], [], []
+    for _ in range(repeats):
+        memory.append(probe.gb_per_s())
+        model.reset()
+        start = time.perf_counter()
+        model.prefill(ids[:prompt_tokens])
+        ready = time.perf_counter()
+        for token in ids[prompt_tokens:]:
+            model.decode(int(token))
+        end = time.perf_counter()
+        prefill.append(prompt_tokens / (ready - start))
+        decode.append(decode_tokens / (end - ready))
+    per_token = decode_bytes(model, prompt_tokens + decode_tokens // 2)
+    speed = float(np.median(decode))
+    return {
+        "prefill_tokens_per_s": float(np.median(prefill)),
+        "decode_tokens_per_s": speed,
+        "decode_bytes_per_token": per_token,
+        "decode_gb_per_s": per_token * speed / 1e9,
+        "memory_gb_per_s": float(np.median(memory)),
+        "lookups_per_s": model.lookups_per_token * float(np.median(prefill)),
+        "threads": model.threads,
+        "prompt_tokens": prompt_tokens,
+        "decode_tokens": decode_tokens,
+    }
+
+
+def bench_artifact(
+    path: str | Path,
+    prompt_tokens: int = 128,
+    decode_tokens: int = 64,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """`bench` of an artifact folder."""
+    return bench(LutModel.load(path, threads), prompt_tokens, decode_tokens)
