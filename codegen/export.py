@@ -18,6 +18,7 @@ from codegen.manifest import (
     image_files,
     is_design,
     mark_incomplete,
+    write_cases,
     write_manifest,
 )
 from codegen.plan import plan_engines, select_linears
@@ -30,7 +31,7 @@ from lutllm.lut_linear import LutLinear
 from lutllm.progress import Progress
 
 #: Folders that an export owns and replaces.
-OWNED = ("src", "hls", "sim", "images", "golden", "build")
+OWNED = ("src", "hls", "sim", "host", "images", "golden", "build")
 
 
 def export(
@@ -99,6 +100,7 @@ def write_design(
                 files += write_golden(root, linear, x)
                 records.append(Golden(linear.name, len(x), owner.name))
             bar.advance(note=linear.name)
+    files.append(write_cases(root, records, {e.name: e for e in engines}))
     write_manifest(
         root,
         model=model,

@@ -48,6 +48,25 @@ class Design:
         return next(engine for engine in self.engines if engine.name == name)
 
 
+def write_cases(root: Path, golden: list[Golden], engines: dict[str, EngineDesign]) -> str:
+    """golden/cases.txt, the list of golden vectors that the board's host program reads.
+
+    A line is: name engine kind slot inputs outputs in_beats subs tokens.
+    """
+    lines = []
+    for item in golden:
+        engine = engines[item.engine]
+        k, slot = engine.slots[item.name]
+        kind = engine.kinds[k]
+        sizes = (kind.in_features, kind.out_features, engine.in_beats(kind), engine.subs(kind))
+        numbers = " ".join(str(n) for n in (k, slot, *sizes, item.tokens))
+        lines.append(f"{item.name} {item.engine} {numbers}\n")
+    path = root / "golden" / "cases.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(lines), encoding="utf-8")
+    return "golden/cases.txt"
+
+
 def engine_entry(engine: EngineDesign) -> dict[str, Any]:
     """An engine and, per linear, where it lies: kind, slot, byte offset and size in each image."""
     parts = (

@@ -91,16 +91,13 @@ def amalgamate(source: str, folder: Path, extra: dict[str, str] | None = None) -
 
 def _memory_arguments(engine: EngineDesign) -> list[tuple[str, int]]:
     """(argument, beats behind it) of every memory port of a kernel, the busiest first."""
-    beats = engine.image_beats()
-    tokens = engine.config.max_tokens
-    wide = max((engine.subs(k) * engine.out_beats for k in engine.kinds), default=0)
-    deep = max((engine.in_beats(k) for k in engine.kinds), default=0)
+    beats, run = engine.image_beats(), engine.run_beats()
     return [
         *((f"channel_{c}", beats["channel"]) for c in range(engine.config.channels)),
         *((f"centroids_{p}", beats["centroids"]) for p in range(engine.centroid_ports)),
         ("parameters", beats["parameters"]),
-        ("x", tokens * deep),
-        ("y", 2 * tokens * wide),
+        ("x", run["x"]),
+        ("y", run["y"]),
     ]
 
 
@@ -173,6 +170,7 @@ def design_sources(
         ("system.cfg.j2", "system.cfg"),
         ("CMakeLists.txt.j2", "CMakeLists.txt"),
         ("Makefile.j2", "Makefile"),
+        ("host.cpp.j2", "host/main.cpp"),
         ("README.md.j2", "README.md"),
     ):
         out[path] = render(template, **values)

@@ -424,6 +424,13 @@ class EngineDesign:
             "parameters": self.bases(self.parameter_beats)[-1],
         }
 
+    def run_beats(self) -> dict[str, int]:
+        """Beats of the largest input x and output y (with accumulators) of a run."""
+        tokens = self.config.max_tokens
+        deep = max((self.in_beats(kind) for kind in self.kinds), default=0)
+        wide = max((self.subs(kind) * self.out_beats for kind in self.kinds), default=0)
+        return {"x": tokens * deep, "y": 2 * tokens * wide}
+
     @cached_property
     def slots(self) -> dict[str, tuple[int, int]]:
         """Linear name -> (kind index, slot)."""

@@ -174,7 +174,6 @@ def test_edited_sources_run_only_when_allowed(copy: Path) -> None:
     edit(copy, "Do not edit.", "Edited.")
     with pytest.raises(ArtifactError, match="differs from what this lutllm renders"):
         run_csim(copy)
-    assert run_csim(copy, tokens=1, allow_modified=True)["integer_mismatches"] == 0
 
 
 def test_one_round_too_many_is_a_named_deadlock(copy: Path) -> None:
