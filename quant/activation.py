@@ -66,7 +66,7 @@ def gather_slots(x: torch.Tensor, perm: np.ndarray, scale: np.ndarray) -> torch.
     """x f32[T, D] -> f32[C, T], slot-major, each slot times its scale, padding zero."""
     index = torch.from_numpy(np.maximum(perm, 0).astype(np.int64))
     factor = torch.from_numpy(np.where(perm < 0, 0, scale).astype(np.float32))
-    return (x.t()[index] * factor[:, None]).contiguous()
+    return x.t().contiguous()[index].mul_(factor[:, None])
 
 
 def column_norms(weight: torch.Tensor) -> np.ndarray:
@@ -180,10 +180,19 @@ def assign(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return codes
 
 
+@njit(cache=True, parallel=True)
+def _take_batch(centroids: np.ndarray, codes: np.ndarray, out: np.ndarray) -> None:
+    for p in prange(codes.shape[0]):
+        for j in range(centroids.shape[2]):
+            for i in range(codes.shape[1]):
+                out[p, j, i] = centroids[p, codes[p, i], j]
+
+
 def take_centroids(centroids: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """f32[P, K, v] chosen by u8[P, n] -> f32[P, v, n]."""
-    chosen = np.take_along_axis(centroids, codes[:, :, None].astype(np.int64), axis=1)
-    return np.ascontiguousarray(chosen.transpose(0, 2, 1), dtype=np.float32)
+    out = np.empty((len(codes), centroids.shape[2], codes.shape[1]), np.float32)
+    _take_batch(np.ascontiguousarray(centroids, np.float32), codes, out)
+    return out
 
 
 def input_codes(x: torch.Tensor, code: InputCode, config: LutConfig) -> list[np.ndarray]:
@@ -207,20 +216,33 @@ def input_codes(x: torch.Tensor, code: InputCode, config: LutConfig) -> list[np.
     return codes
 
 
+def decode_input(codes: list[np.ndarray], code: InputCode) -> torch.Tensor:
+    """The coded activation in y. codes: u8[P, T] per stage -> f32[C, T]."""
+    assert code.codebook is not None
+    rho = np.where(code.rho > 0, code.rho, 1.0).astype(np.float32)[:, None, :]
+    total = None
+    for t, stage in enumerate(codes):
+        centroids = code.codebook[t] / (rho * np.float32(1 << (STAGE_BITS * t)))
+        chosen = take_centroids(centroids, stage)
+        total = chosen if total is None else total + chosen
+    assert total is not None
+    return torch.from_numpy(total.reshape(-1, codes[0].shape[1]))
+
+
+def round_input(x: torch.Tensor, code: InputCode) -> torch.Tensor:
+    """The activation rounded with one scale a token, in y, scheme "weight": [T, D] -> [C, T]."""
+    rho = np.where(code.rho > 0, code.rho, 1.0).astype(np.float32)
+    z = gather_slots(x, code.perm, code.column_norm * code.rho.reshape(-1)).numpy()
+    top = np.maximum(np.abs(z).max(axis=0), np.float32(1e-30))
+    rounded = np.rint(z * (np.float32(127) / top)) * (top / np.float32(127))
+    return torch.from_numpy(rounded / rho.reshape(-1, 1))
+
+
 def code_input(x: torch.Tensor, code: InputCode, config: LutConfig) -> torch.Tensor:
     """What the tables see of x, back in y: f32[T, D] -> f32[C, T].
 
     Follows `lutllm.intmath.quantize_activation` and `search`.
     """
-    rho = np.where(code.rho > 0, code.rho, 1.0).astype(np.float32)
     if config.scheme == "weight":
-        z = gather_slots(x, code.perm, code.column_norm * code.rho.reshape(-1)).numpy()
-        top = np.maximum(np.abs(z).max(axis=0), np.float32(1e-30))
-        rounded = np.rint(z * (np.float32(127) / top)) * (top / np.float32(127))
-        return torch.from_numpy(rounded / rho.reshape(-1, 1))
-    total = np.zeros((*rho.shape, len(x)), np.float32)
-    for t, codes in enumerate(input_codes(x, code, config)):
-        assert code.codebook is not None
-        centroids = code.codebook[t] / (rho[:, None, :] * np.float32(1 << (STAGE_BITS * t)))
-        total += take_centroids(centroids, codes)
-    return torch.from_numpy(total.reshape(-1, len(x)))
+        return round_input(x, code)
+    return decode_input(input_codes(x, code, config), code)

@@ -14,9 +14,11 @@ from quant.activation import (
     InputCode,
     code_input,
     code_usage,
+    decode_input,
     fit_input,
     gather_slots,
     input_codes,
+    round_input,
 )
 from quant.error_feedback import (
     CodedWeight,
@@ -53,11 +55,17 @@ class QuantizedLinear:
     code: InputCode
     weight: torch.Tensor  # f32[M, C], acts on the coded input in y
     bias: torch.Tensor | None
+    output: torch.Tensor  # f32[T, M], what `apply` gives for the calibration inputs
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """The linear in float arithmetic, table rounding left out. f32[T, D] -> f32[T, M]."""
-        y = code_input(x, self.code, self.linear.config).t() @ self.weight.t()
-        return y if self.bias is None else y + self.bias
+        return _product(code_input(x, self.code, self.linear.config), self.weight, self.bias)
+
+
+def _product(coded: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """coded: f32[C, T], weight: f32[M, C] -> f32[T, M]."""
+    y = coded.t() @ weight.t()
+    return y if bias is None else y.add_(bias)
 
 
 def quantize_linear(
@@ -76,7 +84,8 @@ def quantize_linear(
     the model whose earlier layers are quantized.
     """
     code = fit_input(x_quant, weight, config, seed)
-    coded_x = code_input(x_quant, code, config)
+    codes = input_codes(x_quant, code, config) if config.scheme == "co" else []
+    coded_x = decode_input(codes, code) if codes else round_input(x_quant, code)
     target = _slot_weight(weight, code)
     moment = coded_x @ coded_x.t() / coded_x.shape[1]
     cross = gather_slots(x_float, code.perm, code.column_norm) @ coded_x.t() / coded_x.shape[1]
@@ -97,8 +106,10 @@ def quantize_linear(
         coordinate_descent(coded, normal, moment, row_weights, config, damping=effort.damping)
     values = torch.from_numpy(coded.values)
     row_scale = row_scale * best_row_gain(values, normal, with_damping(moment, effort.damping))
-    linear = _assemble(shape, config, code, coded, row_scale, bias, x_quant)
-    return QuantizedLinear(linear, code, values * row_scale[:, None], bias)
+    uses = _coded_uses(code, codes, config) if codes else _rounded_use(code, config, x_quant)
+    linear = _assemble(shape, config, code, coded, row_scale, bias, uses)
+    final = values * row_scale[:, None]
+    return QuantizedLinear(linear, code, final, bias, _product(coded_x, final, bias))
 
 
 def _slot_weight(weight: torch.Tensor, code: InputCode) -> torch.Tensor:
@@ -148,12 +159,11 @@ def _assemble(
     coded: CodedWeight,
     row_scale: torch.Tensor,
     bias: torch.Tensor | None,
-    x: torch.Tensor,
+    uses: list[TableUse],
 ) -> LutLinear:
     """The stored arrays of the layer, validated."""
     integers = coded.integers.copy()
     share = code_frequency(coded.codes, config.weight_centroids, config.group_size)
-    uses = _table_uses(code, config, x)
     table_shift, block_shift, unit = choose_shifts(uses, integers, share, coded.exponents, config)
     if config.vec_len <= 2:
         clear_vanished(integers, table_shift)
@@ -176,15 +186,18 @@ def _assemble(
     return linear
 
 
-def _table_uses(code: InputCode, config: LutConfig, x: torch.Tensor) -> list[TableUse]:
-    """What meets the weight codebooks in each activation stage, with its frequency."""
+def _coded_uses(code: InputCode, codes: list[np.ndarray], config: LutConfig) -> list[TableUse]:
+    """The centroids of each activation stage, with the frequency of their codes u8[P, T]."""
+    assert code.codebook is not None
+    return [
+        TableUse(np.swapaxes(stage, 0, 1), code_usage(c, config.act_centroids).T / c.shape[1])
+        for stage, c in zip(code.codebook, codes, strict=True)
+    ]
+
+
+def _rounded_use(code: InputCode, config: LutConfig, x: torch.Tensor) -> list[TableUse]:
+    """A sample of the rounded activations x f32[T, D], scheme "weight"."""
     scale = code.column_norm * code.rho.reshape(-1)
-    if code.codebook is not None:
-        codes = input_codes(x, code, config)
-        return [
-            TableUse(np.swapaxes(stage, 0, 1), code_usage(c, config.act_centroids).T / len(x))
-            for stage, c in zip(code.codebook, codes, strict=True)
-        ]
     z = gather_slots(x[:: max(1, len(x) // RANGE_TOKENS)], code.perm, scale).numpy()
     x_int = np.rint(z * (127.0 / np.maximum(np.abs(z).max(axis=0), 1e-30)))
     vectors = np.ascontiguousarray(x_int.T).reshape(x_int.shape[1], -1, config.vec_len)

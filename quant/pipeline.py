@@ -159,7 +159,7 @@ def _quantize_layer(
     """Quantize the linears of a layer in the order they run and move both streams behind it."""
     weights = decoder.layer(index)
     streams.exact, inputs = _run_float(decoder, weights, streams.exact)
-    done: list[QuantizedLinear] = []
+    done: list[LutLinear] = []
     errors: list[dict[str, Any]] = []
 
     def apply(shape: LinearShape, x: torch.Tensor) -> torch.Tensor:
@@ -176,12 +176,12 @@ def _quantize_layer(
             effort,
             seed,
         )
-        done.append(result)
+        done.append(result.linear)
         errors.append(_layer_error(shape, weights, x_float, x, result))
-        return result.apply(x)
+        return result.output
 
     streams.quantized = decoder.run_layer(streams.quantized, weights, apply)
-    return [d.linear for d in done], errors
+    return done, errors
 
 
 def _run_float(
@@ -213,13 +213,13 @@ def _layer_error(
     """
     stride = max(1, len(x_quant) // _ERROR_TOKENS)
     exact = weights.apply(shape, x_float[::stride])
-    sample = x_quant[::stride]
+    sample, found = x_quant[::stride], result.output[::stride]
     bits = max(2, round(result.linear.config.index_bits_per_weight))
     rounded = sample @ round_to_nearest(weights.weight[shape.name], bits).t()
     bias = weights.bias[shape.name]
     return {
         "name": shape.name,
-        "relative_error": relative_error(result.apply(sample), exact),
+        "relative_error": relative_error(found, exact),
         "rtn_relative_error": relative_error(rounded if bias is None else rounded + bias, exact),
         "rtn_bits": bits,
     }
