@@ -334,6 +334,80 @@ def _golden_inputs(artifact: Source, layers: int, tokens: int) -> dict[str, np.n
     return {name: values for name, values in inputs.items() if name in names}
 
 
+def estimate(
+    source: Source,
+    quant: QuantConfig | None = None,
+    engine: Source | dict[str, Any] | None = None,
+    *,
+    device: str = "v80",
+    prompt_tokens: int = 128,
+    context: int = 160,
+    schedule: str = "emitted",
+    head: str = "lut",
+    attention_macs: int | None = None,
+    vector_lanes: int | None = None,
+    clock_mhz: float = 0.0,
+    csynth: Source | None = None,
+    explained: bool = False,
+) -> dict[str, Any]:
+    """Speed, size, fit and power of a model on an FPGA, from its configuration alone.
+
+    source  artifact, folder with config.json, config.json, or the name of a known model
+    engine  an engine configuration or its JSON file; None takes that of an export
+    fpga/performance/commands.py explains the rest.
+    """
+    from fpga.design import EngineConfig
+    from fpga.performance import commands
+    from fpga.performance.timing import DecoderConfig
+
+    chosen = {"attention_macs": attention_macs, "vector_lanes": vector_lanes}
+    decoder = DecoderConfig(head=head, **{k: v for k, v in chosen.items() if v is not None})
+    if isinstance(engine, dict):
+        config = EngineConfig.from_dict(engine)
+    else:
+        config = EngineConfig() if engine is None else commands.read_engine(engine)
+    return commands.estimate(
+        source,
+        quant,
+        config,
+        device=device,
+        prompt_tokens=prompt_tokens,
+        context=context,
+        schedule=schedule,
+        decoder=decoder,
+        clock_mhz=clock_mhz,
+        csynth=csynth,
+        explained=explained,
+    )
+
+
+def explore(
+    source: Source,
+    quants: dict[str, QuantConfig] | None = None,
+    *,
+    decode_tokens_per_s: float = 0.0,
+    prefill_ms: float = 0.0,
+    max_share: float = 0.8,
+    head: str = "lut",
+    **options: Any,
+) -> dict[str, Any]:
+    """The best FPGA design within a budget, and the Pareto front of all that fit.
+
+    quants   quantizations to choose from, by name; None takes the published setting
+    options  those of fpga/performance/commands.py `explore`
+    """
+    from fpga.performance import commands
+    from fpga.performance.explore import Budget
+
+    return commands.explore(
+        source,
+        quants or {"paper": QuantConfig()},
+        Budget(decode_tokens_per_s, prefill_ms, max_share),
+        heads=(head,),
+        **options,
+    )
+
+
 def csim(
     folder: Source,
     *,

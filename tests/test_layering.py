@@ -21,7 +21,15 @@ ALLOWED = {
     "fpga": {"lutllm", "fpga"},
     "codegen": {"lutllm", "codegen", "fpga"},
     # the top: joins all the others
-    "lutllm.api": {"lutllm", "lutllm.emulator", "lutllm.bench", "calib", "quant", "codegen"},
+    "lutllm.api": {
+        "lutllm",
+        "lutllm.emulator",
+        "lutllm.bench",
+        "calib",
+        "quant",
+        "codegen",
+        "fpga",
+    },
     "lutllm.bench": {"lutllm", "lutllm.emulator"},
     "lutllm.cli": {"lutllm", "lutllm.api", "lutllm.cli"},
     "lutllm.__main__": {"lutllm.cli"},

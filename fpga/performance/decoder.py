@@ -16,7 +16,16 @@ from fpga.performance.designs import HEAD
 from fpga.performance.engine import Call, Engine
 from fpga.performance.memory import MemorySystem
 from fpga.performance.quantity import Quantity, ceil_div, given, maximum, total
-from fpga.performance.timing import ASSUMED_DECODER, ASSUMED_EFFICIENCY, ASSUMED_TIMING, DecoderConfig, EMITTED, MemoryEfficiency, Schedule, Timing
+from fpga.performance.timing import (
+    ASSUMED_DECODER,
+    ASSUMED_EFFICIENCY,
+    ASSUMED_TIMING,
+    EMITTED,
+    DecoderConfig,
+    MemoryEfficiency,
+    Schedule,
+    Timing,
+)
 from lutllm.model_config import ModelConfig
 
 #: Bytes of a weight of a head that is not a LUT linear.
@@ -229,4 +238,3 @@ class Decoder:
             size * given(f"{name}_ports", counts[name]) if name in counts else size
             for name, size in call.bytes.items()
         ).named(f"{call.name}_bytes", "B")
-

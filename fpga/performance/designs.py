@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from fpga.design import EngineConfig, EngineDesign, LayerKind, ceil_div
 from lutllm.config import LutConfig, QuantConfig
@@ -53,7 +54,7 @@ def _kinds(
     return tuple(kinds)
 
 
-def with_head(model: ModelConfig, engines: list[EngineDesign]) -> list[EngineDesign]:
+def with_head(model: ModelConfig, engines: Sequence[EngineDesign]) -> list[EngineDesign]:
     """The engines with the output head as slices of the first engine's widest linear."""
     first = engines[0]
     width = max(kind.out_features for kind in first.kinds)

@@ -30,6 +30,7 @@ BOUND_OF = {
     "port": "memory",
     "bursts": "memory",
     "burst_latency": "memory",
+    "plan": "memory",
     "unpack": "memory",
     "read_centroids": "memory",
     "search": "search",
@@ -197,8 +198,8 @@ class Run:
             "x_beats": self.x_beats,
             "quantize_input/z": self.x_beats,
             "quantize_input/quantized": self.x_beats,
-            "quantize_input/largest": zero if search else self.t,
-            "token_scales": zero if search else self.t,
+            "quantize_input/largest": self.t,
+            "token_scales": self.t,
             "input_scales": self.in_beats,
             "block_shifts": given(
                 "shift_beats", design.block_shift_packing.beats(design.passes(kind)), "beats"
@@ -260,7 +261,6 @@ def process_cycles(run: Run, timing: Timing, flattened: bool = False) -> dict[st
     """Busy cycles of every process in a call: iterations of its loops times their interval."""
     design = run.design
     loop_gap = given("loop_gap", 0 if flattened else timing.loop_gap, "cycles", "assumed")
-    burst_gap = given("burst_gap", 0 if flattened else timing.burst_gap, "cycles", "assumed")
     index_interval = given("beats_per_index", design.index_packing.beats_per_word, "cycles/word")
     gather_steps = given("gather_steps", design.gather_steps, "cycles/position")
     out = {
@@ -270,7 +270,7 @@ def process_cycles(run: Run, timing: Timing, flattened: bool = False) -> dict[st
         "round": run.t * (run.in_beats + loop_gap),
         "gather": run.x_beats + run.acts * gather_steps,
         "repeat": run.items,
-        "bursts": run.index_beats + run.row_beats + run.jobs * burst_gap,
+        "bursts": run.index_beats + run.row_beats,
         "unpack": run.records * (run.subs * index_interval + loop_gap),
         "rows": _row_cycles(run, loop_gap),
         "lookup": run.sums,
@@ -285,6 +285,7 @@ def process_cycles(run: Run, timing: Timing, flattened: bool = False) -> dict[st
         out["search"] = run.found * search_passes
     if run.mode != "online":
         out["route"] = run.items
+        out["plan"] = 2 * (run.jobs - run.records)  # a row or table, sometimes indices with it
     return {name: cycles.named(name, "cycles") for name, cycles in out.items()}
 
 
@@ -373,9 +374,8 @@ class Engine:
     def _load(self, run: Run) -> Quantity:
         width = given("in_features", run.kind.in_features)
         load = self._transfer(run, width, run.x_beats)
-        if not run.design.search:  # the scale of a token is known after its last value
-            load = load + load / run.t
-        return load.named("load", "cycles")
+        # the scale of a token is known after its last value, so the first waits for itself
+        return (load + load / run.t).named("load", "cycles")
 
     def _drain(self, run: Run) -> Quantity:
         width = (run.subs * given("lanes", run.design.lanes)).named("padded_outputs")

@@ -24,12 +24,20 @@ from fpga.performance.resources import (
     uram_of,
     utilisation,
 )
-from fpga.performance.timing import ASSUMED_DECODER, ASSUMED_EFFICIENCY, ASSUMED_TIMING, DecoderConfig, EMITTED, MemoryEfficiency, Schedule, Timing
+from fpga.performance.timing import (
+    ASSUMED_DECODER,
+    ASSUMED_EFFICIENCY,
+    ASSUMED_TIMING,
+    EMITTED,
+    DecoderConfig,
+    MemoryEfficiency,
+    Schedule,
+    Timing,
+)
 from lutllm.config import QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.model_config import ModelConfig
 
-DEFAULT_ENGINE = EngineConfig()
 #: Above this share of a resource a design rarely closes timing.
 COMFORTABLE = 0.8
 
@@ -41,10 +49,9 @@ def costs_on(device: Device) -> UnitCosts:
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything an estimate depends on besides model and quantization."""
+    """What an estimate depends on besides the model and its engines."""
 
     device: Device
-    engine: EngineConfig = DEFAULT_ENGINE
     decoder: DecoderConfig = ASSUMED_DECODER
     schedule: Schedule = EMITTED
     timing: Timing = ASSUMED_TIMING
@@ -54,11 +61,6 @@ class Setting:
     def __post_init__(self) -> None:
         if self.clock_mhz < 0:
             raise ConfigError(f"clock_mhz is {self.clock_mhz}; it must be above zero")
-        if self.engine.axi_bits > self.device.port_bits:
-            raise ConfigError(
-                f"axi_bits is {self.engine.axi_bits}; a port of {self.device.name} has "
-                f"{self.device.port_bits} bits"
-            )
 
     @property
     def clock(self) -> float:
@@ -69,25 +71,51 @@ class Setting:
 class Estimate:
     """An estimate, computed part by part as it is asked for.
 
+    engines  as an export plans them; the head is added here where it is a LUT linear
     prompt   tokens of the prefill
     context  positions in the cache at the decode step
     """
 
     model: ModelConfig
-    quant: QuantConfig
+    engines: Sequence[EngineDesign]
     setting: Setting
-    prompt: int
-    context: int
+    prompt: int = 128
+    context: int = 160
 
     def __post_init__(self) -> None:
         for name, value in (("prompt", self.prompt), ("context", self.context)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
+        device = self.setting.device
+        for engine in self.engines:
+            if engine.config.axi_bits > device.port_bits:
+                raise ConfigError(
+                    f"engine {engine.name!r}: axi_bits is {engine.config.axi_bits}; a port of "
+                    f"{device.name} has {device.port_bits} bits"
+                )
+
+    @classmethod
+    def of(
+        cls,
+        model: ModelConfig,
+        quant: QuantConfig,
+        engine: EngineConfig,
+        setting: Setting,
+        prompt: int = 128,
+        context: int = 160,
+    ) -> Estimate:
+        """The estimate of a model that exists as a configuration only."""
+        return cls(model, model_engines(model, quant, engine), setting, prompt, context)
 
     @cached_property
     def designs(self) -> Sequence[EngineDesign]:
-        engines = model_engines(self.model, self.quant, self.setting.engine)
-        return with_head(self.model, engines) if self.setting.decoder.head == "lut" else engines
+        if self.setting.decoder.head != "lut":
+            return self.engines
+        return with_head(self.model, self.engines)
+
+    @property
+    def engine(self) -> EngineConfig:
+        return self.engines[0].config
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -143,7 +171,7 @@ class Estimate:
         return add_up(self.blocks)
 
     def _attention(self, costs: UnitCosts) -> Resources:
-        config, axi_bits = self.setting.decoder, self.setting.engine.axi_bits
+        config, axi_bits = self.setting.decoder, self.engine.axi_bits
         macs = given("attention_macs", config.attention_macs, "", "assumed")
         ports = given("kv_ports", config.kv_ports, "", "assumed")
         buffers = uram_of(axi_bits, 4096)
@@ -175,7 +203,7 @@ class Estimate:
         """Multipliers that keep up with all ports: three int8 products or one bf16 in a DSP."""
         bytes_per_weight = HEAD_BYTES[self.setting.decoder.head]
         ports = given("memory_ports", self.setting.device.memory_ports)
-        weights = ports * (self.setting.engine.axi_bits // 8) / bytes_per_weight
+        weights = ports * (self.engine.axi_bits // 8) / bytes_per_weight
         per_dsp = 3 if bytes_per_weight == 1 else 1
         return Resources.of(lut=weights * 12, ff=weights * 24, dsp=weights / per_dsp)
 
@@ -213,13 +241,14 @@ class Estimate:
     @cached_property
     def problems(self) -> list[str]:
         """Why the design does not fit, in words; empty when it does."""
-        device, config = self.setting.device, self.setting.engine
+        device = self.setting.device
         out = too_large(self.resources, device)
-        if config.channels > device.memory_ports:
-            out.append(
-                f"channels: {config.channels}, but {device.name} has {device.memory_ports} memory "
-                "ports; use fewer channels"
-            )
+        for engine in self.engines:
+            if engine.config.channels > device.memory_ports:
+                out.append(
+                    f"channels: {engine.config.channels}, but {device.name} has "
+                    f"{device.memory_ports} memory ports; use fewer channels"
+                )
         if self.memory_bytes > device.capacity_bytes:
             out.append(
                 f"memory: {self.memory_bytes / 1e9:.1f} GB of images, embedding and cache; "
@@ -295,7 +324,7 @@ class Estimate:
             "fits": self.fits,
             "problems": self.problems,
             "warnings": self.warnings,
-            "engine": self.setting.engine.to_dict(),
+            "engine": self.engine.to_dict(),
         }
 
     def _parts(self, phase: Phase) -> dict[str, float]:

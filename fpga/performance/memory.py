@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from fpga.design import EngineDesign
 from fpga.device import Device
-from fpga.performance.quantity import Quantity, given, maximum, total, value_of
+from fpga.performance.quantity import Quantity, given, maximum, total
 from fpga.performance.timing import ASSUMED_EFFICIENCY, MemoryEfficiency
 
 
@@ -48,33 +48,46 @@ class MemorySystem:
         return self.device.memory_ports * per_port
 
 
-def memory_arguments(design: EngineDesign) -> list[str]:
-    """Memory arguments of a kernel in the order in which they take the board's ports."""
+def memory_arguments(channels: int, centroid_ports: int) -> list[str]:
+    """Memory arguments of a kernel, without their number, in the order in which they take ports."""
     return [
-        *(f"channel_{c}" for c in range(design.config.channels)),
-        *(f"centroids_{p}" for p in range(design.centroid_ports)),
+        *["channel"] * channels,
+        *["centroids"] * centroid_ports,
         "parameters",
         "x",
         "y",
     ]
 
 
+@lru_cache(maxsize=256)
+def port_groups(
+    kernels: tuple[tuple[int, int], ...], kernel: int, ports: int
+) -> frozenset[tuple[str, ...]]:
+    """The different sets of arguments of one kernel that a port serves.
+
+    kernels: (channels, centroid ports) of every kernel; arguments take `ports` ports in turn.
+    """
+    at = 0
+    shared: dict[int, list[str]] = {}
+    for i, sizes in enumerate(kernels):
+        for argument in memory_arguments(*sizes):
+            if i == kernel:
+                shared.setdefault(at % ports, []).append(argument)
+            at += 1
+    return frozenset(tuple(names) for names in shared.values())
+
+
 def busiest_port(
     designs: Sequence[EngineDesign], design: EngineDesign, ports: int, load: Mapping[str, Quantity]
 ) -> Quantity:
-    """Load of the port that carries most, when arguments take `ports` ports in turn.
-
-    load: by argument of `design` without its number ("channel" for every channel_<c>).
-    """
-    at = 0
-    shared: dict[int, list[Quantity]] = {}
-    for owner in designs:
-        for argument in memory_arguments(owner):
-            part = load.get(argument.rstrip("0123456789").rstrip("_"))
-            if owner is design and part is not None:
-                shared.setdefault(at % ports, []).append(part)
-            at += 1
-    return total(max(shared.values(), key=lambda parts: sum(map(value_of, parts))))
+    """Load of the port that carries most. load: by argument of `design` without its number."""
+    kernels = tuple((d.config.channels, d.centroid_ports) for d in designs)
+    index = next(i for i, d in enumerate(designs) if d is design)
+    sums = [
+        total(load[name] for name in sorted(names) if name in load)
+        for names in port_groups(kernels, index, ports)
+    ]
+    return max(sums, key=lambda q: q.value)
 
 
 def port_bytes(designs: Iterable[EngineDesign], ports: int) -> list[int]:
@@ -93,8 +106,7 @@ def port_bytes(designs: Iterable[EngineDesign], ports: int) -> list[int]:
             "x": tokens * deep,
             "y": 2 * tokens * wide,
         }
-        for argument in memory_arguments(design):
-            size = sizes[argument.rstrip("0123456789").rstrip("_")]
-            out[at % ports] += size * design.beat_bytes
+        for argument in memory_arguments(design.config.channels, design.centroid_ports):
+            out[at % ports] += sizes[argument] * design.beat_bytes
             at += 1
     return out

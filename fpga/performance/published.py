@@ -189,9 +189,7 @@ class PublishedModel:
 
     def validation(self) -> list[tuple[tuple[int, int], float, float]]:
         """((prompt, outputs), published ms, modelled ms) of the six published points."""
-        return [
-            (point, ms, self.end_to_end_ms(*point).value) for point, ms in PUBLISHED_MS.items()
-        ]
+        return [(point, ms, self.end_to_end_ms(*point).value) for point, ms in PUBLISHED_MS.items()]
 
     def resources(self, costs: UnitCosts | None = None) -> dict[str, Resources]:
         """Blocks of the netlist."""
@@ -230,9 +228,7 @@ def published_resources(c: PublishedConfig, costs: UnitCosts) -> dict[str, Resou
             dsp=16 * costs.vector_dsp_per_float,
             uram=128 + 32 + 32,
         ),
-        "ports": Resources.of(
-            lut=28 * 2 * costs.port_lut(256), ff=28 * 2 * costs.port_ff(256)
-        ),
+        "ports": Resources.of(lut=28 * 2 * costs.port_lut(256), ff=28 * 2 * costs.port_ff(256)),
     }
 
 

@@ -274,7 +274,9 @@ class EngineResources:
         fifo = _buffer(self.costs, word, depth)
         share = given("centroid_share", design.centroid_share)
         lut = wide / 4 + share * _quantity(fifo["lut"]).named("fifo_lut", "lut")
-        return self._logic(lut, bram36=share * _quantity(fifo["bram36"]).named("fifo_bram", "bram36"))
+        return self._logic(
+            lut, bram36=share * _quantity(fifo["bram36"]).named("fifo_bram", "bram36")
+        )
 
     def _bursts(self) -> Resources:
         """Two FIFOs of beats behind every channel."""

@@ -27,7 +27,6 @@ def _check(owner: str, values: dict[str, Any], positive: tuple[str, ...]) -> Non
 class Timing:
     """Latencies in cycles of the kernel, unless said otherwise.
 
-    burst_gap          between two bursts of a channel: leaving and entering the loop over beats
     loop_gap           leaving and entering a pipelined loop that is nested in another
     memory_latency_ns  from a read request to its first beat, through NoC and memory
     input_depth        scale, round and gather of one value
@@ -38,7 +37,6 @@ class Timing:
     call_gap           between the end of a call and the start of the next, on the board
     """
 
-    burst_gap: int = 4
     loop_gap: int = 6
     memory_latency_ns: float = 250.0
     input_depth: int = 30
@@ -55,7 +53,7 @@ class Timing:
 #: What estimates assume.
 ASSUMED_TIMING = Timing()
 #: No latencies at all: what the C simulation counts.
-IDEAL = Timing(0, 0, 0.0, 0, 0, 0, 0, 0, 0)
+IDEAL = Timing(0, 0.0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Schedule:
                memory, a beat a cycle
     prefetch   the next call's indices are read while the engine waits for activations, as far as
                the beat FIFOs reach
-    flattened  loop nests run without a gap between records and bursts
+    flattened  loop nests run without a gap between records
     """
 
     name: str

@@ -13,12 +13,22 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lutllm.cli import bench, csim, evaluate, export, generate, quantize, verify
+from lutllm.cli import (
+    bench,
+    csim,
+    estimate,
+    evaluate,
+    explore,
+    export,
+    generate,
+    quantize,
+    verify,
+)
 from lutllm.cli.common import run_command
 from lutllm.errors import LutLLMError
 from lutllm.version import __version__
 
-COMMANDS = (quantize, evaluate, generate, bench, export, csim, verify)
+COMMANDS = (quantize, evaluate, generate, bench, estimate, explore, export, csim, verify)
 
 
 def build_parser() -> argparse.ArgumentParser:

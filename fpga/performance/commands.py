@@ -1,0 +1,191 @@
+"""`lutllm estimate` and `lutllm explore` as functions of plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fpga.design import EngineConfig
+from fpga.device import load_device
+from fpga.performance.csynth import compare
+from fpga.performance.estimate import Estimate, Setting
+from fpga.performance.explore import Budget, Exploration, Space
+from fpga.performance.explore import explore as run_explore
+from fpga.performance.quantity import explain
+from fpga.performance.resources import EngineResources
+from fpga.performance.timing import ASSUMED_DECODER, HEADS, SCHEDULES, DecoderConfig, Schedule
+from lutllm.artifact import read_json
+from lutllm.config import QuantConfig
+from lutllm.errors import CheckpointError, ConfigError
+from lutllm.model_config import ModelConfig
+
+MODEL_FOLDER = Path(__file__).parent.parent / "models"
+#: Formulas of a number are shown down to this depth.
+EXPLAIN_DEPTH = 6
+
+
+def model_names() -> list[str]:
+    """Models whose configuration ships with lutllm."""
+    return sorted(path.stem for path in MODEL_FOLDER.glob("*.json"))
+
+
+def read_model(source: str | Path) -> tuple[ModelConfig, QuantConfig | None]:
+    """Shape of a model, and its quantization where `source` is an artifact.
+
+    source: an artifact or Hugging Face folder, a config.json, or one of `model_names()`. Weights
+    are not read.
+    """
+    path = Path(source)
+    if not path.exists():
+        path = MODEL_FOLDER / f"{source}.json"
+        if not path.is_file() or "/" in str(source):
+            raise CheckpointError(
+                f"{source}: no such file or folder; give an artifact, a folder with config.json, a "
+                f"config.json, or one of {', '.join(model_names())}"
+            )
+    if path.is_dir():
+        path = path / "config.json"
+    config = read_json(path, CheckpointError)
+    quant = config.get("quantization_config")
+    if not isinstance(quant, dict) or quant.get("quant_method") != "lutllm":
+        return ModelConfig.from_hf(config), None
+    return ModelConfig.from_hf(config), QuantConfig.from_dict(quant)
+
+
+def read_engine(path: str | Path) -> EngineConfig:
+    """An engine configuration as `explore` writes it: a JSON object of EngineConfig fields."""
+    try:
+        return EngineConfig.from_dict(read_json(Path(path), ConfigError))
+    except (TypeError, ConfigError) as cause:
+        raise ConfigError(f"{path}: {cause}") from None
+
+
+def find_schedule(name: str) -> Schedule:
+    if name not in SCHEDULES:
+        raise ConfigError(f"schedule is {name!r}; choose one of {', '.join(SCHEDULES)}")
+    return SCHEDULES[name]
+
+
+def estimate(
+    source: str | Path,
+    quant: QuantConfig | None = None,
+    engine: EngineConfig | None = None,
+    *,
+    device: str = "v80",
+    prompt_tokens: int = 128,
+    context: int = 160,
+    schedule: str = "emitted",
+    decoder: DecoderConfig = ASSUMED_DECODER,
+    clock_mhz: float = 0.0,
+    csynth: str | Path | None = None,
+    explained: bool = False,
+) -> dict[str, Any]:
+    """Speed, size, fit and power of a model on a board, as plain numbers.
+
+    quant      of a source that is not an artifact; None = the published setting
+    engine     None = the defaults of EngineConfig, as an export takes them
+    csynth     a Vitis HLS report; adds "comparison"
+    explained  adds "explanation": every headline number with its formula
+    """
+    model, stored = read_model(source)
+    if stored is not None and quant is not None:
+        raise ConfigError(f"{source}: is quantized already; leave out the quantization options")
+    setting = Setting(load_device(device), decoder, find_schedule(schedule), clock_mhz=clock_mhz)
+    found = Estimate.of(
+        model,
+        stored or quant or QuantConfig(),
+        engine or EngineConfig(),
+        setting,
+        prompt_tokens,
+        context,
+    )
+    result = found.to_dict()
+    if csynth is not None:
+        result["comparison"] = [row.to_dict() for row in _compare(found, csynth)]
+    if explained:
+        result["explanation"] = list(_explanation(found))
+    return result
+
+
+def _compare(found: Estimate, csynth: str | Path) -> list[Any]:
+    """The first engine, without the head that is not rendered, beside the report of its kernel."""
+    blocks = {block.function: block.all for block in EngineResources(found.engines[0]).blocks()}
+    return compare(csynth, blocks, found.setting.clock)
+
+
+def _explanation(found: Estimate) -> Iterator[str]:
+    headline = (
+        found.decode.ms,
+        found.prefill.ms,
+        found.tokens_per_s,
+        found.gb_per_s,
+        found.power.watts,
+        found.joule_per_token,
+    )
+    for number in headline:
+        yield from explain(number, EXPLAIN_DEPTH)
+        yield ""
+    for name, block in found.blocks.items():
+        for number in (block.lut, block.dsp, block.bram36, block.uram):
+            if number.value:
+                lines = list(explain(number, EXPLAIN_DEPTH))
+                yield f"{name}: {lines[0]}"
+                yield from lines[1:]
+        yield ""
+
+
+def explore(
+    source: str | Path,
+    quants: dict[str, QuantConfig],
+    budget: Budget,
+    *,
+    device: str = "v80",
+    prompt_tokens: int = 128,
+    context: int = 160,
+    schedules: Sequence[str] = ("emitted",),
+    heads: Sequence[str] = ("lut",),
+    clocks_mhz: Sequence[float] = (),
+    out: str | Path | None = None,
+    plot: str | Path | None = None,
+) -> dict[str, Any]:
+    """Search for the best design within a budget; `out` gets its engine configuration.
+
+    quants  by name; an artifact has its own and needs none
+    plot    an image of the front; needs matplotlib
+    """
+    model, stored = read_model(source)
+    board = load_device(device)
+    for head in heads:
+        if head not in HEADS:
+            raise ConfigError(f"head is {head!r}; choose one of {', '.join(HEADS)}")
+    space = Space(
+        {"artifact": stored} if stored else quants,
+        tuple(clocks_mhz) or (board.clock_mhz,),
+        tuple(find_schedule(name) for name in schedules),
+        tuple(heads),
+    )
+    found = run_explore(model, board, space, budget, prompt_tokens, context)
+    if out is not None and found.chosen is not None:
+        text = json.dumps(found.chosen.engine.to_dict(), indent=2)
+        Path(out).write_text(text + "\n", encoding="utf-8")
+    if plot is not None:
+        from fpga.performance.plots import plot_front
+
+        plot_front(found, Path(plot))
+    return _explored(found, board.name)
+
+
+def _explored(found: Exploration, device: str) -> dict[str, Any]:
+    best = min(found.candidates, key=lambda c: c.decode_ms, default=None)
+    prefill = min(found.candidates, key=lambda c: c.prefill_ms, default=None)
+    return {
+        "device": device,
+        "tried": found.tried,
+        "fitting": len(found.candidates),
+        "chosen": found.chosen.to_dict() if found.chosen else None,
+        "front": [candidate.to_dict() for candidate in found.front],
+        "fastest_decode": best.to_dict() if best else None,
+        "fastest_prefill": prefill.to_dict() if prefill else None,
+    }

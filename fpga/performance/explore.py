@@ -1,0 +1,297 @@
+"""The best engine for a budget: sensible configurations estimated, the Pareto front, a choice.
+
+Free dimensions are scheme, way to get rows, channels, lanes, tokens of a run, clock, attention and
+vector width. What a free choice decides (search elements, centroid ports, gather lanes, FIFO depth)
+is derived by rule, so that no block starves another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fpga.design import EngineConfig, EngineDesign, ceil_div, power_of_two_at_least
+from fpga.device import Device
+from fpga.performance.designs import model_engines
+from fpga.performance.estimate import COMFORTABLE, Estimate, Setting
+from fpga.performance.resources import NAMES, utilisation
+from fpga.performance.timing import ASSUMED_DECODER, EMITTED, Schedule
+from lutllm.config import QuantConfig
+from lutllm.errors import ConfigError
+from lutllm.model_config import ModelConfig
+
+CHANNELS = (8, 16, 24, 32, 48, 56, 64)
+LANES = (64, 128, 256, 512)
+MAX_TOKENS = (32, 128)
+#: Attention multiply-adds a cycle, floats a cycle in vector blocks.
+BESIDES = ((512, 32), (1024, 64))
+#: Look-ups a cycle beyond which a V80 is full, and below which nothing is fast.
+LOOKUPS = (512, 32_768)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is asked for; 0 = no limit.
+
+    decode_tokens_per_s  at least
+    prefill_ms           at most, for the prompt of the search
+    max_share            of any resource of the device
+    """
+
+    decode_tokens_per_s: float = 0.0
+    prefill_ms: float = 0.0
+    max_share: float = COMFORTABLE
+
+    def __post_init__(self) -> None:
+        for name in ("decode_tokens_per_s", "prefill_ms"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"budget: {name} is {getattr(self, name)}; it must be above 0")
+        if not 0 < self.max_share <= 1:
+            raise ConfigError(
+                f"budget: max_share is {self.max_share}; it must be above 0 and at most 1"
+            )
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the search may vary.
+
+    quants  quantizations to choose from, by name
+    clocks_mhz, besides (attention MACs, vector lanes), schedules, head: see DecoderConfig
+    """
+
+    quants: dict[str, QuantConfig]
+    clocks_mhz: tuple[float, ...]
+    schedules: tuple[Schedule, ...] = (EMITTED,)
+    heads: tuple[str, ...] = ("lut",)
+    channels: tuple[int, ...] = CHANNELS
+    lanes: tuple[int, ...] = LANES
+    max_tokens: tuple[int, ...] = MAX_TOKENS
+    besides: tuple[tuple[int, int], ...] = BESIDES
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A design that fits, in numbers."""
+
+    quant_name: str
+    engine: EngineConfig
+    setting: Setting
+    decode_ms: float
+    prefill_ms: float
+    joule_per_token: float
+    watts: float
+    shares: dict[str, float]
+    bound: str
+    prefill_bound: str
+
+    @property
+    def size(self) -> float:
+        """Share of the scarcest resource."""
+        return max(self.shares.values())
+
+    def costs(self) -> tuple[float, float, float, float]:
+        """What a Pareto front weighs: smaller is better in each."""
+        return self.decode_ms, self.prefill_ms, self.joule_per_token, self.size
+
+    def to_dict(self) -> dict[str, Any]:
+        s = self.setting
+        return {
+            "quantization": self.quant_name,
+            "schedule": s.schedule.name,
+            "clock_mhz": s.clock,
+            "decode_ms_per_token": self.decode_ms,
+            "tokens_per_s": 1000 / self.decode_ms,
+            "prefill_ms": self.prefill_ms,
+            "joule_per_token": self.joule_per_token,
+            "power_w": self.watts,
+            "utilisation": {name: round(self.shares[name], 4) for name in NAMES},
+            "bottleneck": self.bound,
+            "prefill_bottleneck": self.prefill_bound,
+            "engine": self.engine.to_dict(),
+            "decoder": s.decoder.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """Everything found: candidates that fit, the front of them, the choice."""
+
+    candidates: list[Candidate]
+    front: list[Candidate]
+    chosen: Candidate | None
+    tried: int
+
+
+def explore(
+    model: ModelConfig,
+    device: Device,
+    space: Space,
+    budget: Budget,
+    prompt: int = 128,
+    context: int = 160,
+) -> Exploration:
+    """Search the space; the choice meets the budget with the least energy, else there is none."""
+    tried = 0
+    found: list[Candidate] = []
+    for quant_name, engines, setting in settings(model, device, space):
+        tried += 1
+        estimate = Estimate(model, engines, setting, prompt, context)
+        shares = utilisation(estimate.resources, device)
+        if max(shares.values()) <= budget.max_share and estimate.fits:
+            found.append(_candidate(quant_name, estimate, shares))
+    front = pareto(found)
+    return Exploration(found, front, choose(front, budget), tried)
+
+
+def _candidate(quant_name: str, estimate: Estimate, shares: dict[str, float]) -> Candidate:
+    return Candidate(
+        quant_name=quant_name,
+        engine=estimate.engine,
+        setting=estimate.setting,
+        decode_ms=estimate.decode.ms.value,
+        prefill_ms=estimate.prefill.ms.value,
+        joule_per_token=estimate.joule_per_token.value,
+        watts=estimate.power.watts.value,
+        shares=shares,
+        bound=estimate.decode.bound,
+        prefill_bound=estimate.prefill.bound,
+    )
+
+
+def settings(
+    model: ModelConfig, device: Device, space: Space
+) -> Iterator[tuple[str, Sequence[EngineDesign], Setting]]:
+    """Every configuration of the space that can exist on the device."""
+    besides = list(itertools.product(space.clocks_mhz, space.heads, space.besides))
+    for quant_name, quant in space.quants.items():
+        plan = model_engines(model, quant, EngineConfig())
+        for schedule in space.schedules:
+            for engines in _engines(plan, device, space, schedule):
+                for clock, head, (macs, floats) in besides:
+                    decoder = dataclasses.replace(
+                        ASSUMED_DECODER,
+                        head=head,
+                        attention_macs=macs,
+                        vector_lanes=floats,
+                        kv_ports=min(macs // 32, device.memory_ports),
+                    )
+                    yield quant_name, engines, Setting(device, decoder, schedule, clock_mhz=clock)
+
+
+def _engines(
+    plan: Sequence[EngineDesign], device: Device, space: Space, schedule: Schedule
+) -> Iterator[list[EngineDesign]]:
+    for rows, channels, lanes, tokens in itertools.product(
+        ("table", "online") if any(design.search for design in plan) else ("online",),
+        (n for n in space.channels if n <= device.memory_ports),
+        (n for n in space.lanes if all(design.lut.group_size % n == 0 for design in plan)),
+        space.max_tokens,
+    ):
+        if LOOKUPS[0] <= channels * lanes <= LOOKUPS[1]:
+            base = EngineConfig(
+                channels=channels,
+                centroid_ports=channels,
+                lanes_per_cycle=lanes,
+                axi_bits=min(256, device.port_bits),
+                max_tokens=tokens,
+                rows=rows,
+                read_ahead=16,
+                beat_fifo=1024 if schedule.prefetch else 64,
+            )
+            yield from _derived(plan, base)
+
+
+def _with_config(plan: Sequence[EngineDesign], config: EngineConfig) -> list[EngineDesign]:
+    return [dataclasses.replace(design, config=config) for design in plan]
+
+
+def _derived(plan: Sequence[EngineDesign], base: EngineConfig) -> Iterator[list[EngineDesign]]:
+    """Engines in which nothing starves the look-ups; none where a word would be too wide.
+
+    With a search there are two: as few centroid ports as keep up, and one for every two channels,
+    which spreads centroids where channels and centroids share memory ports.
+    """
+    try:
+        designs = _with_config(plan, base)
+    except ConfigError:
+        return
+    elements = max(_search_elements(design) for design in designs)
+    segments = min(4, elements)
+    base = dataclasses.replace(
+        base,
+        search_segments=segments,
+        search_chain=ceil_div(elements, segments),
+        gather_lanes=max(_gather_lanes(design) for design in designs),
+    )
+    if not any(design.search for design in plan):
+        yield _with_config(plan, dataclasses.replace(base, centroid_ports=1))
+        return
+    ports = [n for n in range(1, base.channels + 1) if base.channels % n == 0]
+    enough = next((n for n in ports if not _centroids_late(plan, base, n)), base.channels)
+    for count in sorted({enough, max(enough, base.channels // 2)}):
+        yield _with_config(plan, dataclasses.replace(base, centroid_ports=count))
+
+
+def _lookup_cycles(design: EngineDesign) -> int:
+    """Fewest cycles that the look-ups of one position and token take."""
+    return min(design.subs(kind) * kind.weight_stages for kind in design.kinds)
+
+
+def _search_elements(design: EngineDesign) -> int:
+    """Elements with which a search takes no longer than the look-ups of its row."""
+    if not design.search:
+        return 8
+    elements = ceil_div(design.lut.act_centroids, _lookup_cycles(design))
+    return max(4, power_of_two_at_least(elements))
+
+
+def _gather_lanes(design: EngineDesign) -> int:
+    """Lanes with which a round is gathered no slower than it is looked up."""
+    slots = design.config.channels * design.lut.vec_len
+    return min(64, power_of_two_at_least(ceil_div(slots, _lookup_cycles(design))))
+
+
+def _centroids_late(plan: Sequence[EngineDesign], base: EngineConfig, ports: int) -> bool:
+    """A centroid port takes longer in decode than the channels it serves, or cannot exist."""
+    try:
+        designs = _with_config(plan, dataclasses.replace(base, centroid_ports=ports))
+    except ConfigError:
+        return True
+    return any(
+        design.centroid_beats(kind) * design.centroid_packing.per_beat
+        > design.rounds(kind) * kind.weight_stages * design.index_beats(kind)
+        for design in designs
+        for kind in design.kinds
+    )
+
+
+def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates that no other beats or equals in everything, by decode time."""
+    front: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda c: c.costs()):
+        costs = candidate.costs()
+        if not any(_no_worse(other.costs(), costs) for other in front):
+            front.append(candidate)
+    return front
+
+
+def _no_worse(a: Iterable[float], b: Iterable[float]) -> bool:
+    return all(x <= y * (1 + 1e-9) for x, y in zip(a, b, strict=True))
+
+
+def choose(front: Sequence[Candidate], budget: Budget) -> Candidate | None:
+    """Of those within the budget the one with the least energy-delay product.
+
+    Delay counts a prompt and as many decoded tokens alike; without a budget this is the balanced
+    design of the front.
+    """
+    limit = 1000 / budget.decode_tokens_per_s if budget.decode_tokens_per_s else float("inf")
+    prefill = budget.prefill_ms or float("inf")
+    fitting = [c for c in front if c.decode_ms <= limit and c.prefill_ms <= prefill]
+    if not fitting:
+        return None
+    return min(fitting, key=lambda c: (c.joule_per_token * c.decode_ms, c.costs()))

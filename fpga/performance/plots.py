@@ -1,0 +1,58 @@
+"""Images of an exploration; matplotlib is imported here and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fpga.performance.explore import Candidate, Exploration
+from lutllm.errors import ResourceError
+
+#: (x, y) of the panels: name on the axis, value of a candidate.
+_PANELS = (
+    (("decode, ms per token", "decode_ms"), ("prefill, ms", "prefill_ms")),
+    (("decode, ms per token", "decode_ms"), ("joule per token", "joule_per_token")),
+    (("decode, ms per token", "decode_ms"), ("share of the scarcest resource", "size")),
+)
+
+
+def plot_front(found: Exploration, path: Path) -> None:
+    """Candidates, front and choice, in three panels; the suffix of `path` names the format."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ResourceError(
+            "a plot needs matplotlib, which is not installed; pip install 'lutllm[report]'"
+        ) from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(_PANELS), figsize=(15, 4.5), constrained_layout=True)
+    for axis, panel in zip(axes, _PANELS, strict=True):
+        _draw(axis, panel, found)
+    axes[0].legend()
+    try:
+        figure.savefig(path, metadata=_no_date(path))
+    except ValueError as cause:
+        raise ResourceError(f"{path}: {cause}") from None
+    finally:
+        pyplot.close(figure)
+
+
+def _draw(axis: Any, panel: Any, found: Exploration) -> None:
+    (x_name, x_key), (y_name, y_key) = panel
+
+    def points(candidates: list[Candidate]) -> tuple[list[float], list[float]]:
+        return [getattr(c, x_key) for c in candidates], [getattr(c, y_key) for c in candidates]
+
+    axis.scatter(*points(found.candidates), s=8, color="0.75", label="fits")
+    axis.scatter(*points(found.front), s=18, color="tab:blue", marker="s", label="Pareto front")
+    if found.chosen:
+        axis.scatter(*points([found.chosen]), s=120, color="tab:red", marker="*", label="chosen")
+    axis.set(xlabel=x_name, ylabel=y_name, xscale="log", yscale="log")
+    axis.grid(visible=True, which="both", alpha=0.3)
+
+
+def _no_date(path: Path) -> dict[str, Any]:
+    """Metadata that makes the same plot the same bytes."""
+    return {"Date": None} if path.suffix == ".svg" else {}
