@@ -1,11 +1,14 @@
-"""Cycles counted by the C simulation: rendered sources with a clock in every process."""
+"""Cycles counted by the C simulation: sources with a clock in every process."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from codegen.csim import Case, compile_testbench
 from codegen.manifest import Golden, read_design
@@ -16,15 +19,32 @@ from tests.hls_tools import FOLDER
 _PIPELINE = re.compile(r"^(#pragma HLS PIPELINE II=(.+))$", re.MULTILINE)
 _LOAD_TABLE = re.compile(r"(\n +)(load_table<E>\([^;]*\);)")
 _SPAWN = "{ __VA_ARGS__; })"
+_CLOCK = "{ hls::timing::Process lutllm_clock; __VA_ARGS__; })"
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What one simulated call counted: per process busy cycles and last cycle; per stream."""
+    """What one run counted: per process busy cycles and last cycle; per stream transactions.
+
+    report: what the testbench itself says of the run.
+    """
 
     busy: dict[str, int]
     end: dict[str, int]
     transactions: dict[str, int]
+    report: dict[str, Any]
+
+    @classmethod
+    def parse(cls, text: str, report: str = "{}") -> Counts:
+        """text: what timed_stream.h and `--streams` print on standard error; report: one line."""
+        processes = re.findall(r"^process (\S+) (\d+) (\d+)$", text, re.MULTILINE)
+        streams = re.findall(r"^(\S+): (\d+) transactions", text, re.MULTILINE)
+        return cls(
+            {name: int(busy) for name, busy, _ in processes},
+            {name: int(end) for name, _, end in processes},
+            {name: int(count) for name, count in streams},
+            json.loads(report),
+        )
 
     @property
     def cycles(self) -> int:
@@ -32,37 +52,33 @@ class Counts:
         return max(self.end.values())
 
 
-def _replace(pattern: re.Pattern[str], change: str, text: str) -> str:
-    text, count = pattern.subn(change, text)
-    assert count, f"nothing matches {pattern.pattern!r}: the kernel library has changed"
-    return text
-
-
-def _with_clocks(kernel: str) -> str:
-    kernel = _replace(_PIPELINE, r"\1\nhls::timing::tick(\2);", kernel)
-    kernel = _replace(_LOAD_TABLE, r"\1{ hls::timing::Aside aside; \2 }", kernel)
-    assert _SPAWN in kernel
-    return kernel.replace(_SPAWN, "{ hls::timing::Process lutllm_clock; __VA_ARGS__; })")
-
-
-def _untimed(header: str) -> str:
-    """hls_stream.h with its class renamed, so that the timed one can build on it."""
-    return re.sub(r"\bstream\b", "untimed_stream", header)
+def add_clocks(sources: dict[str, str]) -> dict[str, str]:
+    """Sources (path -> text) in which every pipelined loop ticks and every process has a clock."""
+    out = {}
+    found = 0
+    for path, text in sources.items():
+        text, loops = _PIPELINE.subn(r"\1\nhls::timing::tick(\2);", text)
+        text = _LOAD_TABLE.sub(r"\1{ hls::timing::Aside aside; \2 }", text)
+        found += loops + text.count(_SPAWN)
+        out[path] = text.replace(_SPAWN, _CLOCK)
+    assert found, "no pipelined loop and no process: the kernel library has changed"
+    assert "load_table<E>(" not in "".join(out.values()) or "Aside" in "".join(out.values())
+    header = out["sim/hls_stream.h"]
+    out["sim/untimed_stream.h"] = re.sub(r"\bstream\b", "untimed_stream", header)
+    out["sim/hls_stream.h"] = (FOLDER / "timed_stream.h").read_text()
+    return out
 
 
 class TimedSimulation:
-    """The testbench of one engine of a design folder, compiled with clocks."""
+    """The testbench of the first engine of a design folder, compiled with clocks."""
 
-    def __init__(self, folder: Path, flags: tuple[str, ...] = ("-O0",)):
+    def __init__(self, folder: Path, flags: Sequence[str] = ("-O0",)):
         self.design = read_design(folder)
         design = self.design
-        sources = design_sources(design.engines, design.device, design.model, design.artifact_hash)
         self.engine: EngineDesign = design.engines[0]
-        kernel = f"hls/{self.engine.name}.cpp"
-        sources[kernel] = _with_clocks(sources[kernel])
-        sources["sim/untimed_stream.h"] = _untimed(sources["sim/hls_stream.h"])
-        sources["sim/hls_stream.h"] = (FOLDER / "timed_stream.h").read_text()
-        self._program = compile_testbench(sources, f"sim/{self.engine.name}_testbench.cpp", flags)
+        sources = design_sources(design.engines, design.device, design.model, design.artifact_hash)
+        main = f"sim/{self.engine.name}_testbench.cpp"
+        self._program = compile_testbench(add_clocks(sources), main, flags)
 
     def run(self, name: str, tokens: int, mode: str) -> Counts:
         """One call of linear `name`."""
@@ -76,10 +92,4 @@ class TimedSimulation:
             check=False,
         )
         assert found.returncode == 0, found.stderr
-        processes = re.findall(r"^process (\S+) (\d+) (\d+)$", found.stderr, re.MULTILINE)
-        streams = re.findall(r"^(\S+): (\d+) transactions", found.stderr, re.MULTILINE)
-        return Counts(
-            {name: int(busy) for name, busy, _ in processes},
-            {name: int(end) for name, _, end in processes},
-            {name: int(count) for name, count in streams},
-        )
+        return Counts.parse(found.stderr, found.stdout)

@@ -1,7 +1,7 @@
 """A whole model on a board: prefill and decode through engine, attention, norms and head.
 
-The LUT linear engine is modelled from its own configuration. Attention, norms, rotary embedding,
-activation function and head are not rendered yet; `DecoderConfig` says what is assumed of them.
+The LUT linear engine is modelled from its own configuration, the float steps as fpga/performance/
+blocks.py says. How they follow one another is the `Schedule`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from functools import cached_property
 
 from fpga.design import EngineDesign, LayerKind
 from fpga.device import Device
+from fpga.performance.blocks import AssumedBlocks, Blocks, LibraryBlocks
 from fpga.performance.designs import HEAD
 from fpga.performance.engine import Call, Engine
 from fpga.performance.memory import MemorySystem
-from fpga.performance.quantity import Quantity, ceil_div, given, maximum, total
+from fpga.performance.quantity import Quantity, given, total
 from fpga.performance.timing import (
     ASSUMED_DECODER,
     ASSUMED_EFFICIENCY,
@@ -96,45 +97,15 @@ class Decoder:
         order = [shape.name.rsplit(".", 1)[-1] for shape in self.model.layer_linears(0)]
         return sorted(found, key=lambda item: order.index(item[1].name.split("_v")[0]))
 
-    # Blocks beside the engine ------------------------------------------------------------------
-
-    def vector(self, tokens: int) -> Quantity:
-        """Norms, rotary embedding and activation function of a layer that nothing hides.
-
-        Two norms sum up a token before they pass it on; what streams (rotary embedding, gating)
-        costs its latency, and its own pace where activations go through memory.
-        """
-        model, config = self.model, self.config
-        lanes = given("vector_lanes", config.vector_lanes, "floats/cycle", "assumed")
-        depth = given("vector_depth", config.vector_depth, "cycles", "assumed")
-        hidden = given("hidden_size", model.hidden_size)
-        first = 2 * ceil_div(hidden, lanes) + 4 * depth
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The float steps beside the engine."""
+        memory = self.engine.memory
         if self.schedule.on_chip:
-            return first.named("vector", "cycles")
-        streamed = given("q_k_sizes", model.q_size + model.kv_size) + given(
-            "intermediate_size", model.intermediate_size
-        )
-        t = given("tokens", tokens)
-        return (first + t * ceil_div(streamed, lanes)).named("vector", "cycles")
+            return AssumedBlocks(self.model, self.config, memory, self.device)
+        return LibraryBlocks(self.model, self.config, memory, self.timing)
 
-    def kv_bytes(self) -> Quantity:
-        """Bytes of the cache that a position takes in one layer."""
-        bits = given("kv_bits", self.config.kv_bits, "bit", "assumed")
-        return (2 * given("kv_size", self.model.kv_size) * bits / 8).named("kv_bytes", "B")
-
-    def attention(self, tokens: int, context: int) -> Quantity:
-        """Causal attention of `tokens` queries, the last of which sees `context` positions."""
-        model, config, memory = self.model, self.config, self.engine.memory
-        macs = given("attention_macs", config.attention_macs, "MAC/cycle", "assumed")
-        use = given("attention_use", config.attention_use, "", "assumed")
-        t, kv = given("tokens", tokens), given("context", context)
-        pairs = (t * kv - t * (t - 1) / 2).named("query_key_pairs")
-        work = 2 * pairs * given("q_size", model.q_size)
-        compute = (work / (macs * use)).named("attention_compute", "cycles")
-        ports = given("kv_ports", min(config.kv_ports, self.device.memory_ports), "", "assumed")
-        beats = kv * self.kv_bytes() / given("beat_bytes", memory.axi_bits // 8, "B")
-        read = beats * memory.beat_cycles / (ports * memory.streamed)
-        return maximum(compute, read.named("kv_read", "cycles")).named("attention", "cycles")
+    # Head --------------------------------------------------------------------------------------
 
     @cached_property
     def head_call(self) -> Call:
@@ -189,10 +160,10 @@ class Decoder:
         sizes: list[Quantity] = []
         calls: list[Call] = []
         for tokens, context in chunks:
-            attention, vector = self.attention(tokens, context), self.vector(tokens)
+            attention, vector = self.blocks.attention(tokens, context), self.blocks.vector(tokens)
             parts.setdefault("attention", []).append(self.layers * attention)
             parts.setdefault("norms and gating", []).append(self.layers * vector)
-            kv = (given("context", context) + given("tokens", tokens)) * self.kv_bytes()
+            kv = (given("context", context) + given("tokens", tokens)) * self.blocks.kv_bytes
             sizes.append(self.layers * kv)
             for design, kind, share in self.linears:
                 call = self._call(design, kind, tokens, attention)

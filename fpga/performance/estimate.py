@@ -21,7 +21,6 @@ from fpga.performance.resources import (
     UnitCosts,
     add_up,
     too_large,
-    uram_of,
     utilisation,
 )
 from fpga.performance.timing import (
@@ -160,8 +159,7 @@ class Estimate:
             floats = self.decoder.engine.transfer_floats
             for block in EngineResources(design, costs, floats).blocks():
                 out[f"{label}{block.function}"] = block.all
-        out["attention"] = self._attention(costs)
-        out["norms and gating"] = self._vector(costs)
+        out |= self.decoder.blocks.resources(costs, self.decoder.chunk)
         if self.setting.decoder.head in HEAD_BYTES:
             out["head"] = self._head()
         return out
@@ -169,35 +167,6 @@ class Estimate:
     @cached_property
     def resources(self) -> Resources:
         return add_up(self.blocks)
-
-    def _attention(self, costs: UnitCosts) -> Resources:
-        config, axi_bits = self.setting.decoder, self.engine.axi_bits
-        macs = given("attention_macs", config.attention_macs, "", "assumed")
-        ports = given("kv_ports", config.kv_ports, "", "assumed")
-        buffers = uram_of(axi_bits, 4096)
-        return Resources.of(
-            lut=macs * costs.float_mac_lut + ports * costs.port_lut(axi_bits),
-            ff=macs * costs.float_mac_ff + ports * costs.port_ff(axi_bits),
-            dsp=macs * costs.float_dsp,
-            uram=ports * buffers,
-        )
-
-    def _vector(self, costs: UnitCosts) -> Resources:
-        """Norms, rotary embedding, softmax, gating; activations of a chunk on chip."""
-        config, model = self.setting.decoder, self.model
-        lanes = given("vector_lanes", config.vector_lanes, "floats/cycle", "assumed")
-        lut = given("vector_lut", costs.vector_lut_fixed, "lut", "fitted") + lanes * given(
-            "vector_lut_per_float", costs.vector_lut_per_float, "lut", "assumed"
-        )
-        operations = given("vector_dsp_per_float", costs.vector_dsp_per_float, "dsp", "fitted")
-        width = model.intermediate_size + 3 * model.hidden_size
-        depth = -(-self.decoder.chunk * width // config.vector_lanes)
-        return Resources.of(
-            lut=lut,
-            ff=lut * costs.vector_ff_per_lut,
-            dsp=lanes * operations * costs.float_dsp,
-            uram=given("activation_uram", uram_of(32 * config.vector_lanes, depth), "uram"),
-        )
 
     def _head(self) -> Resources:
         """Multipliers that keep up with all ports: three int8 products or one bf16 in a DSP."""
@@ -222,7 +191,7 @@ class Estimate:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return int(self.model.num_hidden_layers * self.decoder.kv_bytes().value)
+        return int(self.model.num_hidden_layers * self.decoder.blocks.kv_bytes.value)
 
     @property
     def memory_bytes(self) -> int:

@@ -26,8 +26,12 @@ from lutllm.model_config import ModelConfig
 CHANNELS = (8, 16, 24, 32, 48, 56, 64)
 LANES = (64, 128, 256, 512)
 MAX_TOKENS = (32, 128)
-#: Attention multiply-adds a cycle, floats a cycle in vector blocks.
-BESIDES = ((512, 32), (1024, 64))
+#: Blocks beside the engine: of the kernel library, and assumed ones.
+LIBRARY_BLOCKS = tuple(dataclasses.replace(ASSUMED_DECODER, query_tokens=n) for n in (8, 16))
+ASSUMED_BLOCKS = (
+    ASSUMED_DECODER,
+    dataclasses.replace(ASSUMED_DECODER, attention_macs=1024, vector_lanes=64, kv_ports=32),
+)
 #: Look-ups a cycle beyond which a V80 is full, and below which nothing is fast.
 LOOKUPS = (512, 32_768)
 
@@ -60,7 +64,6 @@ class Space:
     """What the search may vary.
 
     quants  quantizations to choose from, by name
-    clocks_mhz, besides (attention MACs, vector lanes), schedules, head: see DecoderConfig
     """
 
     quants: dict[str, QuantConfig]
@@ -70,7 +73,6 @@ class Space:
     channels: tuple[int, ...] = CHANNELS
     lanes: tuple[int, ...] = LANES
     max_tokens: tuple[int, ...] = MAX_TOKENS
-    besides: tuple[tuple[int, int], ...] = BESIDES
 
 
 @dataclass(frozen=True)
@@ -166,19 +168,14 @@ def settings(
     model: ModelConfig, device: Device, space: Space
 ) -> Iterator[tuple[str, Sequence[EngineDesign], Setting]]:
     """Every configuration of the space that can exist on the device."""
-    besides = list(itertools.product(space.clocks_mhz, space.heads, space.besides))
     for quant_name, quant in space.quants.items():
         plan = model_engines(model, quant, EngineConfig())
         for schedule in space.schedules:
+            blocks = ASSUMED_BLOCKS if schedule.on_chip else LIBRARY_BLOCKS
+            besides = list(itertools.product(space.clocks_mhz, space.heads, blocks))
             for engines in _engines(plan, device, space, schedule):
-                for clock, head, (macs, floats) in besides:
-                    decoder = dataclasses.replace(
-                        ASSUMED_DECODER,
-                        head=head,
-                        attention_macs=macs,
-                        vector_lanes=floats,
-                        kv_ports=min(macs // 32, device.memory_ports),
-                    )
+                for clock, head, block in besides:
+                    decoder = dataclasses.replace(block, head=head)
                     yield quant_name, engines, Setting(device, decoder, schedule, clock_mhz=clock)
 
 

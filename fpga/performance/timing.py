@@ -107,18 +107,27 @@ SCHEDULES = {schedule.name: schedule for schedule in (EMITTED, OVERLAPPED)}
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The blocks beside the LUT linear engine, which are assumed, not rendered.
+    """The blocks beside the LUT linear engine.
 
+    Of the kernel library (schedule "emitted"):
+    query_tokens      tokens whose queries share every key that attention reads
+    softmax_interval  cycles of the softmax from one key to the next; assumed
+
+    Assumed for the schedule "overlapped":
     attention_macs  multiply-adds in a cycle, for scores and for values
     attention_use   share of them that is busy
     vector_lanes    floats a cycle in norms, rotary embedding and activation function
-    vector_depth    cycles from input to output of such a block
+    vector_depth    cycles from input to output of such a block (of both)
     kv_bits         bits of a cached key or value
     kv_ports        memory ports that the cache is spread over
+
+    Of both, not rendered yet:
     head            "lut": the same engine, in slices of its widest linear; "int8" or "bf16":
                     weights streamed over all ports into multipliers; "none": not on the board
     """
 
+    query_tokens: int = 8
+    softmax_interval: int = 10
     attention_macs: int = 512
     attention_use: float = 0.8
     vector_lanes: int = 32
@@ -128,7 +137,14 @@ class DecoderConfig:
     head: str = "lut"
 
     def __post_init__(self) -> None:
-        sizes = ("attention_macs", "attention_use", "vector_lanes", "kv_bits", "kv_ports")
+        sizes = (
+            "query_tokens",
+            "attention_macs",
+            "attention_use",
+            "vector_lanes",
+            "kv_bits",
+            "kv_ports",
+        )
         _check("decoder config", dataclasses.asdict(self), sizes)
         if self.attention_use > 1:
             raise ConfigError(
