@@ -227,7 +227,7 @@ class Estimate:
         elif max(self.image_bytes) > device.region_bytes:
             out.append(
                 f"memory: {max(self.image_bytes) >> 20} MiB behind one port, a region has "
-                f"{device.region_bytes >> 20} MiB; use more channels, or rows computed on line"
+                f"{device.region_bytes >> 20} MiB; use more channels or fewer bits"
             )
         return out
 

@@ -1,0 +1,133 @@
+"""The search: what it derives, the front, the choice within a budget."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+
+import pytest
+
+from fpga.design import EngineConfig, EngineDesign
+from fpga.device import load_device
+from fpga.performance.commands import read_engine, read_model
+from fpga.performance.designs import model_engines
+from fpga.performance.engine import Run, process_cycles
+from fpga.performance.explore import Budget, Space, choose, explore, pareto, settings
+from fpga.performance.timing import EMITTED, IDEAL, OVERLAPPED
+from lutllm.cli import main
+from lutllm.config import LutConfig, QuantConfig
+from lutllm.errors import ConfigError
+
+V80 = load_device("v80")
+QUANTS = {"co": QuantConfig(), "weight": QuantConfig(LutConfig(scheme="weight"))}
+MODEL = read_model("qwen3-1.7b")[0]
+SMALL = {"channels": (16, 64), "lanes": (128, 256), "max_tokens": (32,)}
+
+
+@pytest.fixture(scope="module")
+def found():
+    space = Space(QUANTS, (300.0,), (EMITTED, OVERLAPPED), **SMALL)
+    begun = time.monotonic()
+    result = explore(MODEL, V80, space, Budget(900, 55))
+    assert time.monotonic() - begun < 30
+    return result
+
+
+def test_front_holds_the_best_and_nothing_beaten(found):
+    assert found.candidates
+    assert set(map(id, found.front)) <= set(map(id, found.candidates))
+    for i in range(3):
+        best = min(c.costs()[i] for c in found.candidates)
+        assert min(c.costs()[i] for c in found.front) == best
+    for a in found.front:
+        beaten = [b for b in found.front if b is not a and _dominates(b.costs(), a.costs())]
+        assert not beaten
+    assert pareto(found.front) == found.front
+
+
+def _dominates(a, b):
+    return all(x <= y for x, y in zip(a, b, strict=True)) and a != b
+
+
+def test_choice_keeps_the_budget(found):
+    chosen = found.chosen
+    assert chosen is not None
+    assert chosen.decode_ms <= 1000 / 900
+    assert chosen.prefill_ms <= 55
+    assert chosen.size <= 0.8
+    assert choose(found.front, Budget(1e9)) is None
+    tight = choose(found.front, Budget(max_share=0.8))
+    assert tight is not None
+
+
+def test_goals_of_the_1_7b_model_are_met_by_both_schemes(found):
+    """At most 1.1 ms/token with the head and 55 ms for 128 tokens, at 300 MHz, overlapped."""
+    for name in QUANTS:
+        fast = [
+            c
+            for c in found.candidates
+            if c.quant_name == name and c.decode_ms <= 1.1 and c.prefill_ms <= 55
+        ]
+        assert fast, name
+        assert all(c.setting.schedule is OVERLAPPED for c in fast)
+
+
+def test_derived_engines_starve_nothing():
+    """Neither search nor gathering takes longer than the look-ups of a long run."""
+    space = Space(QUANTS, (250.0,), (OVERLAPPED,))
+    seen: dict[str, list[EngineDesign]] = {}
+    for _, engines, _ in settings(MODEL, V80, space):
+        seen.setdefault(json.dumps(engines[0].config.to_dict()), list(engines))
+    assert len(seen) > 100
+    for engines in list(seen.values())[::7]:
+        for kind in engines[0].kinds:
+            mode = "online" if engines[0].online_rows else "table"
+            run = Run(engines[0], kind, 32, mode)
+            cycles = process_cycles(run, IDEAL)
+            gather = cycles["gather"].value - run.x_beats.value
+            assert gather <= cycles["lookup"].value
+            if engines[0].search:
+                assert cycles["search"].value <= cycles["lookup"].value
+
+
+def test_candidates_fit_the_share(found):
+    assert all(max(c.shares.values()) <= 0.8 for c in found.candidates)
+    roomy = explore(MODEL, V80, Space(QUANTS, (250.0,), **SMALL), Budget(max_share=0.3))
+    assert all(c.size <= 0.3 for c in roomy.candidates)
+    assert len(roomy.candidates) < len(found.candidates)
+
+
+def test_command_writes_a_config_that_engines_take(tmp_path, capsys):
+    out = tmp_path / "engine.json"
+    words = ["explore", "qwen2.5-0.5b", "--recipe", "tiny", "--json", "-o", str(out)]
+    assert main([*words, "--decode-tokens-per-s", "300"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    config = read_engine(out)
+    assert config == EngineConfig.from_dict(found["chosen"]["engine"])
+    small = read_model("qwen2.5-0.5b")[0]
+    assert model_engines(small, QUANTS["weight"], config)[0].config == config
+    assert found["chosen"]["tokens_per_s"] >= 300
+    assert found["tried"] >= found["fitting"] >= len(found["front"])
+
+
+def test_budget_beyond_reach_is_exit_status_1(tmp_path, capsys):
+    out = tmp_path / "engine.json"
+    words = ["explore", "qwen3-32b", "--recipe", "tiny", "-o", str(out)]
+    assert main([*words, "--decode-tokens-per-s", "1000"]) == 1
+    assert "none is within the budget" in capsys.readouterr().out
+    assert not out.exists()
+
+
+def test_bad_budget():
+    with pytest.raises(ConfigError, match=r"max_share is 1\.5"):
+        Budget(max_share=1.5)
+    assert main(["explore", "qwen3-0.6b", "--max-lut", "0"]) == 2
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("matplotlib"), reason="needs matplotlib")
+def test_plot(found, tmp_path):
+    from fpga.performance.plots import plot_front
+
+    plot_front(found, tmp_path / "front.png")
+    assert (tmp_path / "front.png").stat().st_size > 10_000
