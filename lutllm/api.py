@@ -300,22 +300,27 @@ def export(
     out: Source,
     *,
     device: str = "v80",
+    engine: Source | None = None,
     golden_layers: int = 1,
     golden_tokens: int = 32,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Write FPGA kernels, memory images and a testbench for an artifact into `out`.
 
+    engine         JSON file of an engine configuration, as `explore` writes it; None = the default
     golden_layers  decoder layers whose linears get golden vectors for C simulation: the inputs
                    that the emulator gives them for the first golden_tokens tokens of our text
     """
     from codegen.export import export as run_export
+    from fpga.performance.commands import read_engine
 
+    config = None if engine is None else read_engine(engine)
     inputs = _golden_inputs(artifact, golden_layers, golden_tokens)
     return run_export(
         artifact,
         out,
         device=device,
+        engine=config,
         golden=inputs,
         golden_tokens=golden_tokens,
         progress=progress,

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from codegen.export import export
+from codegen.manifest import read_design
 from fpga.design import EngineConfig, EngineDesign
 from fpga.device import load_device
 from fpga.performance.commands import read_engine, read_model
@@ -18,6 +20,7 @@ from fpga.performance.timing import EMITTED, IDEAL, OVERLAPPED
 from lutllm.cli import main
 from lutllm.config import LutConfig, QuantConfig
 from lutllm.errors import ConfigError
+from tests.make_artifact import tiny_config, write_artifact
 
 V80 = load_device("v80")
 QUANTS = {"co": QuantConfig(), "weight": QuantConfig(LutConfig(scheme="weight"))}
@@ -109,6 +112,25 @@ def test_command_writes_a_config_that_engines_take(tmp_path, capsys):
     assert model_engines(small, QUANTS["weight"], config)[0].config == config
     assert found["chosen"]["tokens_per_s"] >= 300
     assert found["tried"] >= found["fitting"] >= len(found["front"])
+
+
+def test_a_chosen_design_is_exported_and_estimated_alike(tmp_path, capsys):
+    """Explore, export with what was written, estimate: one engine."""
+    quant = QuantConfig(LutConfig(group_size=64))
+    art = write_artifact(tmp_path / "art", tiny_config("qwen3"), quant)
+    out = tmp_path / "engine.json"
+    assert main(["explore", str(art), "--json", "-q", "-o", str(out)]) == 0
+    chosen = json.loads(capsys.readouterr().out)["chosen"]
+    files = export(art, tmp_path / "design", engine=read_engine(out), layers=1, golden={})
+    assert files["engines"] == ["lut_linear"]
+    rendered = read_design(tmp_path / "design").engines[0]
+    assert rendered.config.to_dict() == chosen["engine"]
+    clock = str(chosen["clock_mhz"])
+    words = [str(art), "--engine", str(out), "--schedule", chosen["schedule"], "--clock-mhz", clock]
+    assert main(["estimate", *words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    if chosen["decoder"]["query_tokens"] == 8:  # the default of an estimate
+        assert found["decode_ms_per_token"] == pytest.approx(chosen["decode_ms_per_token"])
 
 
 def test_budget_beyond_reach_is_exit_status_1(tmp_path, capsys):

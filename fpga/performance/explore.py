@@ -183,7 +183,7 @@ def _engines(
     plan: Sequence[EngineDesign], device: Device, space: Space, schedule: Schedule
 ) -> Iterator[list[EngineDesign]]:
     for rows, channels, lanes, tokens in itertools.product(
-        ("table", "online") if any(design.search for design in plan) else ("online",),
+        ("auto", "online") if any(design.search for design in plan) else ("auto",),
         (n for n in space.channels if n <= device.memory_ports),
         (n for n in space.lanes if all(design.lut.group_size % n == 0 for design in plan)),
         space.max_tokens,

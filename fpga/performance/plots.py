@@ -25,11 +25,15 @@ def plot_front(found: Exploration, path: Path) -> None:
             "a plot needs matplotlib, which is not installed; pip install 'lutllm[report]'"
         ) from None
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(1, len(_PANELS), figsize=(15, 4.5), constrained_layout=True)
     for axis, panel in zip(axes, _PANELS, strict=True):
         _draw(axis, panel, found)
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            side.set_major_formatter(ticker.FormatStrFormatter("%g"))
+            side.set_minor_formatter(ticker.NullFormatter())
     axes[0].legend()
     try:
         figure.savefig(path, metadata=_no_date(path))

@@ -99,10 +99,11 @@ class Schedule:
 
 #: The kernels as they are rendered today: every call reads, computes and writes in turn.
 EMITTED = Schedule("emitted")
-#: What a complete decoder allows: activations stay on chip, memory is read through the serial gaps.
-#: Not rendered yet.
+#: Steps to what a complete decoder allows, not rendered yet: activations stay on chip, with
+#: attention over many ports; then memory is read through the serial gaps as well.
+ON_CHIP = Schedule("on-chip", on_chip=True)
 OVERLAPPED = Schedule("overlapped", on_chip=True, prefetch=True, flattened=True)
-SCHEDULES = {schedule.name: schedule for schedule in (EMITTED, OVERLAPPED)}
+SCHEDULES = {schedule.name: schedule for schedule in (EMITTED, ON_CHIP, OVERLAPPED)}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ _SIZES = (
     "act_stages",
     "weight_stages",
 )
-SCHEDULES = ("emitted", "overlapped")
+SCHEDULES = ("emitted", "on-chip", "overlapped")
 HEADS = ("lut", "int8", "bf16", "none")
 
 
@@ -51,8 +51,8 @@ def add_parser(commands: Any) -> None:
 
 
 SCHEDULE_HELP = (
-    "emitted: the kernels as they are exported, call after call; overlapped: activations stay on "
-    "chip and memory is read ahead, which is not exported yet"
+    "emitted: the kernels as the library has them, call after call; not exported yet: on-chip: "
+    "activations stay on chip; overlapped: and memory is read ahead"
 )
 
 

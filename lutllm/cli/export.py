@@ -15,6 +15,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--device", default="v80", metavar="NAME", help="default v80")
     parser.add_argument(
+        "--engine", type=Path, metavar="FILE", help="engine config, as lutllm explore writes it"
+    )
+    parser.add_argument(
         "--golden-layers",
         type=positive,
         default=1,
@@ -30,6 +33,7 @@ def run(args: argparse.Namespace) -> Outcome:
         args.artifact,
         args.out,
         device=args.device,
+        engine=args.engine,
         golden_layers=args.golden_layers,
         progress=not args.quiet,
     )
