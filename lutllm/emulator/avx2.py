@@ -77,6 +77,8 @@ __all__ = ["code_block", "largest_input", "lookup", "make_rows", "quantize_block
 
 #: Bits below the score that hold the centroid's number while searching.
 INDEX_BITS = 8
+#: Tokens from which taking the activation codebook apart pays.
+EXPAND_TOKENS = 4
 #: Bytes between the codes in use and those asked for: codes are read once, front to back.
 AHEAD = 4096
 assert SEGMENT // UNIT <= 7  # the error bound of the module docstring
@@ -84,24 +86,20 @@ assert SEGMENT // UNIT <= 7  # the error bound of the module docstring
 
 @intrinsic
 def _pair_mask(typingctx: Any) -> Any:
-    """Shuffle that spreads the first 16-bit element over one half, the second over the other."""
+    """Shuffle that spreads the first 16-bit element over one half, the second over the other.
+
+    The empty assembly hides the constant: LLVM would turn broadcast and shuffle into a shuffle and
+    a slower permutation.
+    """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return ir.Constant(i8x32.llvm, [0, 1] * 8 + [2, 3] * 8)
+        mask = ir.Constant(i8x32.llvm, [0, 1] * 8 + [2, 3] * 8)
+        return builder.asm(ir.FunctionType(i8x32.llvm, [i8x32.llvm]), "", "=x,0", [mask], False)
 
     return i8x32(), codegen
 
 
 # ---------------------------------------------------------------- activations
-
-
-@inline
-def _gather(lin: Any, x: int, first: int, count: int, scratch: int) -> None:
-    """f32[count] at scratch: channels of the slots' elements first, first + 1, ..."""
-    for i in range(count):
-        channel = load_i32(lin.perm + 4 * (first + i))
-        value = load_f32(x + 4 * channel) if channel >= 0 else 0.0
-        store_f32(scratch + 4 * i, value)
 
 
 @inline
@@ -113,36 +111,81 @@ def _rounded(values: Vector, limit: int) -> Vector:
 
 
 @inline
+def _gather(lin: Any, x: int, first: int, scratch: int) -> None:
+    """f32[2 UNIT] at scratch: the channels of elements first, first + 1, ..."""
+    for i in range(2 * UNIT):
+        channel = load_i32(lin.perm + 4 * (first + i))
+        store_f32(scratch + 4 * i, load_f32(x + 4 * channel))
+
+
+@inline
 def quantize_block(lin: Any, x: int, inverse: float, block: int, act: int) -> None:
     """As `plain.quantize_block`."""
     plain.quantize_block(lin, x, inverse, block, act)
 
 
 @inline
-def code_block(lin: Any, x: int, block: int, act: int, codes: int, scratch: int) -> None:
-    """As `plain.code_block`; scratch: 192 bytes."""
+def code_block(
+    lin: Any,
+    tokens: int,
+    x: int,
+    x_bytes: int,
+    block: int,
+    act: int,
+    act_bytes: int,
+    codes: int,
+    scratch: int,
+) -> None:
+    """As `plain.code_block`; scratch: 192 bytes and 128 for each centroid of each stage."""
     if not lin.fast_search:
-        plain.code_block(lin, x, block, act, codes, scratch)
+        plain.code_block(lin, tokens, x, x_bytes, block, act, act_bytes, codes, scratch)
         return
+    book_bytes = 2 * UNIT * lin.act_centroids
+    expand = tokens >= EXPAND_TOKENS
+    if expand:
+        for stage in range(lin.act_stages):
+            shift = STAGE_BITS * (lin.act_stages - 1 - stage)
+            book = lin.act_codebook + (stage * lin.slots // UNIT + block) * book_bytes
+            _expand(book, lin.act_centroids, shift, scratch + 192 + 4 * stage * book_bytes)
+    for t in range(tokens):
+        _quantize_pairs(lin, x + t * x_bytes, block, scratch)
+        for stage in range(lin.act_stages):
+            shift = STAGE_BITS * (lin.act_stages - 1 - stage)
+            book = lin.act_codebook + (stage * lin.slots // UNIT + block) * book_bytes
+            if expand:
+                expanded = scratch + 192 + 4 * stage * book_bytes
+                _nearest_expanded(expanded, lin.act_centroids, scratch + 128, scratch)
+            elif shift == 0:  # constants, for a loop without shifts
+                _nearest(book, lin.act_centroids, 0, scratch + 128, scratch)
+            else:
+                _nearest(book, lin.act_centroids, shift, scratch + 128, scratch)
+            first = stage * lin.slots + block * UNIT
+            numbers = codes + t * lin.act_stages * lin.slots + first if codes else 0
+            _take(book, shift, scratch, act + t * act_bytes + 2 * first, numbers)
+
+
+@inline
+def _quantize_pairs(lin: Any, x: int, block: int, scratch: int) -> None:
+    """The integers i16[UNIT, 2] of a block of slots at scratch + 128."""
     first = block * UNIT * 2
-    _gather(lin, x, first, 2 * UNIT, scratch)
     limit = ACT_LIMIT << (STAGE_BITS * (lin.act_stages - 1))
+    _gather(lin, x, first, scratch)
     for i in range(0, 2 * UNIT, 8):
         scale = load(f32x8, lin.scale + 4 * (first + i))
         value = _rounded(mul(load(f32x8, scratch + 4 * i), scale), limit)
         store(scratch + 128 + 2 * i, trunc(i16x8, value))
-    rest = scratch + 128
-    for stage in range(lin.act_stages):
-        shift = STAGE_BITS * (lin.act_stages - 1 - stage)
-        blocks = stage * lin.slots // UNIT + block
-        book = lin.act_codebook + blocks * lin.act_centroids * 2 * UNIT
-        chosen = act + 2 * (stage * lin.slots + block * UNIT)
-        _nearest(book, lin.act_centroids, shift, rest, scratch)
-        for slot in range(UNIT):
-            code = load_i32(scratch + 4 * slot)
-            store_i16(chosen + 2 * slot, load_i16(book + 2 * (code * UNIT + slot)))
-            if codes:
-                store_i8(codes + stage * lin.slots + block * UNIT + slot, code)
+
+
+@inline
+def _take(book: int, shift: int, scratch: int, chosen: int, codes: int) -> None:
+    """Write the centroids numbered at scratch, and leave the rest for the next stage."""
+    for slot in range(UNIT):
+        code = load_i32(scratch + 4 * slot)
+        store_i16(chosen + 2 * slot, load_i16(book + 2 * (code * UNIT + slot)))
+        if codes:
+            store_i8(codes + slot, code)
+    if shift:
+        rest = scratch + 128
         for i in range(0, 2 * UNIT, 16):
             taken = shl(sext(i16x16, load(i8x16, chosen + i)), shift)
             store(rest + 2 * i, sub(load(i16x16, rest + 2 * i), taken))
@@ -161,13 +204,45 @@ def _nearest(book: int, count: int, shift: int, rest: int, out: int) -> None:
     best1 = best0
     for k in range(count):
         number = splat(i32x8, k)
-        prefetch(book + k * 2 * UNIT + AHEAD // 2)
-        c0 = sext(i16x16, load(i8x16, book + k * 2 * UNIT))
-        c1 = sext(i16x16, load(i8x16, book + k * 2 * UNIT + 16))
+        at = book + k * 2 * UNIT
+        prefetch(at + AHEAD // 2)
+        c0 = sext(i16x16, load(i8x16, at))
+        c1 = sext(i16x16, load(i8x16, at + 16))
         score0 = maddwd(c0, sub(shl(c0, shift), x0))
         score1 = maddwd(c1, sub(shl(c1, shift), x1))
         best0 = vmin(best0, add(shl(score0, INDEX_BITS), number))
         best1 = vmin(best1, add(shl(score1, INDEX_BITS), number))
+    mask = splat(i32x8, (1 << INDEX_BITS) - 1)
+    store(out, band(best0, mask))
+    store(out + 32, band(best1, mask))
+
+
+@inline
+def _expand(book: int, count: int, shift: int, out: int) -> None:
+    """For every centroid and half of a block: 256 c as i16[8, 2], (c . c') 256 + k as i32[8]."""
+    for k in range(count):
+        for i in range(2):
+            c = sext(i16x16, load(i8x16, book + k * 2 * UNIT + 16 * i))
+            own = shl(maddwd(c, shl(c, shift)), INDEX_BITS)
+            at = out + 128 * k + 64 * i
+            store(at, shl(c, INDEX_BITS))
+            store(at + 32, add(own, splat(i32x8, k)))
+
+
+@inline
+def _nearest_expanded(expanded: int, count: int, rest: int, out: int) -> None:
+    """As `_nearest`, with the parts that do not depend on x made by `_expand`."""
+    zero = splat(i16x16, 0)
+    x0 = sub(zero, shl(load(i16x16, rest), 1))
+    x1 = sub(zero, shl(load(i16x16, rest + 32), 1))
+    best0 = splat(i32x8, 0x7FFFFFFF)
+    best1 = best0
+    for k in range(count):
+        at = expanded + 128 * k
+        score0 = add(maddwd(load(i16x16, at), x0), load(i32x8, at + 32))
+        score1 = add(maddwd(load(i16x16, at + 64), x1), load(i32x8, at + 96))
+        best0 = vmin(best0, score0)
+        best1 = vmin(best1, score1)
     mask = splat(i32x8, (1 << INDEX_BITS) - 1)
     store(out, band(best0, mask))
     store(out + 32, band(best1, mask))
@@ -189,10 +264,11 @@ def make_rows(
     book = lin.weight_codebook + place * 32
     factors = lin.shift + 2 * (plane + place)
     vectors = act + 2 * segment_start(lin, segment)
+    mask = _pair_mask()
     for pair in range(segment_slots(lin, segment) // 2):
         at = book + 64 * pair
         prefetch(at + AHEAD // 2)
-        entry0, entry1 = _pair_entries(at, vectors + 4 * pair, factors + 4 * pair)
+        entry0, entry1 = _pair_entries(at, vectors + 4 * pair, factors + 4 * pair, mask)
         if lin.table_bits < 8:
             top = splat(i16x16, (1 << (lin.table_bits - 1)) - 1)
             low = splat(i16x16, -(1 << (lin.table_bits - 1)))
@@ -202,12 +278,11 @@ def make_rows(
 
 
 @inline
-def _pair_entries(book: int, vectors: int, factors: int) -> tuple[Vector, Vector]:
+def _pair_entries(book: int, vectors: int, factors: int, mask: Vector) -> tuple[Vector, Vector]:
     """Rounded dot products of two slots before saturation, 8 centroids of each per vector.
 
     A byte product needs one unsigned factor, so the activation's sign moves to the centroid.
     """
-    mask = _pair_mask()
     a = pshufb(bitcast(i8x32, splat(i32x8, load_i32(vectors))), mask)
     factor = bitcast(i16x16, pshufb(bitcast(i8x32, splat(i32x8, load_i32(factors))), mask))
     size = psignb(a, a)

@@ -74,28 +74,26 @@ def _norm_rows(
 
 @inline
 def _linear(
-    lin: Any,
-    buf: Any,
+    lins: Any,
     index: int,
+    buf: Any,
+    which: int,
     tokens: int,
-    x: int,
-    x_bytes: int,
-    y: int,
-    y_bytes: int,
-    residual: int,
     arrivals: int,
     phase: int,
     member: int,
     members: int,
-) -> int:
-    """Both phases of a linear and the barriers after them; returns the next phase number."""
+) -> None:
+    """Both phases of linear `index` with the barriers phase + 1 and phase + 2 after them."""
+    lin = lins[index]
+    x, x_bytes, y, y_bytes = _operands(buf, which)
     scratch = buf.scratch + member * buf.scratch_bytes
     if buf.capture:
         _copy_rows(load_i64(buf.capture + 8 * index), x, x_bytes, lin.in_features, tokens, member)
     code_inputs(
         lin, tokens, x, x_bytes, buf.act, buf.act_bytes, buf.scales, 0, scratch, member, members
     )
-    barrier(arrivals, members * phase)
+    barrier(arrivals, members * (phase + 1))
     apply_tables(
         lin,
         tokens,
@@ -105,13 +103,12 @@ def _linear(
         y,
         y_bytes,
         load_i64(buf.sums + 8 * index) if buf.sums else 0,
-        residual,
+        y == buf.h,
         scratch,
         member,
         members,
     )
-    barrier(arrivals, members * (phase + 1))
-    return phase + 2
+    barrier(arrivals, members * (phase + 2))
 
 
 @inline
@@ -172,11 +169,23 @@ def _attend_queries(
     values = layer.values + 4 * wide * group * buf.capacity
     row = 4 * buf.capacity
     temp = scores + QUERIES * row
-    n = first
-    while n < first + count:
+    end = first + count
+    for n in range(first, end, 2 if count < QUERIES else QUERIES):
         q0, length0 = _query(dec, buf, group, n, start)
-        if first + count - n >= 4:
-            q1, length1 = _query(dec, buf, group, n + 1, start)
+        q1, length1 = _query(dec, buf, group, min(n + 1, end - 1), start)  # maybe once more
+        done = min(end - n, 2)
+        if count < QUERIES:
+            attend(
+                (q0, q1),
+                (scores, scores + row),
+                (temp, temp + 4 * wide),
+                (length0, length1),
+                keys,
+                values,
+                size,
+                dec.score_scale,
+            )
+        else:
             q2, length2 = _query(dec, buf, group, n + 2, start)
             q3, length3 = _query(dec, buf, group, n + 3, start)
             attend(
@@ -189,28 +198,11 @@ def _attend_queries(
                 size,
                 dec.score_scale,
             )
-            done = 4
-        elif first + count - n >= 2:
-            q1, length1 = _query(dec, buf, group, n + 1, start)
-            attend(
-                (q0, q1),
-                (scores, scores + row),
-                (temp, temp + 4 * wide),
-                (length0, length1),
-                keys,
-                values,
-                size,
-                dec.score_scale,
-            )
-            done = 2
-        else:
-            attend((q0,), (scores,), (temp,), (length0,), keys, values, size, dec.score_scale)
-            done = 1
+            done = QUERIES
         for j in range(done):
             target = buf.mixed + _mixed_offset(dec, buf, group, n + j)
             for i in range(size):
                 store_f32(target + 4 * i, load_f32(temp + 4 * (j * wide + i)))
-        n += done
 
 
 @inline
@@ -296,6 +288,32 @@ def _logits(
     )
 
 
+@inline
+def _before(
+    dec: Any, layer: Any, buf: Any, which: int, tokens: int, member: int, members: int
+) -> bool:
+    """Work between a barrier and the linear `which`; True if the linear must wait for it."""
+    if which == QKV:
+        _norm_rows(dec, buf, layer.input_norm, 0, tokens, member, members)
+    elif which == GATE_UP:
+        _norm_rows(dec, buf, layer.post_norm, 0, tokens, member, members)
+    elif which == DOWN:
+        _gate(dec, buf, tokens, member, members)
+    return which != OUT
+
+
+@inline
+def _operands(buf: Any, which: int) -> tuple[int, int, int, int]:
+    """Input rows, their stride, output rows, their stride, of a linear."""
+    if which == QKV:
+        return buf.normed, buf.h_bytes, buf.qkv, buf.qkv_bytes
+    if which == OUT:
+        return buf.mixed, buf.mixed_bytes, buf.h, buf.h_bytes
+    if which == GATE_UP:
+        return buf.normed, buf.h_bytes, buf.gate_up, buf.gate_up_bytes
+    return buf.product, buf.product_bytes, buf.h, buf.h_bytes
+
+
 @kernel
 def forward(
     decoder: np.ndarray,
@@ -320,84 +338,24 @@ def forward(
     for t in range(low, high):
         row = load_i64(buf.ids + 8 * t) * dec.hidden * stored_bytes(dec.embed_kind)
         read_row(dec.embed_kind, dec.embed + row, dec.hidden, buf.h + t * buf.h_bytes)
-    phase = 1
-    for index in range(dec.layers):
-        layer = layers[index]
-        first = LINEARS * index
-        _norm_rows(dec, buf, layer.input_norm, 0, tokens, member, members)
-        barrier(arrivals, members * phase)
-        phase = _linear(
-            lins[first + QKV],
-            buf,
-            first + QKV,
-            tokens,
-            buf.normed,
-            buf.h_bytes,
-            buf.qkv,
-            buf.qkv_bytes,
-            0,
-            arrivals,
-            phase + 1,
-            member,
-            members,
-        )
-        _place_heads(dec, layer, buf, tokens, start, member, members)
-        barrier(arrivals, members * phase)
-        _attention(dec, layer, buf, tokens, start, member, members)
-        barrier(arrivals, members * (phase + 1))
-        phase = _linear(
-            lins[first + OUT],
-            buf,
-            first + OUT,
-            tokens,
-            buf.mixed,
-            buf.mixed_bytes,
-            buf.h,
-            buf.h_bytes,
-            1,
-            arrivals,
-            phase + 2,
-            member,
-            members,
-        )
-        _norm_rows(dec, buf, layer.post_norm, 0, tokens, member, members)
-        barrier(arrivals, members * phase)
-        phase = _linear(
-            lins[first + GATE_UP],
-            buf,
-            first + GATE_UP,
-            tokens,
-            buf.normed,
-            buf.h_bytes,
-            buf.gate_up,
-            buf.gate_up_bytes,
-            0,
-            arrivals,
-            phase + 1,
-            member,
-            members,
-        )
-        _gate(dec, buf, tokens, member, members)
-        barrier(arrivals, members * phase)
-        phase = _linear(
-            lins[first + DOWN],
-            buf,
-            first + DOWN,
-            tokens,
-            buf.product,
-            buf.product_bytes,
-            buf.h,
-            buf.h_bytes,
-            1,
-            arrivals,
-            phase + 1,
-            member,
-            members,
-        )
+    phase = 0
+    for index in range(LINEARS * dec.layers):
+        layer, which = layers[index // LINEARS], index % LINEARS
+        if _before(dec, layer, buf, which, tokens, member, members):
+            phase += 1
+            barrier(arrivals, members * phase)
+        _linear(lins, index, buf, which, tokens, arrivals, phase, member, members)
+        phase += 2
+        if which == QKV:
+            _place_heads(dec, layer, buf, tokens, start, member, members)
+            barrier(arrivals, members * (phase + 1))
+            _attention(dec, layer, buf, tokens, start, member, members)
+            barrier(arrivals, members * (phase + 2))
+            phase += 2
     if wanted:
         last = tokens - wanted
         _final_norm(dec, buf, last, wanted, member, members)
-        barrier(arrivals, members * phase)
+        barrier(arrivals, members * (phase + 1))
         if logits:
             _logits(dec, buf, last, wanted, logits, member, members)
 

@@ -178,9 +178,10 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
     code_bytes = TILE // 2 if config.weight_centroids <= 16 else TILE
     panels, tiles = cut_panels(linear, slots, code_bytes)
     row_bias = 128 if packing.lookup else 0
+    scale = np.where(linear.input_perm < 0, np.float32(0), linear.input_scale)
     arrays = {
-        "perm": _by_slot(arena, linear.input_perm, slot_position, config.vec_len, -1),
-        "scale": _by_slot(arena, linear.input_scale, slot_position, config.vec_len, 0),
+        "perm": _by_slot(arena, np.maximum(linear.input_perm, 0), slot_position, config.vec_len),
+        "scale": _by_slot(arena, scale, slot_position, config.vec_len),
         "weight_codebook": _weight_codebook(arena, linear, slot_position, segments, packing),
         "shift": _shifts(arena, linear, slot_position, segments, packing),
         "codes": _codes(arena, linear, slot_position, segments, panels, tiles, code_bytes),
@@ -230,13 +231,11 @@ def _copy(arena: Arena, values: np.ndarray) -> np.ndarray:
     return out
 
 
-def _by_slot(
-    arena: Arena, values: np.ndarray, slot_position: np.ndarray, v: int, fill: float
-) -> np.ndarray:
-    """[P*v] in position order -> [slots*v] in slot order, padding slots filled."""
+def _by_slot(arena: Arena, values: np.ndarray, slot_position: np.ndarray, v: int) -> np.ndarray:
+    """[P*v] in position order -> [slots*v] in slot order, padding slots 0."""
     out = arena.take(len(slot_position) * v, values.dtype).reshape(-1, v)
     out[:] = values.reshape(-1, v)[slot_position]
-    out[slot_position < 0] = fill
+    out[slot_position < 0] = 0
     return out.reshape(-1)
 
 

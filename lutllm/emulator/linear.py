@@ -38,7 +38,7 @@ from lutllm.emulator.simd import (
 from lutllm.emulator.team import Team, barrier, share
 
 #: Tokens whose rows are generated together.
-TOKEN_BLOCK = 8
+TOKEN_BLOCK = 32
 _ACC_BYTES = 4 * TILE * PANEL_TILES
 _ROWS_AT = TOKEN_BLOCK * _ACC_BYTES + 2 * SEGMENT * TILE
 
@@ -46,7 +46,8 @@ _ROWS_AT = TOKEN_BLOCK * _ACC_BYTES + 2 * SEGMENT * TILE
 def scratch_bytes(record: np.ndarray) -> int:
     """Scratch one thread needs for linears like `record` (LINEAR[n])."""
     rows = (record["row_stride"] * record["act_stages"]).max() * SEGMENT * TOKEN_BLOCK
-    return int(_ROWS_AT + rows + 64)
+    search = (record["act_centroids"] * record["act_stages"]).max() * 8 * UNIT + 192
+    return int(max(_ROWS_AT + rows, search))
 
 
 # ---------------------------------------------------------------- phase 1
@@ -77,9 +78,7 @@ def code_inputs(
         return
     first, end = share(blocks, member, members)
     for block in range(first, end):
-        for t in range(tokens):
-            numbers = codes + t * lin.act_stages * lin.slots if codes else 0
-            code_block(lin, x + t * x_bytes, block, act + t * act_bytes, numbers, scratch)
+        code_block(lin, tokens, x, x_bytes, block, act, act_bytes, codes, scratch)
 
 
 @inline
@@ -124,7 +123,7 @@ def apply_tables(
     y: int,
     y_bytes: int,
     accumulators: int,
-    residual: int,
+    residual: bool,
     scratch: int,
     member: int,
     members: int,
@@ -225,7 +224,7 @@ def _dequantize(
     token_scale: Any,
     y: int,
     sums: int,
-    residual: int,
+    residual: bool,
 ) -> None:
     """The float steps of `intmath.dequantize`, each rounded by itself, then the residual."""
     first, outputs = load_i64(table + 8), load_i64(table + 16)
@@ -294,7 +293,7 @@ def _run(
         y,
         4 * lin.out_features,
         accumulators,
-        0,
+        False,
         own,
         member,
         members,

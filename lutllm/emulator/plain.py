@@ -39,10 +39,8 @@ def _round(value: Any, limit: int) -> Any:
 
 @inline
 def _scaled(lin: Any, x: int, index: int) -> Any:
-    """x[perm[index]] * scale[index], 0 where the channel is padding."""
-    channel = load_i32(lin.perm + 4 * index)
-    value = load_f32(x + 4 * channel) if channel >= 0 else np.float32(0)
-    return value * load_f32(lin.scale + 4 * index)
+    """x[perm[index]] * scale[index]; the scale of a padding element is 0."""
+    return load_f32(x + 4 * load_i32(lin.perm + 4 * index)) * load_f32(lin.scale + 4 * index)
 
 
 @inline
@@ -63,29 +61,46 @@ def quantize_block(lin: Any, x: int, inverse: np.float32, block: int, act: int) 
 
 
 @inline
-def code_block(lin: Any, x: int, block: int, act: int, codes: int, scratch: int) -> None:
-    """Scheme "co": code UNIT slots of one token.
+def code_block(
+    lin: Any,
+    tokens: int,
+    x: int,
+    x_bytes: int,
+    block: int,
+    act: int,
+    act_bytes: int,
+    codes: int,
+    scratch: int,
+) -> None:
+    """Scheme "co": code UNIT slots of some tokens.
 
-    x: f32[D]; act: i8[Sa, slots * v] receives the chosen centroids; codes: u8[Sa, slots] their
-    numbers, unless 0; scratch: 64 bytes.
+    x: f32[D] of token t at x + t * x_bytes; act: i8[Sa, slots * v] receives the chosen centroids,
+    every act_bytes; codes: u8[tokens, Sa, slots] their numbers, unless 0; scratch: 64 bytes.
     """
+    for t in range(tokens):
+        for slot in range(block * UNIT, (block + 1) * UNIT):
+            numbers = codes + t * lin.act_stages * lin.slots if codes else 0
+            _code_slot(lin, x + t * x_bytes, slot, act + t * act_bytes, numbers, scratch)
+
+
+@inline
+def _code_slot(lin: Any, x: int, slot: int, act: int, codes: int, scratch: int) -> None:
     v = lin.vec_len
     limit = ACT_LIMIT << (STAGE_BITS * (lin.act_stages - 1))
-    for slot in range(block * UNIT, (block + 1) * UNIT):
+    for i in range(v):
+        store_i32(scratch + 4 * i, _round(_scaled(lin, x, slot * v + i), limit))
+    for stage in range(lin.act_stages):
+        shift = STAGE_BITS * (lin.act_stages - 1 - stage)
+        code = _nearest(lin, stage, slot, shift, scratch)
+        row = stage * lin.slots + slot
+        book = lin.act_codebook + (row * lin.act_centroids + code) * v
         for i in range(v):
-            store_i32(scratch + 4 * i, _round(_scaled(lin, x, slot * v + i), limit))
-        for stage in range(lin.act_stages):
-            shift = STAGE_BITS * (lin.act_stages - 1 - stage)
-            code = _nearest(lin, stage, slot, shift, scratch)
-            row = stage * lin.slots + slot
-            book = lin.act_codebook + (row * lin.act_centroids + code) * v
-            for i in range(v):
-                chosen = load_i8(book + i)
-                store_i8(act + row * v + i, chosen)
-                rest = load_i32(scratch + 4 * i) - (chosen << shift)
-                store_i32(scratch + 4 * i, rest)
-            if codes:
-                store_i8(codes + row, code)
+            chosen = load_i8(book + i)
+            store_i8(act + row * v + i, chosen)
+            rest = load_i32(scratch + 4 * i) - (chosen << shift)
+            store_i32(scratch + 4 * i, rest)
+        if codes:
+            store_i8(codes + row, code)
 
 
 @inline
