@@ -22,8 +22,6 @@ from lutllm.errors import CheckpointError, ConfigError
 from lutllm.model_config import ModelConfig
 
 MODEL_FOLDER = Path(__file__).parent.parent / "models"
-#: Formulas of a number are shown down to this depth.
-EXPLAIN_DEPTH = 6
 
 
 def model_names() -> list[str]:
@@ -124,13 +122,14 @@ def _explanation(found: Estimate) -> Iterator[str]:
         found.power.watts,
         found.joule_per_token,
     )
+    seen: set[int] = set()
     for number in headline:
-        yield from explain(number, EXPLAIN_DEPTH)
+        yield from explain(number, seen=seen)
         yield ""
     for name, block in found.blocks.items():
         for number in (block.lut, block.dsp, block.bram36, block.uram):
             if number.value:
-                lines = list(explain(number, EXPLAIN_DEPTH))
+                lines = list(explain(number, seen=seen))
                 yield f"{name}: {lines[0]}"
                 yield from lines[1:]
         yield ""

@@ -55,6 +55,16 @@ class Phase:
         return max(self.parts, key=lambda name: self.parts[name].value)
 
 
+@dataclass
+class _Use:
+    """A call, how many a layer has, in how many chunks of a phase."""
+
+    call: Call
+    design: EngineDesign
+    share: float
+    chunks: int = 0
+
+
 @dataclass(frozen=True)
 class Decoder:
     """A model in a design on a board."""
@@ -158,7 +168,7 @@ class Decoder:
         """chunks: (tokens, positions of the cache after them) of every pass over the layers."""
         parts: dict[str, list[Quantity]] = {}
         sizes: list[Quantity] = []
-        calls: list[Call] = []
+        uses: dict[int, _Use] = {}
         for tokens, context in chunks:
             attention, vector = self.blocks.attention(tokens, context), self.blocks.vector(tokens)
             parts.setdefault("attention", []).append(self.layers * attention)
@@ -167,13 +177,13 @@ class Decoder:
             sizes.append(self.layers * kv)
             for design, kind, share in self.linears:
                 call = self._call(design, kind, tokens, attention)
-                count = self.layers * given("per_layer", share) if share != 1 else self.layers
-                parts.setdefault(call.stream_bound, []).append(count * call.stream)
-                serial = call.load + call.drain + call.fill
-                parts.setdefault("serial gaps", []).append(count * serial)
-                sizes.append(count * self._call_bytes(design, call))
-                if len(calls) < len(self.linears):
-                    calls.append(call)
+                uses.setdefault(id(call), _Use(call, design, share)).chunks += 1
+        for use in uses.values():
+            call, count = use.call, self._count(use)
+            parts.setdefault(call.stream_bound, []).append(count * call.stream)
+            parts.setdefault("serial gaps", []).append(count * call.serial)
+            sizes.append(count * self._call_bytes(use.design, call))
+        calls = [use.call for use in uses.values()][: len(self.linears)]
         if self.head.value:
             parts["head"] = [self.head]
             sizes.append(self.head_bytes)
@@ -186,6 +196,13 @@ class Decoder:
         ms = (cycles / (1000 * clock)).named(f"{name}_ms", "ms")
         size = total(sizes).named(f"{name}_bytes", "B")
         return Phase(name, cycles, ms, named, tuple(calls), size)
+
+    def _count(self, use: _Use) -> Quantity:
+        """Calls of one kind and size in a phase."""
+        count = self.layers
+        if use.share != 1:
+            count = count * given("per_layer", use.share)
+        return count * given("chunks", use.chunks) if use.chunks > 1 else count
 
     def _call(
         self, design: EngineDesign, kind: LayerKind, tokens: int, attention: Quantity

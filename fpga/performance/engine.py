@@ -291,7 +291,10 @@ def process_cycles(run: Run, timing: Timing, flattened: bool = False) -> dict[st
 
 @dataclass(frozen=True)
 class Call:
-    """A call in cycles of the kernel; `stream_parts` by process, `bytes` by memory argument."""
+    """A call in cycles of the kernel; `stream_parts` by process, `bytes` by memory argument.
+
+    serial: load, drain and fill, in which nothing is looked up.
+    """
 
     name: str
     mode: str
@@ -300,13 +303,9 @@ class Call:
     stream: Quantity
     drain: Quantity
     fill: Quantity
+    serial: Quantity
     cycles: Quantity
     bytes: dict[str, Quantity]
-
-    @property
-    def serial(self) -> float:
-        """Cycles in which nothing is looked up."""
-        return self.cycles.value - self.stream.value
 
     @property
     def stream_bound(self) -> str:
@@ -315,7 +314,7 @@ class Call:
 
     @property
     def bound(self) -> str:
-        return "serial gap" if self.serial > self.stream.value else self.stream_bound
+        return "serial gap" if self.serial.value > self.stream.value else self.stream_bound
 
 
 @dataclass(frozen=True)
@@ -348,9 +347,12 @@ class Engine:
         busy = process_cycles(run, self.timing, self.schedule.flattened)
         gaps = [load, fill, drain, *([] if before is None else [before])]
         parts = self._stream_parts(run, busy, gaps)
-        stream = maximum(*parts.values()).named("stream", "cycles")
-        cycles = (load + stream + drain + fill).named(f"{kind.name}_{mode}", "cycles")
-        return Call(kind.name, mode, load, parts, stream, drain, fill, cycles, self._bytes(run))
+        stream = maximum(*parts.values()).named(f"{kind.name}_stream", "cycles")
+        serial = (load + drain + fill).named(f"{kind.name}_serial", "cycles")
+        cycles = (serial + stream).named(f"{kind.name}_{mode}", "cycles")
+        return Call(
+            kind.name, mode, load, parts, stream, drain, fill, serial, cycles, self._bytes(run)
+        )
 
     def best_call(
         self,

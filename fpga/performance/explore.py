@@ -23,7 +23,7 @@ from lutllm.config import QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.model_config import ModelConfig
 
-CHANNELS = (8, 16, 24, 32, 48, 56, 64)
+CHANNELS = (4, 8, 16, 24, 32, 48, 56, 64)
 LANES = (64, 128, 256, 512)
 MAX_TOKENS = (32, 128)
 #: Blocks beside the engine: of the kernel library, and assumed ones.
@@ -146,7 +146,7 @@ def explore(
         if max(shares.values()) <= budget.max_share and estimate.fits:
             found.append(_candidate(quant_name, estimate, shares))
     front = pareto(found)
-    return Exploration(found, front, choose(front, budget), tried)
+    return Exploration(found, front, choose(front, budget, prompt), tried)
 
 
 def _candidate(quant_name: str, estimate: Estimate, shares: dict[str, float]) -> Candidate:
@@ -193,7 +193,7 @@ def _engines(
                 channels=channels,
                 centroid_ports=channels,
                 lanes_per_cycle=lanes,
-                axi_bits=min(256, device.port_bits),
+                axi_bits=min(512, device.port_bits),
                 max_tokens=tokens,
                 rows=rows,
                 read_ahead=16,
@@ -280,15 +280,16 @@ def _no_worse(a: Iterable[float], b: Iterable[float]) -> bool:
     return all(x <= y * (1 + 1e-9) for x, y in zip(a, b, strict=True))
 
 
-def choose(front: Sequence[Candidate], budget: Budget) -> Candidate | None:
+def choose(front: Sequence[Candidate], budget: Budget, prompt: int = 128) -> Candidate | None:
     """Of those within the budget the one with the least energy-delay product.
 
-    Delay counts a prompt and as many decoded tokens alike; without a budget this is the balanced
-    design of the front.
+    Delay is that of a prompt and as many decoded tokens.
     """
     limit = 1000 / budget.decode_tokens_per_s if budget.decode_tokens_per_s else float("inf")
     prefill = budget.prefill_ms or float("inf")
     fitting = [c for c in front if c.decode_ms <= limit and c.prefill_ms <= prefill]
     if not fitting:
         return None
-    return min(fitting, key=lambda c: (c.joule_per_token * c.decode_ms, c.costs()))
+    return min(
+        fitting, key=lambda c: (c.watts * (c.prefill_ms + prompt * c.decode_ms) ** 2, c.costs())
+    )

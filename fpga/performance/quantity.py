@@ -154,10 +154,12 @@ def total(parts: Iterable[Number]) -> Quantity:
 
 
 def format_number(value: float) -> str:
-    """A number as formulas show it: whole ones in full, others to four digits."""
+    """A number as formulas show it: whole ones in full, others to four digits or to the unit."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         value = int(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def line(q: Quantity) -> str:
@@ -168,16 +170,19 @@ def line(q: Quantity) -> str:
     return " = ".join(parts) + note
 
 
-def explain(q: Quantity, depth: int = 99) -> Iterator[str]:
-    """The formula of a quantity and, indented, of what it was computed from, each once."""
-    yield from _explain(q, depth, "", set())
+def explain(q: Quantity, depth: int = 99, seen: set[int] | None = None) -> Iterator[str]:
+    """The formula of a quantity and, indented, of what it was computed from, each once.
+
+    seen: identities of what was explained before; shared by several calls.
+    """
+    yield from _explain(q, depth, "", set() if seen is None else seen)
 
 
 def _explain(q: Quantity, depth: int, indent: str, seen: set[int]) -> Iterator[str]:
     yield indent + line(q)
-    seen.add(id(q))
     if depth <= 0:
         return
+    seen.add(id(q))
     for item in q.inputs:
         if id(item) not in seen:
             yield from _explain(item, depth - 1, indent + "  ", seen)

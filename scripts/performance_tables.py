@@ -1,0 +1,158 @@
+"""The tables of docs/PERFORMANCE_MODEL.md, as Markdown.
+
+python scripts/performance_tables.py validation|netlist|steps|designs|models|devices
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from fpga.device import device_names, load_device
+from fpga.performance.commands import model_names, read_model
+from fpga.performance.designs import model_engines
+from fpga.performance.estimate import Estimate, Setting
+from fpga.performance.explore import Budget, Candidate, Space, explore
+from fpga.performance.published import PUBLISHED_INT8, PUBLISHED_NETLIST, PublishedModel
+from fpga.performance.resources import NAMES, add_up
+from fpga.performance.timing import EMITTED, ON_CHIP, OVERLAPPED, Schedule
+from lutllm.config import QuantConfig
+from lutllm.recipes import recipe
+
+QUANTS = {name: QuantConfig(recipe(name).config) for name in ("paper", "tiny")}
+MODEL = "qwen3-1.7b"
+#: The goals for Qwen3-1.7B: 1.1 ms a token with the head, 55 ms for 128 tokens.
+GOALS = Budget(decode_tokens_per_s=1000 / 1.1, prefill_ms=55)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    print("| " + " | ".join(head) + " |")
+    print("|" + "---|" * len(head))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+def validation() -> None:
+    rows = [
+        (f"{prompt}, {outputs}", f"{ms:,}", f"{model:,.1f}", f"{model / ms - 1:+.1%}")
+        for (prompt, outputs), ms, model in PublishedModel().validation()
+    ]
+    table(("prompt, output tokens", "published ms", "model ms", "error"), rows)
+
+
+def netlist() -> None:
+    used = add_up(PublishedModel(PUBLISHED_INT8).resources())
+    rows = []
+    for name in NAMES:
+        value, published = getattr(used, name).value, PUBLISHED_NETLIST[name]
+        rows.append((name, f"{published:,}", f"{value:,.0f}", f"{value / published - 1:+.1%}"))
+    table(("resource", "published", "model", "error"), rows)
+
+
+def steps() -> None:
+    """One engine under the three schedules, at two clocks."""
+    rows = []
+    for name, quant in QUANTS.items():
+        space = Space({name: quant}, (250.0,), (OVERLAPPED,))
+        chosen = explore(read_model(MODEL)[0], load_device("v80"), space, Budget()).chosen
+        assert chosen is not None
+        engines = model_engines(read_model(MODEL)[0], quant, chosen.engine)
+        for schedule in (EMITTED, ON_CHIP, OVERLAPPED):
+            setting = Setting(load_device("v80"), chosen.setting.decoder, schedule)
+            found = Estimate(read_model(MODEL)[0], engines, setting)
+            top = sorted(found.decode.parts.items(), key=lambda part: -part[1].value)[:3]
+            whole = found.decode.cycles.value
+            rows.append(
+                (
+                    f"{name}, {schedule.name}",
+                    f"{found.decode.ms.value:.2f}",
+                    f"{found.prefill.ms.value:.0f}",
+                    f"{found.kv_growth_ms():.1f}",
+                    ", ".join(f"{part} {q.value / whole:.0%}" for part, q in top),
+                )
+            )
+    table(("recipe, schedule", "decode ms", "prefill ms", "ms per 1,024", "decode goes to"), rows)
+
+
+def _design_row(label: str, c: Candidate) -> tuple[str, ...]:
+    engine = c.engine
+    shape = f"{engine.channels} x {engine.lanes_per_cycle}, T {engine.max_tokens}"
+    return (
+        label,
+        shape,
+        f"{c.decode_ms:.2f}",
+        f"{c.prefill_ms:.1f}",
+        f"{c.watts:.0f}",
+        f"{c.joule_per_token:.3f}",
+        " / ".join(f"{c.shares[name]:.0%}" for name in ("lut", "dsp", "bram36", "uram")),
+    )
+
+
+_DESIGN_HEAD = (
+    "design",
+    "channels x lanes",
+    "decode ms",
+    "prefill ms",
+    "W",
+    "J/token",
+    "LUT / DSP / BRAM / URAM",
+)
+
+
+def designs() -> None:
+    """Per recipe, schedule and clock: the choice within the goals, else the fastest decode."""
+    model, v80 = read_model(MODEL)[0], load_device("v80")
+    rows = []
+    for name, quant in QUANTS.items():
+        for schedule, clock in ((EMITTED, 250.0), (OVERLAPPED, 250.0), (OVERLAPPED, 300.0)):
+            found = explore(model, v80, Space({name: quant}, (clock,), (schedule,)), GOALS)
+            best = found.chosen or min(found.candidates, key=lambda c: c.decode_ms)
+            met = "" if found.chosen else ", goals not met"
+            rows.append(_design_row(f"{name}, {schedule.name}, {clock:g} MHz{met}", best))
+    table(_DESIGN_HEAD, rows)
+
+
+def _best_of(label: str, device: str, model: str, schedule: Schedule, clock: float) -> list[str]:
+    """The balanced design of the better recipe, or why there is none."""
+    board, shape = load_device(device), read_model(model)[0]
+    found = explore(shape, board, Space(QUANTS, (clock,), (schedule,)), Budget())
+    if found.chosen is None:
+        return [label, "does not fit", *[""] * 6]
+    c = found.chosen
+    estimate = Estimate(shape, model_engines(shape, QUANTS[c.quant_name], c.engine), c.setting)
+    return [
+        *_design_row(f"{label}, {c.quant_name}", c),
+        f"{estimate.memory_bytes / 1e9:.1f}",
+    ]
+
+
+def models() -> None:
+    rows = [_best_of(name, "v80", name, OVERLAPPED, 300.0) for name in model_names()]
+    table((*_DESIGN_HEAD, "memory GB"), rows)
+
+
+def devices() -> None:
+    rows = []
+    for name in device_names():
+        for model in ("qwen2.5-0.5b", MODEL, "qwen3-8b"):
+            rows.append(_best_of(f"{name}, {model}", name, model, OVERLAPPED, 250.0))
+    table((*_DESIGN_HEAD, "memory GB"), rows)
+
+
+TABLES: dict[str, Callable[[], None]] = {
+    f.__name__: f for f in (validation, netlist, steps, designs, models, devices)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", choices=TABLES)
+    TABLES[parser.parse_args().table]()
+
+
+if __name__ == "__main__":
+    main()
