@@ -16,21 +16,29 @@ class Recipe:
     purpose: str
 
 
+#: Four positions under one exponent: of sixteen, one with large values would leave the others
+#: little resolution.
+_BLOCK = 4
+
 RECIPES = {
     "paper": Recipe(
-        LutConfig(), "activations and weights coded, 2 index bits per weight, stored tables"
+        LutConfig(block_positions=_BLOCK),
+        "the published setting: activations and weights coded, 2 index bits",
     ),
     "tiny": Recipe(
-        LutConfig(scheme="weight"), "weights coded, 2 index bits per weight, rows computed"
+        LutConfig(scheme="weight", block_positions=_BLOCK),
+        "weights coded, 2 index bits per weight, rows computed",
     ),
     "balanced": Recipe(
-        LutConfig(scheme="weight", weight_centroids=64), "weights coded, 3 index bits"
+        LutConfig(scheme="weight", block_positions=_BLOCK, weight_centroids=64),
+        "weights coded, 3 index bits",
     ),
     "accurate": Recipe(
-        LutConfig(scheme="weight", weight_stages=2), "weights coded in two stages, 4 index bits"
+        LutConfig(scheme="weight", block_positions=_BLOCK, weight_stages=2),
+        "weights coded in two stages, 4 index bits",
     ),
     "lossless": Recipe(
-        LutConfig(scheme="weight", weight_centroids=32, weight_stages=2),
+        LutConfig(scheme="weight", block_positions=_BLOCK, weight_centroids=32, weight_stages=2),
         "weights coded in two stages, 5 index bits",
     ),
 }

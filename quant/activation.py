@@ -75,13 +75,21 @@ def column_norms(weight: torch.Tensor) -> np.ndarray:
     return np.maximum(norm, 1e-4 * max(float(norm.mean()), 1e-20)).astype(np.float32)
 
 
-def fit_input(x: torch.Tensor, weight: torch.Tensor, config: LutConfig, seed: int) -> InputCode:
+def fit_input(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    config: LutConfig,
+    seed: int,
+    token_weights: torch.Tensor | None = None,
+) -> InputCode:
     """Slot order, scales and codebooks from calibration inputs.
 
-    x: f32[T, D]; weight: f32[M, D].
+    x: f32[T, D]; weight: f32[M, D]; token_weights: f32[T], how much the error of a token counts.
     """
+    if token_weights is None:
+        token_weights = torch.ones(len(x))
     norm = column_norms(weight)
-    importance = x.pow(2).mean(0).numpy() * norm**2
+    importance = (token_weights @ x.pow(2)).numpy() * norm**2
     perm = slot_order(importance, config.vec_len)
     slot_norm = np.where(perm < 0, 0, norm[np.maximum(perm, 0)]).astype(np.float32)
     stride = max(1, len(x) // FIT_TOKENS)
@@ -90,15 +98,15 @@ def fit_input(x: torch.Tensor, weight: torch.Tensor, config: LutConfig, seed: in
         rho = _token_scaled_rho(y).reshape(-1, config.vec_len)
         return InputCode(perm, slot_norm, rho, None)
     points = y.reshape(-1, config.vec_len, y.shape[1])
-    codebook, unit = _fit_codebooks(points, config, seed)
+    codebook, unit = _fit_codebooks(points, token_weights[::stride].numpy(), config, seed)
     rho = np.repeat(unit[:, None], config.vec_len, axis=1)
     return InputCode(perm, slot_norm, rho, codebook)
 
 
 def _fit_codebooks(
-    points: np.ndarray, config: LutConfig, seed: int
+    points: np.ndarray, weights: np.ndarray, config: LutConfig, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Residual codebooks on the integer grid. points: f32[P, v, n] in y.
+    """Residual codebooks on the integer grid. points: f32[P, v, n] in y; weights: f32[n].
 
     Returns i8[Sa, P, Ka, v] and rho f32[P].
     """
@@ -106,9 +114,9 @@ def _fit_codebooks(
     unit = np.ones(len(points), np.float32)
     stages = []
     for t in range(config.act_stages):
-        centroids = kmeans(rest, config.act_centroids, _ITERATIONS, seed + 7919 * t)
+        centroids = kmeans(rest, config.act_centroids, _ITERATIONS, seed + 7919 * t, weights)
         if t == 0:
-            usage = code_usage(assign(rest, centroids), config.act_centroids)
+            usage = code_usage(assign(rest, centroids), config.act_centroids, weights)
             unit = _integer_unit(centroids, usage)
         fine = unit[:, None, None] * np.float32(1 << (STAGE_BITS * t))
         integers = np.clip(np.rint(centroids * fine), -127, 127).astype(np.int8)
@@ -118,9 +126,10 @@ def _fit_codebooks(
     return np.stack(stages), unit
 
 
-def code_usage(codes: np.ndarray, count: int) -> np.ndarray:
-    """How often each centroid is chosen. codes: u8[P, n] -> f32[P, count]."""
-    return np.stack([np.bincount(row, minlength=count) for row in codes]).astype(np.float32)
+def code_usage(codes: np.ndarray, count: int, weights: np.ndarray) -> np.ndarray:
+    """Share of each centroid. codes: u8[P, n]; weights: f32[n] -> f32[P, count], sums to 1."""
+    total = [np.bincount(row, weights, minlength=count) for row in codes]
+    return (np.stack(total) / weights.sum()).astype(np.float32)
 
 
 def _integer_unit(centroids: np.ndarray, usage: np.ndarray) -> np.ndarray:

@@ -217,14 +217,15 @@ def lloyd_one(
 
 
 @njit(cache=True, parallel=True)
-def _kmeans_batch(points: np.ndarray, centroids: np.ndarray, iterations: int, seed: int) -> None:
-    """points: f32[P, v, n]; centroids: f32[P, K, v] out."""
+def _kmeans_batch(
+    points: np.ndarray, weights: np.ndarray, centroids: np.ndarray, iterations: int, seed: int
+) -> None:
+    """points: f32[P, v, n]; weights: f32[n]; centroids: f32[P, K, v] out."""
     n = points.shape[2]
     for p in prange(points.shape[0]):
         state = np.empty(1, np.uint64)
         state[0] = np.uint64(seed * 1000003 + p * 7919 + 88172645463325252)
         _next_random(state)
-        weights = np.ones(n, np.float32)
         codes = np.empty(n, np.int32)
         seed_one(points[p], weights, centroids[p], state)
         lloyd_one(points[p], weights, centroids[p], codes, iterations)
@@ -235,23 +236,37 @@ def use_faiss(count: int, vec_len: int) -> bool:
     return count * vec_len >= FAISS_COORDINATES
 
 
-def kmeans(points: np.ndarray, count: int, iterations: int, seed: int) -> np.ndarray:
+def kmeans(
+    points: np.ndarray,
+    count: int,
+    iterations: int,
+    seed: int,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
     """One codebook per position. points: f32[P, v, n] -> centroids f32[P, count, v].
+
+    weights: f32[n], how much each point counts; None counts all alike.
 
     k-means++ seeds and Lloyd iterations (Lloyd 1982; Arthur and Vassilvitskii 2007). The same
     seed gives the same result with any number of threads.
     """
     positions, vec_len, n = points.shape
+    weights = np.ones(n, np.float32) if weights is None else weights.astype(np.float32)
     if use_faiss(count, vec_len) and n >= count:
         return np.stack(
-            [_kmeans_faiss(points[p], count, iterations, seed + p) for p in range(positions)]
+            [
+                _kmeans_faiss(points[p], weights, count, iterations, seed + p)
+                for p in range(positions)
+            ]
         )
     centroids = np.empty((positions, count, vec_len), np.float32)
-    _kmeans_batch(np.ascontiguousarray(points, np.float32), centroids, iterations, seed)
+    _kmeans_batch(np.ascontiguousarray(points, np.float32), weights, centroids, iterations, seed)
     return centroids
 
 
-def _kmeans_faiss(points: np.ndarray, count: int, iterations: int, seed: int) -> np.ndarray:
+def _kmeans_faiss(
+    points: np.ndarray, weights: np.ndarray, count: int, iterations: int, seed: int
+) -> np.ndarray:
     """points: f32[v, n] -> f32[count, v]; scikit-learn seeds, faiss iterates."""
     rows = np.ascontiguousarray(points.T, np.float32)
     clustering = faiss.Kmeans(
@@ -262,6 +277,6 @@ def _kmeans_faiss(points: np.ndarray, count: int, iterations: int, seed: int) ->
         min_points_per_centroid=1,
         max_points_per_centroid=1 << 30,
     )
-    start, _ = kmeans_plusplus(rows, count, random_state=seed)
-    clustering.train(rows, init_centroids=start)
+    start, _ = kmeans_plusplus(rows, count, sample_weight=weights, random_state=seed)
+    clustering.train(rows, weights=weights, init_centroids=start)
     return np.asarray(clustering.centroids)

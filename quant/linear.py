@@ -77,18 +77,23 @@ def quantize_linear(
     config: LutConfig,
     effort: Effort,
     seed: int,
+    token_weights: torch.Tensor | None = None,
 ) -> QuantizedLinear:
     """Quantize W so that coded inputs of the quantized model give the outputs of the float model.
 
     weight: f32[M, D]; x_float, x_quant: f32[T, D], inputs of this layer in the float model and in
-    the model whose earlier layers are quantized.
+    the model whose earlier layers are quantized; token_weights: f32[T] with mean 1, how much the
+    squared output error of a token counts, None for all alike.
     """
-    code = fit_input(x_quant, weight, config, seed)
+    if token_weights is None:
+        token_weights = torch.ones(len(x_quant))
+    code = fit_input(x_quant, weight, config, seed, token_weights)
     codes = input_codes(x_quant, code, config) if config.scheme == "co" else []
     coded_x = decode_input(codes, code) if codes else round_input(x_quant, code)
     target = _slot_weight(weight, code)
-    moment = coded_x @ coded_x.t() / coded_x.shape[1]
-    cross = gather_slots(x_float, code.perm, code.column_norm) @ coded_x.t() / coded_x.shape[1]
+    weighted = (coded_x * (token_weights / len(x_quant))).t()
+    moment = coded_x @ weighted
+    cross = gather_slots(x_float, code.perm, code.column_norm) @ weighted
     target = refit(target, moment, cross, effort.refit_damping)
     row_scale = _row_scales(target) if effort.row_scale else torch.ones(len(target))
     normal = target / row_scale[:, None]
@@ -106,7 +111,11 @@ def quantize_linear(
         coordinate_descent(coded, normal, moment, row_weights, config, damping=effort.damping)
     values = torch.from_numpy(coded.values)
     row_scale = row_scale * best_row_gain(values, normal, with_damping(moment, effort.damping))
-    uses = _coded_uses(code, codes, config) if codes else _rounded_use(code, config, x_quant)
+    uses = (
+        _coded_uses(code, codes, config, token_weights.numpy())
+        if codes
+        else _rounded_use(code, config, x_quant, token_weights.numpy(), seed)
+    )
     linear = _assemble(shape, config, code, coded, row_scale, bias, uses)
     final = values * row_scale[:, None]
     return QuantizedLinear(linear, code, final, bias, _product(coded_x, final, bias))
@@ -186,19 +195,31 @@ def _assemble(
     return linear
 
 
-def _coded_uses(code: InputCode, codes: list[np.ndarray], config: LutConfig) -> list[TableUse]:
-    """The centroids of each activation stage, with the frequency of their codes u8[P, T]."""
+def _coded_uses(
+    code: InputCode, codes: list[np.ndarray], config: LutConfig, weights: np.ndarray
+) -> list[TableUse]:
+    """The centroids of each activation stage, with the weighted share of their codes u8[P, T]."""
     assert code.codebook is not None
     return [
-        TableUse(np.swapaxes(stage, 0, 1), code_usage(c, config.act_centroids).T / c.shape[1])
+        TableUse(np.swapaxes(stage, 0, 1), code_usage(c, config.act_centroids, weights).T)
         for stage, c in zip(code.codebook, codes, strict=True)
     ]
 
 
-def _rounded_use(code: InputCode, config: LutConfig, x: torch.Tensor) -> list[TableUse]:
-    """A sample of the rounded activations x f32[T, D], scheme "weight"."""
+def _rounded_use(
+    code: InputCode, config: LutConfig, x: torch.Tensor, weights: np.ndarray, seed: int
+) -> list[TableUse]:
+    """A sample of the rounded activations x f32[T, D], scheme "weight", weights f32[T].
+
+    Drawn at random: a regular step would meet the first token of every window, and those are
+    like no other.
+    """
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(x))[:RANGE_TOKENS])
     scale = code.column_norm * code.rho.reshape(-1)
-    z = gather_slots(x[:: max(1, len(x) // RANGE_TOKENS)], code.perm, scale).numpy()
+    z = gather_slots(x[torch.from_numpy(drawn)], code.perm, scale).numpy()
     x_int = np.rint(z * (127.0 / np.maximum(np.abs(z).max(axis=0), 1e-30)))
     vectors = np.ascontiguousarray(x_int.T).reshape(x_int.shape[1], -1, config.vec_len)
-    return [TableUse(vectors, np.full(vectors.shape[:2], 1 / len(vectors), np.float32))]
+    # A table entry of a token is worth its scale.
+    worth = weights[drawn] * np.square(np.abs(z).max(axis=0))
+    share = np.repeat((worth / worth.sum())[:, None], vectors.shape[1], axis=1)
+    return [TableUse(vectors, share.astype(np.float32))]

@@ -11,7 +11,7 @@ from lutllm.config import STAGE_BITS, LutConfig
 from lutllm.lut_linear import MAX_BLOCK_SHIFT, MAX_TABLE_SHIFT, accumulator_bound
 
 #: Tokens that stand for the activations of scheme "weight" where table ranges are chosen.
-RANGE_TOKENS = 128
+RANGE_TOKENS = 512
 #: How many halvings of a block's range are tried; the entries beyond it saturate.
 _CLIP_TRIALS = 5
 #: Stands for "no entry, any level will do".

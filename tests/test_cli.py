@@ -356,6 +356,13 @@ def test_export_and_csim(quantized, tmp_path, capsys):
     assert found["integer_mismatches"] == 0
     assert found["tokens_equal"] == found["tokens_compared"] > 0
     assert found["first_divergence"] is None
+    assert main(["csim", str(design), "--decoder", "--tokens", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens_equal"] == found["tokens_compared"] == 3
+    assert found["first_divergence"] is None
+    assert main(["csim", str(design), "--decoder", "--tokens", "1"]) == 0
+    assert "equal tokens" in capsys.readouterr().out
+    assert main(["csim", str(design), "--decoder", "--layers", "1"]) == 2
     assert main(["csim", str(tmp_path / "none")]) == 2
     assert main(["export", str(quantized[0]), "-o", str(design), "--device", "x1"]) == 2
 
@@ -393,5 +400,5 @@ def test_options_have_one_spelling():
 
 
 def test_recipes_are_valid():
-    assert RECIPES["paper"].config == LutConfig()
+    assert RECIPES["paper"].config == LutConfig(block_positions=4)
     assert all(recipe.purpose for recipe in RECIPES.values())

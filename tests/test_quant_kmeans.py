@@ -27,6 +27,18 @@ def test_close_to_scikit_learn(vec_len: int, count: int) -> None:
         assert inertia(points[p], centroids[p]) < 1.08 * oracle.inertia_ / 1500
 
 
+@pytest.mark.parametrize(("vec_len", "count"), [(2, 16), (4, 256)])
+def test_weights_count_points(vec_len: int, count: int) -> None:
+    rng = np.random.default_rng(4)
+    points = rng.standard_normal((1, vec_len, 2000)).astype(np.float32)
+    weights = np.where(points[0, 0] > 0, 20, 1).astype(np.float32)
+    centroids = kmeans(points, count, 20, 0, weights)
+    heavy, light = points[:, :, weights > 1], points[:, :, weights == 1]
+    plain = kmeans(points, count, 20, 0)
+    assert inertia(heavy[0], centroids[0]) < 0.8 * inertia(heavy[0], plain[0])
+    assert inertia(light[0], centroids[0]) > inertia(light[0], plain[0])
+
+
 def test_large_codebooks_go_to_faiss() -> None:
     assert use_faiss(256, 4)
     assert not use_faiss(64, 2)

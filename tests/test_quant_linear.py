@@ -14,7 +14,7 @@ from quant.activation import fit_input, input_codes, slot_order
 from quant.baseline import relative_error, round_to_nearest
 from quant.linear import Effort, quantize_linear
 from quant.tables import TableUse, choose_levels, code_frequency
-from tests.quant_problem import COLUMNS, ROWS, data, run
+from tests.quant_problem import COLUMNS, ROWS, TOKENS, data, run
 
 CONFIGS = [
     LutConfig(group_size=64),
@@ -111,6 +111,24 @@ def test_calibration_codes_are_the_artifact_codes() -> None:
     assert np.array_equal(code.codebook, result.linear.act_codebook)
     expected = search(x_int, result.linear.act_codebook)[:, 0]
     assert np.array_equal(input_codes(x, code, config)[0].T, expected)
+
+
+@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[4]], ids=str)
+def test_tokens_count_by_their_weight(config: LutConfig) -> None:
+    """Two kinds of tokens in different channels: the kind that counts more is coded better."""
+    x, weight = data()
+    half = TOKENS // 2
+    x[:half, ::2] *= 0.05
+    x[half:, 1::2] *= 0.05
+    shape = LinearShape("layer", ("layer",), COLUMNS, ROWS)
+
+    def error(weights: torch.Tensor | None) -> float:
+        result = quantize_linear(shape, weight, None, x, x, config, Effort(), 0, weights)
+        return relative_error(result.output[:half], x[:half] @ weight.t())
+
+    favoured = torch.cat([torch.full((half,), 1.99), torch.full((TOKENS - half,), 0.01)])
+    assert error(favoured) < 0.9 * error(None)
+    assert error(torch.ones(TOKENS)) == error(None)
 
 
 def test_dead_channels_and_constant_inputs() -> None:
