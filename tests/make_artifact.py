@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-from helpers import random_linear
-
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
 from lutllm.artifact import INDEX_NAME, linear_tensors, write_json
 from lutllm.config import LutConfig, QuantConfig
 from lutllm.lut_linear import LutLinear
 from lutllm.model_config import LinearShape, ModelConfig
 from lutllm.tensorfile import f32_to_bf16, write_tensors
+from tests.helpers import random_linear
 
 #: hidden, intermediate, layers, heads, kv heads, head size, vocabulary, tied
 SHAPES: dict[str, tuple[str, tuple[int, ...], bool]] = {

@@ -1,0 +1,306 @@
+"""The emulator's model against the numpy reference, itself, and its promises."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lutllm import intmath
+from lutllm.artifact import Artifact
+from lutllm.config import QuantConfig
+from lutllm.emulator import LutModel, model, reference
+from lutllm.emulator.bench import bench
+from lutllm.emulator.cpu import ISA
+from lutllm.emulator.sampling import Sampling
+from lutllm.errors import ArtifactError, ConfigError
+from tests.make_artifact import tiny_config, write_artifact, write_tokenizer
+
+ARCHS = ("llama", "qwen2", "qwen3")
+#: Float steps differ from numpy's in the order of additions and in exp: relative to the logits'
+#: standard deviation, unless a code flips.
+TOLERANCE = 1e-4
+TEMPLATE = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}>"
+
+QUANT = {
+    "llama": {"default": {}},
+    "qwen2": {
+        "default": {"scheme": "weight", "weight_stages": 2, "group_size": 40},
+        "overrides": {"*.down_proj": {"scheme": "co", "act_stages": 2}},
+    },
+    "qwen3": {
+        "default": {"act_stages": 2, "weight_stages": 2},
+        "overrides": {
+            "model.layers.1.*": {"vec_len": 3, "weight_centroids": 20, "act_stages": 1},
+            "*.o_proj": {"scheme": "weight", "act_stages": 1},
+        },
+    },
+}
+KIND = {"llama": "F16", "qwen2": "F32", "qwen3": "BF16"}
+
+
+def quant_config(arch: str) -> QuantConfig:
+    return QuantConfig.from_dict(
+        {"quant_method": "lutllm", "format_version": 1, **QUANT[arch], "seed": 0}
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    out = {}
+    for arch in ARCHS:
+        out[arch] = tmp_path_factory.mktemp(arch)
+        write_artifact(out[arch], tiny_config(arch), quant_config(arch), kind=KIND[arch])
+        write_tokenizer(out[arch], 301, TEMPLATE)
+    return out
+
+
+@pytest.fixture(scope="module", params=ARCHS)
+def folder(request, folders) -> Path:
+    return folders[request.param]
+
+
+@pytest.fixture(scope="module")
+def lut_model(folder) -> LutModel:
+    return LutModel.load(folder, threads=2)
+
+
+@pytest.fixture(scope="module")
+def ids() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 301, 45)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> LutModel:
+    """A model for what does not depend on the architecture."""
+    path = tmp_path_factory.mktemp("one")
+    write_artifact(path, tiny_config("qwen3"))
+    write_tokenizer(path, 301, TEMPLATE)
+    return LutModel.load(path, threads=2)
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_logits_and_integers_equal_the_reference(folder, lut_model, ids):
+    artifact = Artifact.open(folder)
+    expected_inputs: dict[str, np.ndarray] = {}
+    expected = reference.logits(artifact, ids, expected_inputs.__setitem__)
+    got = lut_model.logits(ids)
+    assert np.abs(got - expected).max() < TOLERANCE * expected.std()
+    np.testing.assert_array_equal(got.argmax(1), expected.argmax(1))
+    inputs, sums = lut_model.capture(ids)
+    assert list(inputs) == [shape.name for shape in artifact.model.linears()]
+    for shape in artifact.model.linears():
+        x = inputs[shape.name]
+        want = expected_inputs[shape.name]
+        np.testing.assert_allclose(x, want, rtol=1e-3, atol=TOLERANCE * want.std())
+        np.testing.assert_array_equal(
+            sums[shape.name], intmath.accumulate(x, artifact.linear(shape))[0]
+        )
+
+
+def test_prefill_equals_decode_to_the_bit(lut_model, ids):
+    together = lut_model.logits(ids)
+    lut_model.reset()
+    one_by_one = np.array([lut_model.decode(int(i)) for i in ids])
+    np.testing.assert_array_equal(together, one_by_one)
+    lut_model.reset()
+    lut_model.prefill(ids[:7])
+    np.testing.assert_array_equal(lut_model.prefill(ids[7:]), together[-1])
+
+
+def test_threads_never_change_a_result(folder, lut_model, ids):
+    expected = lut_model.logits(ids)
+    for threads in (1, 3):
+        other = LutModel.load(folder, threads=threads)
+        np.testing.assert_array_equal(other.logits(ids), expected)
+        np.testing.assert_array_equal(other.decode(5), lut_model.prefill([5]))
+        lut_model.logits(ids)
+
+
+def test_chunks_and_cache_growth_change_nothing(lut_model, ids, monkeypatch):
+    expected = lut_model.logits(ids)
+    monkeypatch.setattr(model, "CHUNK", 8)
+    monkeypatch.setattr("lutllm.emulator.cache._FIRST_CAPACITY", 16)
+    other = LutModel.load(lut_model.path, threads=2)
+    assert other.cache.capacity == 16
+    np.testing.assert_array_equal(other.logits(ids), expected)
+    assert other.cache.capacity == 64
+
+
+def test_losses_are_those_of_the_logits(lut_model, ids, monkeypatch):
+    monkeypatch.setattr(model, "HEAD_CHUNK", 10)
+    windows = np.array([ids[:20], ids[20:40]])
+    losses = lut_model.nll(windows)
+    for window, row in zip(windows, losses, strict=True):
+        logits = lut_model.logits(window).astype(np.float64)
+        shifted = logits - logits.max(1, keepdims=True)
+        log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+        np.testing.assert_allclose(row, -log_p[np.arange(19), window[1:]], rtol=1e-5)
+
+
+def fingerprints(folders: list[str]) -> list[dict[str, str]]:
+    """Digests of logits and of every accumulator, for each artifact."""
+    ids = np.random.default_rng(0).integers(0, 301, 12)
+    out = []
+    for folder in folders:
+        lut_model = LutModel.load(folder, threads=1)
+        _, sums = lut_model.capture(ids)
+        arrays = {**sums, "logits": lut_model.logits(ids)}
+        out.append({name: hashlib.sha256(a.tobytes()).hexdigest() for name, a in arrays.items()})
+    return out
+
+
+def test_plain_kernels_give_the_same_bits(folders):
+    if ISA == "plain":
+        pytest.skip("the plain kernels are the ones in use")
+    paths = [str(path) for path in folders.values()]
+    script = "import json, sys; from tests.test_emulator import fingerprints; "
+    script += "print(json.dumps(fingerprints(sys.argv[1:])))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *paths],
+        env={**os.environ, "LUTLLM_ISA": "plain"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == fingerprints(paths)
+
+
+# ---------------------------------------------------------------- text
+
+
+def test_greedy_generation_is_the_argmax(one):
+    ids = one.tokenizer.encode_prompt("hello")
+    one.reset()
+    logits = one.prefill(ids)
+    expected = []
+    for _ in range(6):
+        expected.append(int(logits.argmax()))
+        logits = one.decode(expected[-1])
+    pieces: list[str] = []
+    out = one.generate("hello", max_tokens=6, on_text=pieces.append)
+    assert out.tokens == expected
+    assert out.text == "".join(pieces) == str(out) == one.tokenizer.decode(expected)
+    assert out.finish_reason == "length"
+    assert out.prompt_tokens == len(ids)
+    assert min(out.prefill_tokens_per_s, out.decode_tokens_per_s) > 0
+
+
+def test_sampling_follows_the_seed(one):
+    runs = [
+        one.generate("hello", max_tokens=12, temperature=1.5, seed=seed).tokens
+        for seed in (1, 1, 2)
+    ]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_generation_stops_at_eos(one, monkeypatch):
+    first = one.generate("hello", max_tokens=4).tokens
+    monkeypatch.setattr(one.tokenizer, "eos_ids", (first[2],))
+    out = one.generate("hello", max_tokens=4)
+    assert out.finish_reason == "stop"
+    assert out.tokens == first[: first.index(first[2])]
+
+
+def test_messages_go_through_the_chat_template(one):
+    chat = one.generate(messages=[{"role": "user", "content": "hi"}], max_tokens=3)
+    assert chat.tokens == one.generate("[hi]>", max_tokens=3).tokens
+
+
+def test_generation_ends_with_the_context(one):
+    short = LutModel.load(one.path, threads=1, context=10)
+    out = short.generate("12345678", max_tokens=50)
+    assert out.finish_reason == "length"
+    assert len(out.tokens) == 3  # two fit, and one more is known from the last logits
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": ""}, "the prompt is empty"),
+        ({}, "either a prompt or messages"),
+        ({"prompt": "a", "messages": []}, "either a prompt or messages"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens is 0"),
+        ({"prompt": "a", "temperature": -1.0}, "temperature is -1"),
+        ({"prompt": "a", "top_p": 0.0}, "top_p is 0"),
+        ({"prompt": "a", "top_k": -1}, "top_k is -1"),
+        ({"prompt": "a" * 900}, "the context ends at 700"),
+    ],
+)
+def test_wrong_requests_are_told(one, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        one.generate(**arguments)
+
+
+def test_wrong_tokens_and_contexts_are_told(one):
+    with pytest.raises(ConfigError, match="token id 301 is not in the vocabulary"):
+        one.logits([1, 301])
+    with pytest.raises(ConfigError, match="at least one"):
+        one.logits([])
+    with pytest.raises(ConfigError, match="context is 701"):
+        LutModel.load(one.path, context=701)
+
+
+def test_logits_that_are_not_finite_are_told(one, monkeypatch):
+    bad = np.full(301, np.nan, np.float32)
+    monkeypatch.setattr(one, "prefill", lambda ids: bad)
+    with pytest.raises(ArtifactError, match="lutllm verify"):
+        one.generate("a", max_tokens=1)
+
+
+def test_sampling_keeps_the_likeliest():
+    rng = np.random.default_rng(0)
+    logits = np.log(np.array([0.1, 0.2, 0.4, 0.3], np.float32))
+    assert Sampling().choose(logits, rng) == 2
+    assert Sampling(1.0, top_k=1).choose(logits, rng) == 2
+    assert Sampling(1.0, top_p=0.3).choose(logits, rng) == 2
+    draws = [Sampling(1.0, top_k=2).choose(logits, rng) for _ in range(2000)]
+    assert set(draws) == {2, 3}
+    assert abs(draws.count(2) / 2000 - 4 / 7) < 0.05
+    draws = [Sampling(1.0, top_p=0.75).choose(logits, rng) for _ in range(2000)]
+    assert set(draws) == {1, 2, 3}
+    draws = [Sampling(1.0).choose(logits, rng) for _ in range(4000)]
+    np.testing.assert_allclose(np.bincount(draws) / 4000, [0.1, 0.2, 0.4, 0.3], atol=0.04)
+
+
+# ---------------------------------------------------------------- machine
+
+
+def resident_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of each file of a folder that this process has in memory as mapped pages."""
+    out: dict[str, int] = {}
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            path = Path(line.split(" ")[-1])
+        elif line.startswith("Rss:") and path.parent == folder:
+            out[path.name] = out.get(path.name, 0) + 1024 * int(line.split()[1])
+    return out
+
+
+def test_pages_of_packed_files_are_given_back(tmp_path):
+    if not Path("/proc/self/smaps").exists():
+        pytest.skip("needs /proc")
+    write_artifact(tmp_path, tiny_config("llama", intermediate_size=8000))
+    size = (tmp_path / "layer-0.safetensors").stat().st_size
+    held = LutModel.load(tmp_path, threads=1)
+    assert held.table_bytes > 0
+    assert resident_bytes(tmp_path)["layer-0.safetensors"] < size / 4
+
+
+def test_bench_reports_speed_and_its_bound(one, monkeypatch):
+    monkeypatch.setattr("lutllm.emulator.bench.BANDWIDTH_BYTES", 1 << 20)
+    report = bench(one, prompt_tokens=12, decode_tokens=3, repeats=2)
+    assert report["threads"] == 2
+    for key in ("prefill_tokens_per_s", "decode_tokens_per_s", "decode_gb_per_s"):
+        assert report[key] > 0
+    assert report["memory_gb_per_s"] > 0
+    assert report["decode_bytes_per_token"] > one.table_bytes

@@ -1,0 +1,225 @@
+"""LUT linear kernels against `lutllm.intmath`: equal to the bit in every configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lutllm import intmath
+from lutllm.config import LutConfig
+from lutllm.emulator.cpu import ISA, SETS, choose_isa
+from lutllm.emulator.layout import SEGMENT, UNIT, Arena, cut_panels, cut_segments, pack
+from lutllm.emulator.linear import run_linear
+from lutllm.emulator.team import Team
+from lutllm.errors import ConfigError
+from lutllm.lut_linear import LutLinear
+from tests.helpers import random_input, random_linear
+
+TEAMS = {size: Team(size) for size in (1, 2, 3)}
+
+#: config, in_features, out_features, tokens
+CASES: list[tuple[dict[str, Any], int, int, int]] = [
+    ({}, 64, 200, 5),
+    ({}, 576, 576, 1),
+    ({}, 192, 1100, 40),
+    ({"weight_stages": 2}, 100, 130, 9),
+    ({"weight_stages": 2, "act_stages": 2}, 130, 100, 3),
+    ({"act_stages": 2}, 130, 100, 1),
+    ({"act_stages": 2, "act_centroids": 256}, 64, 100, 17),
+    ({"act_stages": 3}, 66, 70, 2),
+    ({"scheme": "weight"}, 96, 192, 3),
+    ({"scheme": "weight"}, 96, 192, 1),
+    ({"scheme": "weight", "weight_stages": 2, "group_size": 100}, 97, 230, 2),
+    ({"scheme": "weight", "vec_len": 4, "weight_centroids": 256}, 96, 192, 2),
+    ({"vec_len": 4, "act_centroids": 32}, 99, 192, 3),
+    (
+        {"vec_len": 1, "act_centroids": 7, "weight_centroids": 5, "group_size": 24},
+        33,
+        70,
+        2,
+    ),
+    ({"vec_len": 8, "weight_centroids": 2}, 50, 64, 2),
+    ({"weight_centroids": 12}, 64, 100, 2),
+    ({"weight_centroids": 64}, 64, 100, 2),
+    ({"weight_centroids": 256, "act_centroids": 256, "act_stages": 3}, 64, 100, 2),
+    ({"weight_centroids": 100, "table_bits": 6, "block_positions": 5}, 64, 100, 2),
+    ({"table_bits": 4, "block_positions": 3, "weight_stages": 4}, 64, 1100, 20),
+    ({"block_positions": 1}, 40, 64, 1),
+    ({"group_size": 1 << 20}, 64, 1300, 2),
+    ({"group_size": 1}, 20, 30, 2),
+    ({}, 2000, 128, 2),
+    ({}, 1, 1, 1),
+]
+
+
+def check(linear: LutLinear, x: np.ndarray, team: Team) -> None:
+    """Codes, accumulators and outputs of the kernels equal those of intmath."""
+    got = run_linear(pack(linear), x, team)
+    x_int, token_scale = intmath.quantize_activation(x, linear)
+    if linear.config.scheme == "weight":
+        np.testing.assert_array_equal(got["token_scale"], token_scale)
+    else:
+        assert linear.act_codebook is not None
+        np.testing.assert_array_equal(got["codes"], intmath.search(x_int, linear.act_codebook))
+    sums, _ = intmath.accumulate(x, linear)
+    np.testing.assert_array_equal(got["accumulators"], sums)
+    np.testing.assert_array_equal(got["y"], intmath.dequantize(sums, token_scale, linear))
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_equal_to_intmath(case):
+    changes, in_features, out_features, tokens = CASES[case]
+    linear = random_linear(LutConfig(**changes), in_features, out_features, case, bias=case % 2 > 0)
+    x = random_input(tokens, in_features, case)
+    for team in TEAMS.values():
+        check(linear, x, team)
+
+
+def random_cases(count: int) -> Iterator[tuple[LutConfig, int, int, int]]:
+    rng = np.random.default_rng(7)
+    for _ in range(count):
+        scheme = str(rng.choice(["co", "weight"]))
+        config = LutConfig(
+            scheme=scheme,
+            vec_len=int(rng.choice([1, 2, 2, 2, 3])),
+            act_centroids=int(rng.integers(2, 257)),
+            weight_centroids=int(rng.choice([2, 9, 16, 16, 33, 256])),
+            group_size=int(rng.choice([1, 30, 64, 100, 512])),
+            act_stages=1 if scheme == "weight" else int(rng.integers(1, 4)),
+            weight_stages=int(rng.integers(1, 4)),
+            table_bits=int(rng.integers(4, 9)),
+            block_positions=int(rng.integers(1, 17)),
+        )
+        yield config, *(int(rng.integers(1, high)) for high in (150, 150, 6))
+
+
+def test_random_configurations():
+    for seed, (config, in_features, out_features, tokens) in enumerate(random_cases(40)):
+        linear = random_linear(config, in_features, out_features, seed, bias=seed % 3 == 0)
+        check(linear, random_input(tokens, in_features, seed), TEAMS[1 + seed % 3])
+
+
+def extreme(config: LutConfig, table_shift: int, block_shift: int) -> LutLinear:
+    """Centroids of +-127 and given shifts."""
+    linear = random_linear(config, 40, 70, 3)
+    rng = np.random.default_rng(3)
+
+    def ends(shape: tuple[int, ...]) -> np.ndarray:
+        return rng.choice(np.array([-127, 127], np.int8), shape)
+
+    linear = dataclasses.replace(
+        linear,
+        weight_codebook=ends(linear.weight_codebook.shape),
+        table_shift=np.full_like(linear.table_shift, table_shift),
+        block_shift=np.full_like(linear.block_shift, block_shift),
+    )
+    if linear.act_codebook is not None:
+        linear = dataclasses.replace(linear, act_codebook=ends(linear.act_codebook.shape))
+    linear.validate()
+    return linear
+
+
+@pytest.mark.parametrize("scheme", ["co", "weight"])
+@pytest.mark.parametrize("shifts", [(1, 0), (7, 14), (8, 15), (8, 18), (24, 0)])
+def test_saturation_and_extreme_shifts(scheme, shifts):
+    linear = extreme(LutConfig(scheme=scheme), *shifts)
+    check(linear, random_input(3, 40) * 100, TEAMS[2])
+
+
+@pytest.mark.parametrize("value", [-128, 127])
+def test_sums_at_their_bound(value):
+    """Every entry at the end of its range over a whole segment and more."""
+    config = LutConfig(scheme="weight")
+    linear = random_linear(config, 2 * (SEGMENT + UNIT), 64, 5)
+    sign = 1 if value > 0 else -1
+    linear = dataclasses.replace(
+        linear,
+        input_scale=np.ones_like(linear.input_scale),
+        weight_codebook=np.full_like(linear.weight_codebook, 127 * sign),
+        table_shift=np.full_like(linear.table_shift, 1),
+        block_shift=np.full_like(linear.block_shift, 3),
+    )
+    x = np.ones((1, linear.in_features), np.float32)
+    sums, _ = intmath.accumulate(x, linear)
+    assert (sums == value * linear.num_positions << 3).all()
+    check(linear, x, TEAMS[1])
+
+
+def test_every_sum_of_unsigned_bytes_is_exact():
+    """Rows of one value each, for all byte values: the sum's low byte and carry both count."""
+    config = LutConfig(scheme="weight", weight_centroids=16)
+    linear = random_linear(config, 2 * SEGMENT, 256, 6)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        book = rng.integers(-127, 128, linear.weight_codebook.shape, dtype=np.int8)
+        book[rng.random(book.shape) < 0.5] = 127
+        changed = dataclasses.replace(
+            linear,
+            weight_codebook=book,
+            table_shift=rng.integers(1, 9, linear.table_shift.shape, dtype=np.uint8),
+            block_shift=np.zeros_like(linear.block_shift),
+        )
+        check(changed, random_input(1, linear.in_features, seed), TEAMS[1])
+
+
+def test_segments_cover_positions_once():
+    linear = random_linear(LutConfig(block_positions=5, weight_stages=2), 301, 64, 1)
+    slot_position, segments = cut_segments(linear)
+    used = slot_position[slot_position >= 0]
+    np.testing.assert_array_equal(np.sort(used), np.arange(linear.num_positions))
+    assert (segments[:, 1] % UNIT == 0).all()
+    assert segments[:, 1].max() <= SEGMENT
+    assert segments[:, 1].sum() == len(slot_position)
+    for first, count, *shifts in segments:
+        for slot in range(first, first + count):
+            if slot_position[slot] >= 0:
+                block = slot_position[slot] // 5
+                assert shifts == list(linear.block_shift[0, :, block])
+
+
+def test_panels_cover_outputs_once():
+    linear = random_linear(LutConfig(group_size=700), 32, 1500, 1)
+    panels, tiles = cut_panels(linear, 16, 32)
+    outputs = [m for _, first, count, _, _ in panels for m in range(first, first + count)]
+    assert outputs == list(range(1500))
+    assert all(first // 700 == group == (first + n - 1) // 700 for group, first, n, _, _ in panels)
+    assert tiles == sum(-(-n // 64) for n in panels[:, 2])
+
+
+def test_packed_arrays_are_copies_on_cache_lines():
+    linear = random_linear(LutConfig(), 64, 64, 1, bias=True)
+    packed = pack(linear, Arena())
+    for name, array in packed.arrays.items():
+        assert name in ("segment_table", "panel_table") or array.ctypes.data % 64 == 0
+        assert not any(np.shares_memory(array, a) for a in linear.arrays().values())
+
+
+def test_choice_of_kernels():
+    assert choose_isa(None, frozenset()) == "plain"
+    assert choose_isa(None, frozenset({"avx2", "fma"})) == "avx2"
+    assert choose_isa("plain", frozenset({"avx2"})) == "plain"
+    assert ISA in SETS
+    with pytest.raises(ConfigError, match="lacks avx2"):
+        choose_isa("avx2", frozenset())
+    with pytest.raises(ConfigError, match="choose one of avx2, plain"):
+        choose_isa("mmx", frozenset())
+
+
+def test_team_reports_errors_and_goes_on():
+    team = Team(2)
+
+    def fail(arrivals: int, member: int, members: int) -> None:
+        if member == 1:
+            raise ValueError("from member 1")
+
+    with pytest.raises(ValueError, match="from member 1"):
+        team.run(fail)
+    seen: list[int] = []
+    team.run(lambda arrivals, member, members: seen.append(member))
+    assert sorted(seen) == [0, 1]
+    with pytest.raises(ConfigError, match="threads is 0"):
+        Team(0)
