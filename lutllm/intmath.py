@@ -76,12 +76,14 @@ def _pick(centroids: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def table_entry(dot: np.ndarray, shift: np.ndarray, table_bits: int) -> np.ndarray:
-    """saturate(round_half_up(dot / 2^shift)) to a signed `table_bits` integer.
+    """saturate(round(dot / 2^shift)), halves away from zero, to a signed `table_bits` integer.
 
-    dot: i32, shift: i32 >= 1, broadcast together. The rounding is (dot + 2^(shift-1)) >> shift.
+    dot: i32, shift: i32 >= 1, broadcast together. The rounding is
+    (dot - (dot < 0) + 2^(shift-1)) >> shift. Halves rounded up would give every entry a bias of
+    2^-(shift+1), which adds up over positions to an offset common to all outputs.
     """
     limit = 1 << (table_bits - 1)
-    rounded = (dot + (np.int32(1) << (shift - 1))) >> shift
+    rounded = (dot - (dot < 0) + (np.int32(1) << (shift - 1))) >> shift
     return np.clip(rounded, -limit, limit - 1).astype(np.int8)
 
 

@@ -92,7 +92,8 @@ def _clip_loss(
                             for j in range(v):
                                 dot += vectors[a, p, j] * integers[p, g, s, k, j]
                             exact = dot * scale
-                            entry = np.floor(exact + np.float32(0.5))
+                            entry = np.floor(abs(exact) + np.float32(0.5))
+                            entry = entry if exact > 0 else -entry
                             entry = min(np.float32(limit), max(np.float32(-limit - 1), entry))
                             gap = entry - exact
                             total += frequency[a, p] * share * gap * gap

@@ -35,10 +35,11 @@ def test_packing_is_least_significant_bit_first() -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(dot=st.integers(-(1 << 18), 1 << 18), shift=st.integers(1, 15), bits=st.integers(4, 8))
-def test_table_entry_rounds_half_up_and_saturates(dot: int, shift: int, bits: int) -> None:
+def test_table_entry_rounds_halves_outward_and_saturates(dot: int, shift: int, bits: int) -> None:
     entry = int(intmath.table_entry(np.int32(dot), np.int32(shift), bits))
     limit = 1 << (bits - 1)
-    assert entry == max(-limit, min(limit - 1, int(np.floor(dot / 2**shift + 0.5))))
+    rounded = int(np.sign(dot) * np.floor(abs(dot) / 2**shift + 0.5))
+    assert entry == max(-limit, min(limit - 1, rounded))
 
 
 CONFIGS = [

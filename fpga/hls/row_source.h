@@ -158,12 +158,13 @@ record_loop:
     }
 }
 
-// saturate((dot + 2^(shift - 1)) >> shift) to TABLE_BITS, as offset binary; shift is 1 to 24.
+// saturate((dot - (dot < 0) + 2^(shift - 1)) >> shift) to TABLE_BITS, as offset binary: halves
+// round away from zero. shift is 1 to 24.
 template <class E>
 ap_uint<E::TABLE_BITS> table_entry(int dot, int shift) {
 #pragma HLS INLINE
     const int limit = 1 << (E::TABLE_BITS - 1);
-    const int rounded = (dot + (1 << (shift - 1))) >> shift;
+    const int rounded = (dot - (dot < 0 ? 1 : 0) + (1 << (shift - 1))) >> shift;
     const int entry = rounded < -limit ? -limit : rounded > limit - 1 ? limit - 1 : rounded;
     return ap_uint<E::TABLE_BITS>(entry + limit);
 }

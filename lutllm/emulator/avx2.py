@@ -34,6 +34,7 @@ from lutllm.emulator.plain import (
 from lutllm.emulator.simd import (
     Vector,
     add,
+    ashr,
     band,
     bitcast,
     bxor,
@@ -278,6 +279,12 @@ def make_rows(
 
 
 @inline
+def _outward(dot: Vector) -> Vector:
+    """dot - (dot < 0), so that rounding halves up then rounds them away from zero."""
+    return add(dot, ashr(dot, 15))
+
+
+@inline
 def _pair_entries(book: int, vectors: int, factors: int, mask: Vector) -> tuple[Vector, Vector]:
     """Rounded dot products of two slots before saturation, 8 centroids of each per vector.
 
@@ -288,7 +295,7 @@ def _pair_entries(book: int, vectors: int, factors: int, mask: Vector) -> tuple[
     size = psignb(a, a)
     dot0 = maddubs(size, psignb(load(i8x32, book), a))
     dot1 = maddubs(size, psignb(load(i8x32, book + 32), a))
-    return mulhrs(dot0, factor), mulhrs(dot1, factor)
+    return mulhrs(_outward(dot0), factor), mulhrs(_outward(dot1), factor)
 
 
 # ---------------------------------------------------------------- lookup

@@ -168,7 +168,7 @@ def make_rows(
                 dot += load_i8(vector + slot * v + i) * load_i8(
                     book + slot * lin.slot_bytes + k * v + i
                 )
-            entry = (dot + (1 << (shift - 1))) >> shift
+            entry = (dot - (dot < 0) + (1 << (shift - 1))) >> shift
             entry = max(-limit, min(limit - 1, entry))
             store_i8(rows + slot * lin.row_stride + k, entry + lin.row_bias)
 
