@@ -74,7 +74,7 @@ def run_csim(
     """
     start = time.monotonic()
     design = read_design(design_dir)
-    sources = _trusted_sources(design, allow_modified)
+    sources = trusted_sources(design, allow_modified)
     cases = list(_cases(design, tokens, layers, modes))
     if not cases:
         raise ConfigError(
@@ -112,9 +112,15 @@ def _divergence(run: dict[str, Any]) -> dict[str, Any]:
     return {"linear": run["linear"], "mode": run["mode"], **run["first_divergence"]}
 
 
-def _trusted_sources(design: Design, allow_modified: bool) -> dict[str, str]:
+def trusted_sources(design: Design, allow_modified: bool) -> dict[str, str]:
     """path -> text of the sources to compile, as rendered or, when allowed, as in the folder."""
-    rendered = design_sources(design.engines, design.device, design.model, design.artifact_hash)
+    rendered = design_sources(
+        design.engines,
+        design.device,
+        design.model,
+        design.artifact_hash,
+        design.decoder.design if design.decoder else None,
+    )
     found = {}
     for path, text in rendered.items():
         if path not in design.files:

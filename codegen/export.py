@@ -10,11 +10,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from codegen.decoder_golden import DecoderGolden, write_decoder_golden
+from codegen.decoder_images import decoder_files, plan_decoder, write_decoder_images
 from codegen.golden import GoldenSource, golden_input, random_inputs, write_golden
 from codegen.layout import centroid_image, channel_image, parameter_image
 from codegen.manifest import (
     MANIFEST,
+    DecoderRecord,
     Golden,
+    decoder_entry,
     image_files,
     is_design,
     mark_incomplete,
@@ -23,6 +27,7 @@ from codegen.manifest import (
 )
 from codegen.plan import plan_engines, select_linears
 from codegen.render import design_sources
+from fpga.decoder_design import DecoderConfig, DecoderDesign
 from fpga.design import EngineConfig, EngineDesign
 from fpga.device import Device, load_device
 from lutllm.artifact import Artifact, artifact_hash
@@ -43,6 +48,8 @@ def export(
     golden: GoldenSource | None = None,
     golden_tokens: int = 32,
     layers: int | Iterable[int] | None = None,
+    decoder: DecoderConfig | None = None,
+    decoder_golden: DecoderGolden | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Write the design of an artifact to `out_dir`; the same input gives the same bytes.
@@ -52,11 +59,18 @@ def export(
                    the first linear of every kind. Expected results come from intmath.
     golden_tokens  most tokens kept per linear
     layers         the first N decoder layers, or their indices; None = all
+    decoder        the decoder kernel's configuration; None = the defaults of DecoderConfig. It is
+                   exported with all layers only
+    decoder_golden what the model gives for a prompt; None = the decoder has nothing to compare with
     Returns files, device, artifact_hash, engines, image_bytes and source_lines.
     """
     artifact = Artifact.open(artifact_path)
     shapes = select_linears(artifact, layers)
     engines = plan_engines(artifact, shapes, engine or EngineConfig())
+    _check_widths(engines, load_device(device))
+    whole = len(shapes) == len(artifact.model.linears())
+    if decoder_golden is not None and not whole:
+        raise ConfigError("a golden run of the decoder needs all layers; leave `layers` out")
     return write_design(
         Path(out_dir),
         engines,
@@ -66,6 +80,9 @@ def export(
         artifact_hash=artifact_hash(artifact.path),
         golden=golden,
         golden_tokens=golden_tokens,
+        decoder=plan_decoder(artifact, engines, decoder or DecoderConfig()) if whole else None,
+        artifact=artifact,
+        decoder_golden=decoder_golden,
         progress=progress,
     )
 
@@ -80,13 +97,21 @@ def write_design(
     artifact_hash: str,
     golden: GoldenSource | None = None,
     golden_tokens: int = 32,
+    decoder: DecoderDesign | None = None,
+    artifact: Artifact | None = None,
+    decoder_golden: DecoderGolden | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Write the design of `engines` to `root`. linears: each that an engine names, in any order."""
+    """Write the design of `engines` to `root`. linears: each that an engine names, in any order.
+
+    decoder: the kernel that runs the whole model; its embedding and norms come from `artifact`.
+    """
     board = load_device(device)
     _check_widths(engines, board)
-    sources = design_sources(engines, board, model, artifact_hash)
+    sources = design_sources(engines, board, model, artifact_hash, decoder)
     image_bytes = sum(sum(image_files(engine).values()) for engine in engines)
+    if decoder:
+        image_bytes += sum(decoder_files(decoder).values())
     _prepare_folder(root, image_bytes)
     files = _write_sources(root, sources)
     count = sum(len(engine.slots) for engine in engines)
@@ -101,6 +126,10 @@ def write_design(
                 records.append(Golden(linear.name, len(x), owner.name))
             bar.advance(note=linear.name)
     files.append(write_cases(root, records, {e.name: e for e in engines}))
+    entry = None
+    if decoder:
+        assert artifact is not None
+        entry = _write_decoder(root, decoder, artifact, decoder_golden, files)
     write_manifest(
         root,
         model=model,
@@ -109,6 +138,7 @@ def write_design(
         engines=engines,
         golden=records,
         files=files,
+        decoder=entry,
     )
     readable = [text for path, text in sources.items() if path.startswith("src/")]
     return {
@@ -116,10 +146,28 @@ def write_design(
         "device": board.name,
         "artifact_hash": artifact_hash,
         "engines": [engine.name for engine in engines],
+        "decoder": decoder is not None,
         "linears": count,
         "image_bytes": image_bytes,
         "source_lines": sum(text.count("\n") for text in readable),
     }
+
+
+def _write_decoder(
+    root: Path,
+    decoder: DecoderDesign,
+    artifact: Artifact,
+    golden: DecoderGolden | None,
+    files: list[str],
+) -> dict[str, Any]:
+    """Write images and golden run, add their paths to `files`; returns the manifest's entry."""
+    tensors = write_decoder_images(root, decoder, artifact)
+    files += decoder_files(decoder)
+    record = DecoderRecord(decoder, 0, 0, [])
+    if golden is not None:
+        files += write_decoder_golden(root, decoder, golden)
+        record = DecoderRecord(decoder, len(golden.prompt), len(golden.tokens), [*golden.inputs])
+    return decoder_entry(record, tensors)
 
 
 def _check_widths(engines: list[EngineDesign], device: Device) -> None:

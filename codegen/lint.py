@@ -6,6 +6,7 @@ import re
 
 #: Directives of Vitis HLS 2025.1 that kernels use, with the options each may have (UG1399).
 DIRECTIVES: dict[str, set[str]] = {
+    "ALLOCATION": {"function", "operation", "instances", "limit"},
     "AGGREGATE": {"variable", "compact"},
     "ARRAY_PARTITION": {"variable", "type", "factor", "dim"},
     "ARRAY_RESHAPE": {"variable", "type", "factor", "dim"},

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from codegen.decoder_golden import golden_sizes
+from codegen.decoder_images import Span, decoder_files, spans
+from fpga.decoder_design import DecoderDesign
 from fpga.design import EngineDesign
 from fpga.device import Device, load_device
 from lutllm.artifact import file_digest, read_json, write_json
-from lutllm.errors import ArtifactError, ConfigError
+from lutllm.errors import ArtifactError, CheckpointError, ConfigError
 from lutllm.version import __version__
 
 MANIFEST = "manifest.json"
@@ -33,6 +36,20 @@ class Golden:
 
 
 @dataclass(frozen=True)
+class DecoderRecord:
+    """The decoder of a design folder.
+
+    prompt, tokens  words of its golden run, 0 without one
+    inputs          linears whose inputs the golden run has
+    """
+
+    design: DecoderDesign
+    prompt: int
+    tokens: int
+    inputs: list[str]
+
+
+@dataclass(frozen=True)
 class Design:
     """A checked design folder."""
 
@@ -43,6 +60,7 @@ class Design:
     engines: list[EngineDesign]
     golden: list[Golden]
     files: list[str]
+    decoder: DecoderRecord | None = None
 
     def engine(self, name: str) -> EngineDesign:
         return next(engine for engine in self.engines if engine.name == name)
@@ -88,6 +106,15 @@ def engine_entry(engine: EngineDesign) -> dict[str, Any]:
     return {**engine.to_dict(), "linears": linears}
 
 
+def decoder_entry(record: DecoderRecord, tensors: list[Span]) -> dict[str, Any]:
+    """The decoder, where each tensor lies, and its golden run."""
+    return {
+        **record.design.to_dict(),
+        "tensors": {span.tensor: span.to_dict() for span in tensors},
+        "golden": {"prompt": record.prompt, "tokens": record.tokens, "inputs": record.inputs},
+    }
+
+
 def file_entry(root: Path, path: str) -> dict[str, Any]:
     target = root / path
     return {"path": path, "bytes": target.stat().st_size, "sha256": file_digest(target)}
@@ -102,7 +129,9 @@ def write_manifest(
     engines: list[EngineDesign],
     golden: list[Golden],
     files: list[str],
+    decoder: dict[str, Any] | None = None,
 ) -> None:
+    """decoder: what `decoder_entry` gives."""
     value = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -111,6 +140,7 @@ def write_manifest(
         "artifact_hash": artifact_hash,
         "device": device.name,
         "engines": [engine_entry(engine) for engine in engines],
+        **({"decoder": decoder} if decoder else {}),
         "golden": {g.name: {"tokens": g.tokens, "engine": g.engine} for g in golden},
         "files": [file_entry(root, path) for path in sorted(files)],
     }
@@ -146,7 +176,7 @@ def read_design(path: str | Path) -> Design:
         )
     try:
         design = _parse(root, value)
-    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as cause:
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError, CheckpointError) as cause:
         raise ArtifactError(f"{manifest}: malformed ({cause!r}); export again") from None
     _check_files(root, value["files"])
     _check_sizes(design)
@@ -182,7 +212,27 @@ def _parse(root: Path, value: dict[str, Any]) -> Design:
         engines=engines,
         golden=golden,
         files=[str(entry["path"]) for entry in value["files"]],
+        decoder=_parse_decoder(value["decoder"], engines) if "decoder" in value else None,
     )
+
+
+def _parse_decoder(entry: dict[str, Any], engines: list[EngineDesign]) -> DecoderRecord:
+    kept = {k: v for k, v in entry.items() if k not in ("tensors", "golden")}
+    design = DecoderDesign.from_dict(kept, engines)
+    places = [
+        Span(name, tuple(x["files"]), x["offset"], x["bytes"])
+        for name, x in entry["tensors"].items()
+    ]
+    if places != spans(design):
+        raise ValueError("decoder: offsets do not follow from its model")
+    golden = entry["golden"]
+    names = [str(name) for name in golden["inputs"]]
+    if unknown := set(names) - {shape.name for shape in design.model.linears()}:
+        raise ValueError(f"golden input {min(unknown)!r} is not a linear of the model")
+    prompt, tokens = int(golden["prompt"]), int(golden["tokens"])
+    if min(prompt, tokens) < 0 or (prompt == 0) != (tokens == 0):
+        raise ValueError(f"golden run of {prompt} and {tokens} words")
+    return DecoderRecord(design, prompt, tokens, names)
 
 
 def _device_name(name: Any) -> str:
@@ -242,6 +292,11 @@ def _check_sizes(design: Design) -> None:
         wanted |= image_files(engine)
     for golden in design.golden:
         wanted |= golden_files(golden, design.engine(golden.engine))
+    if record := design.decoder:
+        wanted |= decoder_files(record.design)
+        if record.tokens:
+            model = record.design.model
+            wanted |= golden_sizes(model, record.prompt, record.tokens, record.inputs)
     for path, size in wanted.items():
         if path not in design.files:
             raise ArtifactError(f"{design.path / path}: not in the manifest; export again")

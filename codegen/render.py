@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from codegen.diagram import engine_diagram
+from fpga.decoder_design import DecoderDesign
 from fpga.design import EngineDesign
 from fpga.device import Device
 from lutllm.errors import ConfigError
@@ -20,6 +21,7 @@ LIBRARY = Path(__file__).parent.parent / "fpga" / "hls"
 TEMPLATES = Path(__file__).parent / "templates"
 #: Headers of the simulation, by their path in a design.
 SIMULATION_HEADERS = ("ap_int.h", "hls_stream.h", "hls_burst_maxi.h", "testbench.h")
+DECODER_HEADERS = ("decoder_testbench.h",)
 _INCLUDE = re.compile(r'^#include "([\w./]+)"\n', re.MULTILINE)
 
 
@@ -107,8 +109,7 @@ def connections(engines: list[EngineDesign], device: Device) -> list[Connection]
     Arguments take ports in turn; when all ports are taken the next ones share, from port 0 on.
     ConfigError when an engine has more channels than the board has ports, or a region is too small.
     """
-    out: list[Connection] = []
-    used: dict[str, int] = {}
+    wanted: list[tuple[str, str, int]] = []
     for engine in engines:
         if engine.config.channels > device.memory_ports:
             raise ConfigError(
@@ -116,21 +117,41 @@ def connections(engines: list[EngineDesign], device: Device) -> list[Connection]
                 f"{device.memory_ports} memory ports; use fewer channels"
             )
         for argument, beats in _memory_arguments(engine):
-            port = device.port_name(len(out) % device.memory_ports)
-            out.append(Connection(engine.name, argument, port, beats * engine.beat_bytes))
-            used[port] = used.get(port, 0) + out[-1].bytes
-            if used[port] > device.region_bytes:
-                raise ConfigError(
-                    f"{port}: {used[port]} bytes of images ({engine.name}.{argument} and what "
-                    f"shares its port) exceed the region of {device.region_bytes} bytes; use more "
-                    "channels, fewer layers, or rows computed on line"
-                )
+            wanted.append((engine.name, argument, beats * engine.beat_bytes))
+    return _connect(wanted, device)
+
+
+def decoder_connections(decoder: DecoderDesign, device: Device) -> list[Connection]:
+    """The board's port of every memory argument of the decoder, as for `connections`."""
+    wanted: list[tuple[str, str, int]] = []
+    for engine in decoder.engines:
+        for argument, beats in _memory_arguments(engine)[:-2]:  # x and y stay on chip
+            wanted.append((decoder.name, f"{engine.name}_{argument}", beats * engine.beat_bytes))
+    for argument, beats in (decoder.image_beats() | decoder.run_beats()).items():
+        wanted.append((decoder.name, argument, beats * decoder.beat_bytes))
+    return _connect(wanted, device)
+
+
+def _connect(wanted: list[tuple[str, str, int]], device: Device) -> list[Connection]:
+    """Ports in turn for (kernel, argument, bytes); ConfigError where a region is too small."""
+    out: list[Connection] = []
+    used: dict[str, int] = {}
+    for kernel, argument, count in wanted:
+        port = device.port_name(len(out) % device.memory_ports)
+        out.append(Connection(kernel, argument, port, count))
+        used[port] = used.get(port, 0) + count
+        if used[port] > device.region_bytes:
+            raise ConfigError(
+                f"{port}: {used[port]} bytes of images ({kernel}.{argument} and what "
+                f"shares its port) exceed the region of {device.region_bytes} bytes; use more "
+                "channels, fewer layers, a shorter context, or rows computed on line"
+            )
     return out
 
 
 def engine_sources(engine: EngineDesign, device: Device, header: str) -> dict[str, str]:
     """path -> text of everything that belongs to one engine. header: the comment on top."""
-    values = {"engine": engine, "device": device, "header": header}
+    values = {"engine": engine, "device": device, "header": header, "decoder": None}
     config = render("config.h.j2", **values)
     top = render("kernel.cpp.j2", **values)
     single = amalgamate(top, LIBRARY, {f"{engine.name}_config.h": config})
@@ -146,20 +167,59 @@ def engine_sources(engine: EngineDesign, device: Device, header: str) -> dict[st
     }
 
 
+def decoder_sources(decoder: DecoderDesign, device: Device, header: str) -> dict[str, str]:
+    """path -> text of everything that belongs to the decoder kernel."""
+    name = decoder.name
+    values = {"engines": decoder.engines, "decoder": decoder, "device": device, "header": header}
+    config = render("decoder_config.h.j2", **values)
+    top = render("decoder.cpp.j2", **values)
+    configs = {f"{name}_config.h": config}
+    for engine in decoder.engines:
+        configs[f"{engine.name}_config.h"] = render("config.h.j2", engine=engine, header=header)
+    out = {
+        f"src/{name}_config.h": config,
+        f"src/{name}.cpp": top,
+        f"hls/{name}.cpp": amalgamate(top, LIBRARY, configs),
+        f"hls/{name}.cfg": render("kernel.cfg.j2", engine=decoder, device=device, header=header),
+        f"sim/{name}_testbench.cpp": render("decoder_testbench.cpp.j2", **values),
+        f"{name}_system.cfg": render(
+            "system.cfg.j2",
+            engines=[decoder],
+            connections=decoder_connections(decoder, device),
+            header=header,
+        ),
+    }
+    for path in included_headers("decoder_steps.h"):
+        out[f"src/lutllm/{path}"] = (LIBRARY / path).read_text(encoding="utf-8")
+    for path in DECODER_HEADERS:
+        out[f"sim/{path}"] = (LIBRARY / "sim" / path).read_text(encoding="utf-8")
+    return out
+
+
 def design_sources(
-    engines: list[EngineDesign], device: Device, model: str, artifact_hash: str
+    engines: list[EngineDesign],
+    device: Device,
+    model: str,
+    artifact_hash: str,
+    decoder: DecoderDesign | None = None,
 ) -> dict[str, str]:
-    """path -> text of every source file of a design; the same input gives the same bytes."""
+    """path -> text of every source file of a design; the same input gives the same bytes.
+
+    decoder: the kernel that runs the whole model, beside one kernel per engine.
+    """
     header = f"Generated by lutllm {__version__} from artifact {artifact_hash[:16]}. Do not edit."
     out: dict[str, str] = {}
     for engine in engines:
         out |= engine_sources(engine, device, header)
+    if decoder:
+        out |= decoder_sources(decoder, device, header)
     for name in included_headers("lut_linear.h"):
         out[f"src/lutllm/{name}"] = (LIBRARY / name).read_text(encoding="utf-8")
     for name in SIMULATION_HEADERS:
         out[f"sim/{name}"] = (LIBRARY / "sim" / name).read_text(encoding="utf-8")
     values = {
         "engines": engines,
+        "decoder": decoder,
         "device": device,
         "header": header,
         "model": model,

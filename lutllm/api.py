@@ -16,10 +16,12 @@ from lutllm.artifact import Artifact, artifact_hash, is_artifact, read_json, wri
 from lutllm.config import QuantConfig
 from lutllm.errors import ArtifactError, ConfigError
 from lutllm.model_card import write_model_card
+from lutllm.recipes import DEFAULT_RECIPE, recipe
 from lutllm.version import __version__
 
 if TYPE_CHECKING:
     from calib.evaluate import Perplexity
+    from codegen.decoder_golden import DecoderGolden
     from lutllm.checkpoint import Checkpoint
     from lutllm.emulator import LutModel
     from lutllm.tokenizer import Tokenizer
@@ -40,7 +42,9 @@ def plan(
 
     checkpoint = open_checkpoint(source)
     calibration = pipeline.CalibrationConfig(calib_tokens, _context(checkpoint, calib_tokens))
-    return pipeline.plan(checkpoint, config or QuantConfig(), calibration)
+    return pipeline.plan(
+        checkpoint, config or QuantConfig(recipe(DEFAULT_RECIPE).config), calibration
+    )
 
 
 def quantize(
@@ -72,7 +76,7 @@ def quantize(
     from quant import pipeline
 
     begun = time.monotonic()
-    out, config = Path(out), config or QuantConfig()
+    out, config = Path(out), config or QuantConfig(recipe(DEFAULT_RECIPE).config)
     checkpoint = open_checkpoint(source)
     calibration = pipeline.CalibrationConfig(calib_tokens, _context(checkpoint, calib_tokens))
     tokenizer = checkpoint.tokenizer()
@@ -303,6 +307,8 @@ def export(
     engine: Source | None = None,
     golden_layers: int = 1,
     golden_tokens: int = 32,
+    prompt_tokens: int = 16,
+    new_tokens: int = 16,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Write FPGA kernels, memory images and a testbench for an artifact into `out`.
@@ -310,12 +316,17 @@ def export(
     engine         JSON file of an engine configuration, as `explore` writes it; None = the default
     golden_layers  decoder layers whose linears get golden vectors for C simulation: the inputs
                    that the emulator gives them for the first golden_tokens tokens of our text
+    prompt_tokens  tokens of our text that the decoder continues in C simulation
+    new_tokens     by so many tokens of its own
     """
     from codegen.export import export as run_export
     from fpga.performance.commands import read_engine
 
     config = None if engine is None else read_engine(engine)
-    inputs = _golden_inputs(artifact, golden_layers, golden_tokens)
+    model = load(artifact)
+    ids = _golden_words(model, max(golden_tokens, prompt_tokens))
+    inputs = _golden_inputs(model, ids[:golden_tokens], golden_layers)
+    run = golden_run(model, ids[:prompt_tokens], new_tokens)
     return run_export(
         artifact,
         out,
@@ -323,20 +334,46 @@ def export(
         engine=config,
         golden=inputs,
         golden_tokens=golden_tokens,
+        decoder_golden=run,
         progress=progress,
     )
 
 
-def _golden_inputs(artifact: Source, layers: int, tokens: int) -> dict[str, np.ndarray]:
-    """Inputs f32[T, D] of the linears of the first decoder layers, by name."""
+def _golden_words(model: LutModel, tokens: int) -> list[int]:
+    """The first tokens of our text."""
     from calib.text import default_text
 
-    model = load(artifact)
     text = default_text()[: 64 * tokens]  # no tokenizer needs 64 characters a token
-    ids = model.tokenizer.encode_prompt(text)[: min(tokens, model.context)]
+    return model.tokenizer.encode_prompt(text)[: min(tokens, model.context)]
+
+
+def _golden_inputs(model: LutModel, ids: list[int], layers: int) -> dict[str, np.ndarray]:
+    """Inputs f32[T, D] of the linears of the first decoder layers, by name."""
     inputs = model.capture_inputs(ids)
     names = {s.name for i in range(layers) for s in model.config.layer_linears(i)}
     return {name: values for name, values in inputs.items() if name in names}
+
+
+def golden_run(model: LutModel, prompt: list[int], new_tokens: int) -> DecoderGolden:
+    """What `model` gives greedily after `prompt`, for `codegen.csim_decoder.run_decoder`.
+
+    Tokens after the end of the text count too; both end where the context does.
+    """
+    from codegen.decoder_golden import DecoderGolden
+
+    prompt = prompt[: model.context]
+    model.reset()
+    logits = [model.prefill(prompt)]
+    tokens = [int(logits[0].argmax())]
+    while len(tokens) < min(new_tokens, model.context - len(prompt) + 1):
+        logits.append(model.decode(tokens[-1]))
+        tokens.append(int(logits[-1].argmax()))
+    return DecoderGolden(
+        prompt=np.array(prompt, np.int32),
+        tokens=np.array(tokens, np.int32),
+        logits=np.stack(logits),
+        inputs=model.capture_inputs([*prompt, *tokens[:-1]]),
+    )
 
 
 def estimate(
@@ -418,9 +455,20 @@ def csim(
     *,
     tokens: int | None = None,
     layers: int | None = None,
+    decoder: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Compile the kernels in an exported folder with g++ and compare them with the emulator."""
+    """Compile the kernels in an exported folder with g++ and compare them with the emulator.
+
+    decoder  run the whole model on the golden prompt instead of single linears; `tokens` are then
+             the tokens it chooses (codegen/csim_decoder.py)
+    """
+    if decoder:
+        from codegen.csim_decoder import run_decoder
+
+        if layers is not None:
+            raise ConfigError("layers is set; the decoder runs all layers: leave it out")
+        return run_decoder(folder, new_tokens=tokens)
     from codegen.csim import run_csim
 
     return run_csim(folder, tokens=tokens, layers=layers, progress=progress)

@@ -1,0 +1,324 @@
+"""The whole decoder in C simulation: tokens of the numpy reference, and damage that shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codegen.csim_decoder import relative_errors, run_decoder
+from codegen.decoder_golden import DecoderGolden
+from codegen.decoder_images import plan_decoder
+from codegen.export import export
+from codegen.lint import lint_kernel
+from codegen.manifest import MANIFEST, file_entry, read_design
+from codegen.plan import plan_engines, select_linears
+from codegen.render import decoder_connections
+from fpga.decoder_design import DecoderConfig, DecoderDesign
+from fpga.design import EngineConfig
+from fpga.device import load_device
+from lutllm import intmath
+from lutllm.artifact import Artifact
+from lutllm.config import LutConfig, QuantConfig
+from lutllm.emulator import reference
+from lutllm.errors import ArtifactError, ConfigError
+from tests.make_artifact import tiny_config, write_artifact
+
+ENGINE = EngineConfig(channels=4, centroid_ports=2, lanes_per_cycle=32, max_tokens=8)
+PROMPT, TOKENS = 11, 4
+ROPE = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+#: name -> config.json, quantization, type of embedding and head, decoder, lanes per cycle
+MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] = {
+    "coded": (
+        tiny_config("qwen2"),
+        QuantConfig(LutConfig(group_size=64)),
+        "F16",
+        DecoderConfig(vocab_ports=4),
+        32,
+    ),
+    "online": (
+        tiny_config("llama", rope_scaling=ROPE),
+        QuantConfig(LutConfig(scheme="weight", group_size=64)),
+        "F32",
+        DecoderConfig(context=30, vocab_ports=3, query_tokens=2),
+        32,
+    ),
+    "mixed": (  # two engines, lanes that are not whole beats, two stages in one layer
+        tiny_config("qwen3"),
+        QuantConfig(
+            LutConfig(group_size=60),
+            overrides={
+                "*.1.mlp.down_proj": {"act_stages": 2},
+                "*.o_proj": {"scheme": "weight"},
+            },
+        ),
+        "BF16",
+        DecoderConfig(vocab_ports=1, query_tokens=3),
+        20,
+    ),
+}
+
+
+def greedy(artifact: Artifact, prompt: list[int], tokens: int) -> DecoderGolden:
+    """The run of the numpy reference."""
+    ids, rows = list(prompt), []
+    for _ in range(tokens):
+        inputs: dict[str, np.ndarray] = {}
+        rows.append(reference.logits(artifact, np.array(ids), inputs.__setitem__)[-1])
+        ids.append(int(rows[-1].argmax()))
+    chosen = np.array(ids[len(prompt) :])
+    return DecoderGolden(np.array(prompt), chosen, np.stack(rows), inputs)
+
+
+@pytest.fixture(scope="module")
+def designs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """Design and artifact of one of MODELS."""
+    root = tmp_path_factory.mktemp("decoder")
+
+    def get(name: str) -> tuple[Path, Path]:
+        out, source = root / name, root / f"{name}-artifact"
+        if not out.exists():
+            config, quant, kind, decoder, lanes = MODELS[name]
+            write_artifact(source, config, quant, kind=kind)
+            prompt = np.random.default_rng(1).integers(0, 301, PROMPT).tolist()
+            export(
+                source,
+                out,
+                engine=dataclasses.replace(ENGINE, lanes_per_cycle=lanes),
+                golden={},
+                decoder=decoder,
+                decoder_golden=greedy(Artifact.open(source), prompt, TOKENS),
+            )
+        return out, source
+
+    return get
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tokens_are_those_of_the_reference(
+    designs: Callable[[str], tuple[Path, Path]], name: str
+) -> None:
+    found = run_decoder(designs(name)[0])
+    assert found["first_divergence"] is None
+    assert found["tokens_compared"] == TOKENS
+    if found["flips"] == 0:  # a value at the border of two integers may depend on the machine
+        assert found["tokens_equal"] == TOKENS
+        assert found["max_logit_error"] < 1e-5
+        assert found["max_input_error"] < 1e-5
+
+
+def test_fewer_tokens_and_other_prompts(designs: Callable[[str], tuple[Path, Path]]) -> None:
+    root, source = designs("coded")
+    assert run_decoder(root, new_tokens=2)["tokens_compared"] == 2
+    found = run_decoder(root, golden=greedy(Artifact.open(source), [300, 0, 7], 1))
+    assert (found["tokens_equal"], found["first_divergence"]) == (1, None)
+    with pytest.raises(ConfigError, match="new_tokens is 0"):
+        run_decoder(root, new_tokens=0)
+
+
+def test_context_is_a_limit(designs: Callable[[str], tuple[Path, Path]]) -> None:
+    root, source = designs("online")
+    artifact = Artifact.open(source)
+    words = [int(w) for w in np.random.default_rng(2).integers(0, 301, 31)]
+    full = run_decoder(root, golden=greedy(artifact, words[:30], 1))
+    assert full["first_divergence"] is None
+    with pytest.raises(ArtifactError, match="does not fit into the context of the decoder"):
+        run_decoder(root, golden=greedy(artifact, words, 1))
+
+
+def damage(root: Path, image: str, offset: int, mask: int) -> None:
+    """Flip bits of one byte, and make the manifest agree."""
+    path = root / "images" / image
+    data = bytearray(path.read_bytes())
+    data[offset] ^= mask
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match="sha256 differs"):
+        run_decoder(root)
+    manifest = json.loads((root / MANIFEST).read_text())
+    manifest["files"] = [file_entry(root, entry["path"]) for entry in manifest["files"]]
+    (root / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def copy(designs: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> Path:
+    root = tmp_path / "design"
+    shutil.copytree(designs("coded")[0], root)
+    return root
+
+
+def tensor_offset(root: Path, name: str) -> int:
+    return int(json.loads((root / MANIFEST).read_text())["decoder"]["tensors"][name]["offset"])
+
+
+@pytest.mark.parametrize(
+    ("tensor", "place", "step"),
+    [
+        ("model.layers.1.input_layernorm.weight", (0, 0), "layers.1.self_attn.qkv_proj"),
+        ("model.layers.0.post_attention_layernorm.weight", (0, 0), "layers.0.mlp.gate_up_proj"),
+        ("model.norm.weight", (0, PROMPT - 1), "logits"),
+        # An angle of position 0; with nothing but itself to look at, its own result stays.
+        ("rotary", (32, 1), "layers.0.self_attn.o_proj"),
+    ],
+)
+def test_changed_constant_is_found_where_it_acts(
+    copy: Path, tensor: str, place: tuple[int, int], step: str
+) -> None:
+    """The exponent of one float. A norm acts from position 0 on; the final one with the logits."""
+    skip, position = place
+    damage(copy, "decoder/constants.bin", tensor_offset(copy, tensor) + skip + 3, 0x02)
+    first = run_decoder(copy)["first_divergence"]
+    assert first["step"].endswith(step)
+    assert first["position"] == position
+
+
+def test_changed_table_entry_is_found(
+    copy: Path, designs: Callable[[str], tuple[Path, Path]]
+) -> None:
+    """The entry of layer 1's qkv_proj that output 0 takes at position 5 for the first word."""
+    artifact = Artifact.open(designs("coded")[1])
+    linear = artifact.linear(artifact.model.layer_linears(1)[0])
+    x = np.fromfile(copy / f"golden/decoder/{linear.name}.bin", "<f4").reshape(-1, 72)
+    x_int, _ = intmath.quantize_activation(x, linear)
+    assert linear.act_codebook is not None
+    code = int(intmath.search(x_int, linear.act_codebook).reshape(len(x), -1)[0, 5])
+    engine = read_design(copy).engines[0]
+    k, slot = engine.slots[linear.name]
+    kind = engine.kinds[k]
+    this_round, channel = (int(i) for i in np.argwhere(engine.position_map(kind) == 5)[0])
+    beats = engine.bases(engine.channel_beats)[k] + slot * engine.channel_beats(kind)
+    beats += this_round * engine.record_beats(kind) + engine.index_beats(kind)
+    beats += code * engine.row_beats(kind)
+    entry = int(linear.unpack_weight_codes()[0, 5, 0])
+    damage(copy, f"lut_linear/channel_{channel}.bin", beats * engine.beat_bytes + entry, 0x80)
+    first = run_decoder(copy)["first_divergence"]
+    assert first["step"].endswith("layers.1.self_attn.o_proj")
+    assert first["relative_error"] > 1e-4
+
+
+def test_changed_embedding_is_found(copy: Path) -> None:
+    word = int(np.fromfile(copy / "golden/decoder/prompt.bin", "<i4")[3])
+    design = read_design(copy).decoder
+    assert design is not None
+    ports = design.design.config.vocab_ports
+    row = word // ports * design.design.row_beats("F16") * design.design.beat_bytes
+    damage(copy, f"decoder/vocab_{word % ports}.bin", row + 1, 0x40)
+    first = run_decoder(copy)["first_divergence"]
+    assert (first["position"], first["step"]) == (
+        3,
+        "input of model.layers.0.self_attn.qkv_proj",
+    )
+
+
+def test_manifest_says_where_tensors_lie(designs: Callable[[str], tuple[Path, Path]]) -> None:
+    root, source = designs("online")
+    entry = json.loads((root / MANIFEST).read_text())["decoder"]
+    artifact = Artifact.open(source)
+    assert set(entry["tensors"]) == {*artifact.float_tensors(), "rotary"}
+    covered: dict[str, list[tuple[int, int]]] = {}
+    for name, place in entry["tensors"].items():
+        digest = hashlib.sha256()
+        for path in place["files"]:
+            start, end = place["offset"], place["offset"] + place["bytes"]
+            digest.update((root / path).read_bytes()[start:end])
+            covered.setdefault(path, []).append((start, end))
+        assert digest.hexdigest() == place["sha256"], name
+    for path, parts in covered.items():
+        ends = [0, *(end for _, end in sorted(parts))]
+        assert [start for start, _ in sorted(parts)] == ends[:-1]
+        assert ends[-1] == (root / path).stat().st_size
+    rows = np.frombuffer((root / "images/decoder/vocab_2.bin").read_bytes(), "<f4")
+    head = artifact.float32("lm_head.weight")
+    np.testing.assert_array_equal(rows[:72], head[2])
+    np.testing.assert_array_equal(rows[72:144], head[5])
+
+
+def test_second_export_has_the_same_bytes(
+    designs: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    root, source = designs("coded")
+    record = read_design(root).decoder
+    assert record is not None
+    prompt = np.fromfile(root / "golden/decoder/prompt.bin", "<i4").tolist()
+    config, golden = record.design.config, greedy(Artifact.open(source), prompt, TOKENS)
+    for _ in range(2):
+        export(
+            source, tmp_path / "d", engine=ENGINE, golden={}, decoder=config, decoder_golden=golden
+        )
+        for path in sorted(p for p in root.rglob("*") if p.is_file()):
+            assert (tmp_path / "d" / path.relative_to(root)).read_bytes() == path.read_bytes()
+
+
+def planned(source: Path, config: DecoderConfig, engine: EngineConfig = ENGINE) -> DecoderDesign:
+    artifact = Artifact.open(source)
+    engines = plan_engines(artifact, select_linears(artifact, None), engine)
+    return plan_decoder(artifact, engines, config)
+
+
+def test_refusals(designs: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+    source = designs("coded")[1]
+    with pytest.raises(ConfigError, match="context is 701; the model has 700 positions"):
+        planned(source, DecoderConfig(context=701))
+    with pytest.raises(ConfigError, match="vocab_ports is 0"):
+        DecoderConfig(vocab_ports=0)
+    with pytest.raises(
+        ConfigError, match=r"head_dim 24 is not a multiple .* lower axi_bits to 256"
+    ):
+        planned(source, DecoderConfig(), dataclasses.replace(ENGINE, axi_bits=512))
+    small = dataclasses.replace(load_device("v80"), region_bytes=200_000)
+    online = planned(designs("online")[1], DecoderConfig(context=700))
+    with pytest.raises(ConfigError, match=r"decoder\.key_cache .* exceed the region of 200000"):
+        decoder_connections(online, small)
+    export(source, tmp_path / "part", engine=ENGINE, layers=1)
+    with pytest.raises(ConfigError, match="has no decoder; export all layers"):
+        run_decoder(tmp_path / "part")
+
+
+def test_ports_are_balanced_and_exist(designs: Callable[[str], tuple[Path, Path]]) -> None:
+    for name in MODELS:
+        root = designs(name)[0]
+        record = read_design(root).decoder
+        assert record is not None
+        found = decoder_connections(record.design, load_device("v80"))
+        assert len({c.port for c in found}) == len(found)
+        text = (root / "src/decoder.cpp").read_text()
+        for connection in found:
+            assert f"port={connection.argument} offset=slave" in text
+            assert (
+                f"sp=decoder_0.m_axi_{connection.argument}:{connection.port}"
+                in (root / "decoder_system.cfg").read_text()
+            )
+        sizes = {(root / f).stat().st_size for f in record_files(root) if "vocab" in f}
+        assert len(sizes) == 1
+
+
+def record_files(root: Path) -> list[str]:
+    manifest = json.loads((root / MANIFEST).read_text())
+    return [entry["path"] for entry in manifest["files"]]
+
+
+def test_no_lint_problems(designs: Callable[[str], tuple[Path, Path]]) -> None:
+    for name in MODELS:
+        root = designs(name)[0]
+        for path in ("src/decoder.cpp", "src/decoder_config.h", "hls/decoder.cpp"):
+            assert lint_kernel(path, (root / path).read_text()) == []
+        lines = (root / "src/decoder.cpp").read_text().split("\n")
+        assert [s for s in lines if len(s) > 110 and "#pragma" not in s] == []
+
+
+def test_errors_that_are_not_numbers_count() -> None:
+    wanted = np.ones((2, 3), np.float32)
+    found = np.array([[1, 1, 1.5], [1, np.nan, 1]], np.float32)
+    np.testing.assert_array_equal(relative_errors(found, wanted), [0.5, np.inf])
