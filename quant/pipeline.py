@@ -159,7 +159,6 @@ def _quantize_layer(
     """Quantize the linears of a layer in the order they run and move both streams behind it."""
     weights = decoder.layer(index)
     streams.exact, inputs = _run_float(decoder, weights, streams.exact)
-    residual_weights = _residual_weights(streams.exact)
     done: list[LutLinear] = []
     errors: list[dict[str, Any]] = []
 
@@ -176,7 +175,6 @@ def _quantize_layer(
             linear_config,
             effort,
             seed,
-            residual_weights if shape.name.endswith(("o_proj", "down_proj")) else None,
         )
         done.append(result.linear)
         errors.append(_layer_error(shape, weights, x_float, x, result))
@@ -184,17 +182,6 @@ def _quantize_layer(
 
     streams.quantized = decoder.run_layer(streams.quantized, weights, apply)
     return done, errors
-
-
-def _residual_weights(hidden: torch.Tensor) -> torch.Tensor:
-    """How much an error added to the residual stream of a token counts: f32[T], mean 1.
-
-    Every reader of the stream divides by its root mean square, so an error counts relative to
-    that; without it the few tokens of massive activations would decide everything.
-    hidden: f32[N, ctx, hidden_size], the float stream behind the layer.
-    """
-    weights = 1 / hidden.flatten(0, 1).pow(2).mean(1).clamp(min=1e-20)
-    return weights / weights.mean()
 
 
 def _run_float(
