@@ -39,7 +39,14 @@ def run(out: Path) -> list[tuple[str, str]]:
 
     stage("generate")
     model = lutllm.load(artifact)
-    result = model.generate(PROMPT, max_tokens=48, on_text=lambda t: print(t, end="", flush=True))
+    print(PROMPT, end="", flush=True)
+    result = model.generate(
+        PROMPT,
+        max_tokens=64,
+        temperature=0.8,
+        seed=1,
+        on_text=lambda text: print(text, end="", flush=True),
+    )
     print()
     rows.append(("decode", f"{result.decode_tokens_per_s:.0f} tokens/s"))
 
