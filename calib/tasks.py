@@ -39,7 +39,7 @@ class Item:
 
 def read_task(path: str | Path, limit: int | None = None) -> list[Item]:
     """The first `limit` items of a task file; ConfigError names the line that is not one."""
-    items = []
+    items: list[Item] = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if limit is not None and len(items) == limit:
             break
