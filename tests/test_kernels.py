@@ -12,7 +12,7 @@ import pytest
 from lutllm import intmath
 from lutllm.config import LutConfig
 from lutllm.emulator.cpu import ISA, SETS, choose_isa
-from lutllm.emulator.layout import SEGMENT, UNIT, Arena, cut_panels, cut_segments, pack
+from lutllm.emulator.layout import QUAD, SEGMENT, UNIT, Arena, cut_panels, cut_segments, pack
 from lutllm.emulator.linear import run_linear
 from lutllm.emulator.team import Team
 from lutllm.errors import ConfigError
@@ -130,11 +130,12 @@ def test_saturation_and_extreme_shifts(scheme, shifts):
     check(linear, random_input(3, 40) * 100, TEAMS[2])
 
 
+@pytest.mark.parametrize("positions", [4, 108, SEGMENT + UNIT])
 @pytest.mark.parametrize("value", [-128, 127])
-def test_sums_at_their_bound(value):
+def test_sums_at_their_bound(value, positions):
     """Every entry at the end of its range over a whole segment and more."""
     config = LutConfig(scheme="weight")
-    linear = random_linear(config, 2 * (SEGMENT + UNIT), 64, 5)
+    linear = random_linear(config, 2 * positions, 64, 5)
     sign = 1 if value > 0 else -1
     linear = dataclasses.replace(
         linear,
@@ -152,8 +153,8 @@ def test_sums_at_their_bound(value):
 def test_every_sum_of_unsigned_bytes_is_exact():
     """Rows of one value each, for all byte values: the sum's low byte and carry both count."""
     config = LutConfig(scheme="weight", weight_centroids=16)
-    linear = random_linear(config, 2 * SEGMENT, 256, 6)
     for seed in range(20):
+        linear = random_linear(config, 2 * (SEGMENT - seed), 256, 6)
         rng = np.random.default_rng(seed)
         book = rng.integers(-127, 128, linear.weight_codebook.shape, dtype=np.int8)
         book[rng.random(book.shape) < 0.5] = 127
@@ -166,19 +167,33 @@ def test_every_sum_of_unsigned_bytes_is_exact():
         check(changed, random_input(1, linear.in_features, seed), TEAMS[1])
 
 
-def test_segments_cover_positions_once():
-    linear = random_linear(LutConfig(block_positions=5, weight_stages=2), 301, 64, 1)
+@pytest.mark.parametrize("stages", [1, 2])
+def test_segments_cover_positions_once_a_stage(stages):
+    config = LutConfig(block_positions=5, weight_stages=2, act_stages=stages)
+    linear = random_linear(config, 301, 64, 1)
     slot_position, segments = cut_segments(linear)
-    used = slot_position[slot_position >= 0]
-    np.testing.assert_array_equal(np.sort(used), np.arange(linear.num_positions))
-    assert (segments[:, 1] % UNIT == 0).all()
-    assert segments[:, 1].max() <= SEGMENT
-    assert segments[:, 1].sum() == len(slot_position)
-    for first, count, *shifts in segments:
-        for slot in range(first, first + count):
-            if slot_position[slot] >= 0:
-                block = slot_position[slot] // 5
-                assert shifts == list(linear.block_shift[0, :, block])
+    assert slot_position.shape[1] % UNIT == 0
+    seen: dict[int, list[int]] = {0: [], 1: []}
+    place = 0
+    for order, first, count, start, stage, *shifts in segments:
+        assert count % QUAD == 0
+        assert count <= SEGMENT
+        assert start == place
+        place += count
+        used = [p for p in slot_position[order, first : first + count] if p >= 0]
+        seen[stage] += used
+        for p in used:
+            assert shifts == list(linear.block_shift[:, stage, p // 5])
+    for positions in seen.values():
+        assert sorted(positions) == list(range(linear.num_positions))
+
+
+def test_equal_exponents_share_one_order():
+    linear = random_linear(LutConfig(weight_stages=3), 300, 64, 1)
+    same = np.repeat(linear.block_shift[:, :1], 3, axis=1)
+    linear = dataclasses.replace(linear, block_shift=np.ascontiguousarray(same))
+    assert len(cut_segments(linear)[0]) == 1
+    check(linear, random_input(2, 300), TEAMS[2])
 
 
 def test_panels_cover_outputs_once():
@@ -194,7 +209,7 @@ def test_packed_arrays_are_copies_on_cache_lines():
     linear = random_linear(LutConfig(), 64, 64, 1, bias=True)
     packed = pack(linear, Arena())
     for name, array in packed.arrays.items():
-        assert name in ("segment_table", "panel_table") or array.ctypes.data % 64 == 0
+        assert name in ("segment_table", "panel_table", "copies") or array.ctypes.data % 64 == 0
         assert not any(np.shares_memory(array, a) for a in linear.arrays().values())
 
 

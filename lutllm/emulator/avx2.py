@@ -9,6 +9,8 @@ operations a lookup:
 
 A level of the tree rounds up by at most 1/2, so 16 mean - sum lies in 0 .. 32. Over up to seven
 blocks 16 sum(mean) - sum lies in 0 .. 224, and its value modulo 256 is known: the sum is exact.
+A segment ends in up to three quads of slots; each is a block whose other entries are 0, with an
+error of at most 16, so six blocks and three quads stay below 256 as well.
 Against widening every lookup (shift, two additions) this saves a quarter of the instructions.
 """
 
@@ -23,13 +25,12 @@ from numba.core import cgutils
 from lutllm.config import ACT_LIMIT, STAGE_BITS
 from lutllm.emulator import plain
 from lutllm.emulator.jit import inline
-from lutllm.emulator.layout import SEGMENT, TILE, UNIT
+from lutllm.emulator.layout import QUAD, SEGMENT, SEGMENT_COLUMNS, TILE, UNIT
 from lutllm.emulator.plain import (
-    largest_input,
-    segment_shift,
+    segment_field,
+    segment_place,
     segment_slots,
-    segment_start,
-    stream_index,
+    segment_vector,
 )
 from lutllm.emulator.simd import (
     Vector,
@@ -40,6 +41,7 @@ from lutllm.emulator.simd import (
     bxor,
     f32x8,
     float_to_int,
+    i8x8,
     i8x16,
     i8x32,
     i16x8,
@@ -53,6 +55,7 @@ from lutllm.emulator.simd import (
     lshr,
     maddubs,
     maddwd,
+    max_lanes,
     mul,
     mulhrs,
     packsswb,
@@ -61,7 +64,6 @@ from lutllm.emulator.simd import (
     psignb,
     rint,
     sext,
-    shift_tuple,
     shl,
     splat,
     store,
@@ -70,16 +72,19 @@ from lutllm.emulator.simd import (
     store_i16,
     sub,
     trunc,
+    vabs,
     vmax,
     vmin,
 )
 
-__all__ = ["code_block", "largest_input", "lookup", "make_rows", "quantize_block"]
+__all__ = ["code_slots", "largest_input", "lookup", "make_rows", "quantize_slots"]
 
 #: Bits below the score that hold the centroid's number while searching.
 INDEX_BITS = 8
 #: Tokens from which taking the activation codebook apart pays.
 EXPAND_TOKENS = 4
+#: Activation vectors from which taking codes apart pays.
+SPLIT_VECTORS = 3
 #: Bytes between the codes in use and those asked for: codes are read once, front to back.
 AHEAD = 4096
 assert SEGMENT // UNIT <= 7  # the error bound of the module docstring
@@ -104,6 +109,17 @@ def _pair_mask(typingctx: Any) -> Any:
 
 
 @inline
+def _gather(lin: Any, x: int, first: int, scratch: int) -> None:
+    """f32[2 UNIT] at scratch: channels of elements first, first + 1, ... times their scales."""
+    for i in range(first, first + 2 * UNIT):
+        channel = load_i32(lin.perm + 4 * i)
+        store_f32(scratch + 4 * (i - first), load_f32(x + 4 * channel))
+    for i in range(0, 8 * UNIT, 32):
+        scale = load(f32x8, lin.scale + 4 * first + i)
+        store(scratch + i, mul(load(f32x8, scratch + i), scale))
+
+
+@inline
 def _rounded(values: Vector, limit: int) -> Vector:
     """clamp(rint(values)) as i32x8."""
     top = splat(f32x8, float(limit))
@@ -112,81 +128,113 @@ def _rounded(values: Vector, limit: int) -> Vector:
 
 
 @inline
-def _gather(lin: Any, x: int, first: int, scratch: int) -> None:
-    """f32[2 UNIT] at scratch: the channels of elements first, first + 1, ..."""
-    for i in range(2 * UNIT):
-        channel = load_i32(lin.perm + 4 * (first + i))
-        store_f32(scratch + 4 * i, load_f32(x + 4 * channel))
+def largest_input(lin: Any, x: int, scratch: int) -> float:
+    """As `plain.largest_input`; scratch: 128 bytes."""
+    if lin.vec_len != 2:
+        return plain.largest_input(lin, x, scratch)
+    top = splat(f32x8, 0.0)
+    for slot in range(0, lin.slots, UNIT):
+        _gather(lin, x, 2 * slot, scratch)
+        for i in range(0, 8 * UNIT, 32):
+            top = vmax(top, vabs(load(f32x8, scratch + i)))
+    return max_lanes(top)
 
 
 @inline
-def quantize_block(lin: Any, x: int, inverse: float, block: int, act: int) -> None:
-    """As `plain.quantize_block`."""
-    plain.quantize_block(lin, x, inverse, block, act)
+def quantize_slots(
+    lin: Any, x: int, inverse: float, first: int, end: int, act: int, scratch: int
+) -> None:
+    """As `plain.quantize_slots`; scratch: 128 bytes."""
+    if lin.vec_len != 2:
+        plain.quantize_slots(lin, x, inverse, first, end, act, scratch)
+        return
+    factor = splat(f32x8, inverse)
+    for slot in range(first, end, UNIT):
+        _gather(lin, x, 2 * slot, scratch)
+        for i in range(0, 2 * UNIT, 8):
+            value = mul(load(f32x8, scratch + 4 * i), factor)
+            store(act + 2 * slot + i, trunc(i8x8, _rounded(value, 127)))
+        _spread(lin, slot, act)
 
 
 @inline
-def code_block(
+def _spread(lin: Any, first: int, vector: int) -> None:
+    """`plain.spread` for UNIT slots of two elements."""
+    for order in range(1, lin.orders):
+        copies = lin.copies + 4 * (order - 1) * lin.slots
+        target = vector + 2 * order * lin.slots
+        for slot in range(first, first + UNIT):
+            other = load_i32(copies + 4 * slot)
+            if other >= 0:
+                store_i16(target + 2 * other, load_i16(vector + 2 * slot))
+
+
+@inline
+def code_slots(
     lin: Any,
     tokens: int,
     x: int,
     x_bytes: int,
-    block: int,
+    first: int,
+    end: int,
     act: int,
     act_bytes: int,
     codes: int,
     scratch: int,
 ) -> None:
-    """As `plain.code_block`; scratch: 192 bytes and 128 for each centroid of each stage."""
+    """As `plain.code_slots`.
+
+    scratch: 128 bytes, 128 for each centroid, 4 for each slot of each token.
+    """
     if not lin.fast_search:
-        plain.code_block(lin, tokens, x, x_bytes, block, act, act_bytes, codes, scratch)
+        plain.code_slots(lin, tokens, x, x_bytes, first, end, act, act_bytes, codes, scratch)
         return
-    book_bytes = 2 * UNIT * lin.act_centroids
-    expand = tokens >= EXPAND_TOKENS
-    if expand:
-        for stage in range(lin.act_stages):
-            shift = STAGE_BITS * (lin.act_stages - 1 - stage)
-            book = lin.act_codebook + (stage * lin.slots // UNIT + block) * book_bytes
-            _expand(book, lin.act_centroids, shift, scratch + 192 + 4 * stage * book_bytes)
+    expanded = scratch + 8 * UNIT
+    rests = expanded + 128 * lin.act_centroids
+    rest_bytes = 4 * (end - first)
     for t in range(tokens):
-        _quantize_pairs(lin, x + t * x_bytes, block, scratch)
+        _quantize_pairs(lin, x + t * x_bytes, first, end, rests + t * rest_bytes, scratch)
+    for slot in range(first, end, UNIT):
         for stage in range(lin.act_stages):
+            book = lin.act_codebook + (stage * lin.slots + slot) * lin.act_centroids * 2
             shift = STAGE_BITS * (lin.act_stages - 1 - stage)
-            book = lin.act_codebook + (stage * lin.slots // UNIT + block) * book_bytes
-            if expand:
-                expanded = scratch + 192 + 4 * stage * book_bytes
-                _nearest_expanded(expanded, lin.act_centroids, scratch + 128, scratch)
-            elif shift == 0:  # constants, for a loop without shifts
-                _nearest(book, lin.act_centroids, 0, scratch + 128, scratch)
-            else:
-                _nearest(book, lin.act_centroids, shift, scratch + 128, scratch)
-            first = stage * lin.slots + block * UNIT
-            numbers = codes + t * lin.act_stages * lin.slots + first if codes else 0
-            _take(book, shift, scratch, act + t * act_bytes + 2 * first, numbers)
+            if tokens >= EXPAND_TOKENS:
+                _expand(book, lin.act_centroids, shift, expanded)
+            for t in range(tokens):
+                rest = rests + t * rest_bytes + 4 * (slot - first)
+                if tokens >= EXPAND_TOKENS:
+                    _nearest_expanded(expanded, lin.act_centroids, rest, scratch)
+                elif shift == 0:  # constants, for a loop without shifts
+                    _nearest(book, lin.act_centroids, 0, rest, scratch)
+                else:
+                    _nearest(book, lin.act_centroids, shift, rest, scratch)
+                vector = act + t * act_bytes + 2 * stage * lin.orders * lin.slots
+                _take(book, shift, scratch, vector + 2 * slot, rest)
+                _spread(lin, slot, vector)
+                if codes:
+                    row = codes + (t * lin.act_stages + stage) * lin.slots + slot
+                    for i in range(UNIT):
+                        store_i8(row + i, load_i32(scratch + 4 * i))
 
 
 @inline
-def _quantize_pairs(lin: Any, x: int, block: int, scratch: int) -> None:
-    """The integers i16[UNIT, 2] of a block of slots at scratch + 128."""
-    first = block * UNIT * 2
+def _quantize_pairs(lin: Any, x: int, first: int, end: int, out: int, scratch: int) -> None:
+    """The integers i16[end - first, 2] of slots first .. end."""
     limit = ACT_LIMIT << (STAGE_BITS * (lin.act_stages - 1))
-    _gather(lin, x, first, scratch)
-    for i in range(0, 2 * UNIT, 8):
-        scale = load(f32x8, lin.scale + 4 * (first + i))
-        value = _rounded(mul(load(f32x8, scratch + 4 * i), scale), limit)
-        store(scratch + 128 + 2 * i, trunc(i16x8, value))
+    for slot in range(first, end, UNIT):
+        _gather(lin, x, 2 * slot, scratch)
+        for i in range(0, 2 * UNIT, 8):
+            value = _rounded(load(f32x8, scratch + 4 * i), limit)
+            store(out + 4 * (slot - first) + 2 * i, trunc(i16x8, value))
 
 
 @inline
-def _take(book: int, shift: int, scratch: int, chosen: int, codes: int) -> None:
-    """Write the centroids numbered at scratch, and leave the rest for the next stage."""
+def _take(book: int, shift: int, numbers: int, chosen: int, rest: int) -> None:
+    """Write the chosen centroids of UNIT slots, and leave the rest for the next stage."""
     for slot in range(UNIT):
-        code = load_i32(scratch + 4 * slot)
+        code = load_i32(numbers + 4 * slot)
         store_i16(chosen + 2 * slot, load_i16(book + 2 * (code * UNIT + slot)))
-        if codes:
-            store_i8(codes + slot, code)
     if shift:
-        rest = scratch + 128
         for i in range(0, 2 * UNIT, 16):
             taken = shl(sext(i16x16, load(i8x16, chosen + i)), shift)
             store(rest + 2 * i, sub(load(i16x16, rest + 2 * i), taken))
@@ -253,18 +301,15 @@ def _nearest_expanded(expanded: int, count: int, rest: int, out: int) -> None:
 
 
 @inline
-def make_rows(
-    lin: Any, group: int, segment: int, stage: int, act_stage: int, act: int, rows: int
-) -> None:
+def make_rows(lin: Any, group: int, segment: int, act_stage: int, act: int, rows: int) -> None:
     """As `plain.make_rows`. Two slots at a time: each half of a register belongs to one slot."""
     if not lin.fast_rows:
-        plain.make_rows(lin, group, segment, stage, act_stage, act, rows)
+        plain.make_rows(lin, group, segment, act_stage, act, rows)
         return
-    place = group * lin.slots * lin.weight_stages + stream_index(lin, segment, stage)
-    plane = act_stage * lin.groups * lin.slots * lin.weight_stages
+    place = group * lin.stream_slots + segment_place(lin, segment)
     book = lin.weight_codebook + place * 32
-    factors = lin.shift + 2 * (plane + place)
-    vectors = act + 2 * segment_start(lin, segment)
+    factors = lin.shift + 2 * (act_stage * lin.groups * lin.stream_slots + place)
+    vectors = act + segment_vector(lin, segment)
     mask = _pair_mask()
     for pair in range(segment_slots(lin, segment) // 2):
         at = book + 64 * pair
@@ -323,6 +368,14 @@ class _Tree:
             level += 1
         self.waiting.append((level, value))
 
+    def mean(self, fill: int) -> Any:
+        """The mean, as if fill - 1 times as many entries of 128 had followed."""
+        value = self.waiting[0][1]
+        while fill > 1:
+            value = _mean(self.builder, value, ir.Constant(i8x32.llvm, [128] * 32))
+            fill //= 2
+        return value
+
 
 def _shuffle(builder: Any, table: Any, index: Any) -> Any:
     name = "llvm.x86.avx2.pshuf.b"
@@ -355,41 +408,74 @@ def _nibbles(builder: Any, both: Any) -> list[Any]:
     return [builder.and_(both, nibble), builder.and_(upper, nibble)]
 
 
-@intrinsic
-def _block(typingctx: Any, rows: Any, tiles: Any, split: Any, lows: Any) -> Any:
-    """UNIT slots of one or two tiles: _block(rows, tiles, split, lows) -> lows, then means.
+def _block(slots: int) -> Any:
+    """block(rows, tiles, split, lows) -> lows, then means over 16 entries, of `slots` slots.
 
-    tiles: a tuple with the address of each tile's packed codes [UNIT, 32]; or () and split: the
-    codes of all tiles taken apart, [UNIT, len(lows), 32]. lows: a tuple of i8x32, two per tile.
+    tiles: a tuple with the address of each tile's packed codes [slots, 32]; or () and split: the
+    codes of all tiles taken apart, [slots, len(lows), 32]. lows: a tuple of i8x32, two per tile.
+    Of a quad, the other 12 entries count as 128, that is 0: their sum modulo 256 is 0.
     """
-    count = len(lows)
-    result = types.UniTuple(i8x32, 2 * count)
+
+    @intrinsic
+    def block(typingctx: Any, rows: Any, tiles: Any, split: Any, lows: Any) -> Any:
+        count = len(lows)
+        result = types.UniTuple(i8x32, 2 * count)
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            sums = cgutils.unpack_tuple(builder, args[3])
+            addresses = cgutils.unpack_tuple(builder, args[1])
+            trees = [_Tree(builder) for _ in sums]
+            spread = ir.Constant(ir.VectorType(ir.IntType(32), 32), list(range(16)) * 2)
+            for slot in range(slots):
+                row = _load_at(builder, args[0], 16 * slot, 16)
+                table = builder.shuffle_vector(row, row, spread)
+                if addresses:
+                    indices = _packed_indices(builder, addresses, slot)
+                else:
+                    at = 32 * count * slot
+                    indices = [_load_at(builder, args[2], at + 32 * n, 32) for n in range(count)]
+                for n, index in enumerate(indices):
+                    entry = _shuffle(builder, table, index)
+                    sums[n] = builder.add(sums[n], entry)
+                    trees[n].push(entry)
+            means = [tree.mean(UNIT // slots) for tree in trees]
+            return context.make_tuple(builder, result, sums + means)
+
+        return result(rows, tiles, split, lows), codegen
+
+    return block
+
+
+def _packed_indices(builder: Any, addresses: list[Any], slot: int) -> list[Any]:
+    """The index vectors of one slot of some tiles; asks for the codes needed later."""
+    if slot % 2 == 0:  # two slots are a cache line
+        for a in addresses:
+            _prefetch_at(builder, a, TILE // 2 * slot + AHEAD)
+    packed = [_load_at(builder, a, TILE // 2 * slot, 32) for a in addresses]
+    return [index for both in packed for index in _nibbles(builder, both)]
+
+
+_unit = _block(UNIT)
+_quad = _block(QUAD)
+
+
+@intrinsic
+def _count(typingctx: Any, means: Any, totals: Any, odds: Any) -> Any:
+    """Add means (bytes) to totals as 16-bit words, and their odd bytes to odds."""
+    result = types.UniTuple(totals, 2)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        sums = cgutils.unpack_tuple(builder, args[3])
-        addresses = cgutils.unpack_tuple(builder, args[1])
-        trees = [_Tree(builder) for _ in sums]
-        spread = ir.Constant(ir.VectorType(ir.IntType(32), 32), list(range(16)) * 2)
-        for slot in range(UNIT):
-            row = _load_at(builder, args[0], 16 * slot, 16)
-            table = builder.shuffle_vector(row, row, spread)
-            if addresses:
-                if slot % 2 == 0:  # two slots are a cache line
-                    for a in addresses:
-                        _prefetch_at(builder, a, TILE // 2 * slot + AHEAD)
-                packed = [_load_at(builder, a, TILE // 2 * slot, 32) for a in addresses]
-                indices = [index for both in packed for index in _nibbles(builder, both)]
-            else:
-                at = 32 * count * slot
-                indices = [_load_at(builder, args[2], at + 32 * n, 32) for n in range(count)]
-            for n, index in enumerate(indices):
-                entry = _shuffle(builder, table, index)
-                sums[n] = builder.add(sums[n], entry)
-                trees[n].push(entry)
-        means = [tree.waiting[0][1] for tree in trees]
-        return context.make_tuple(builder, result, sums + means)
+        eight = ir.Constant(i16x16.llvm, [8] * 16)
+        words = [
+            builder.bitcast(mean, i16x16.llvm) for mean in cgutils.unpack_tuple(builder, args[0])
+        ]
+        old, high = (cgutils.unpack_tuple(builder, a) for a in args[1:])
+        sums = [builder.add(a, b) for a, b in zip(old, words, strict=True)]
+        odd = [builder.add(a, builder.lshr(b, eight)) for a, b in zip(high, words, strict=True)]
+        parts = [context.make_tuple(builder, totals, part) for part in (sums, odd)]
+        return context.make_tuple(builder, result, parts)
 
-    return result(rows, tiles, split, lows), codegen
+    return result(means, totals, odds), codegen
 
 
 @inline
@@ -425,42 +511,44 @@ def _widen_add(values: Vector, shift: int, acc: int) -> None:
 @inline
 def _lookup_tile(tile: int, rows: int, slots: int, shift: int, acc: int) -> None:
     """One tile of packed codes."""
-    low0 = low1 = splat(i8x32, 0)
-    total0 = total1 = odd0 = odd1 = splat(i16x16, 0)
-    for slot in range(0, slots, UNIT):
-        row = rows + 16 * slot
-        at = (tile + 32 * slot,)
-        low0, low1, mean0, mean1 = _block(row, at, 0, (low0, low1))
-        word0, word1 = bitcast(i16x16, mean0), bitcast(i16x16, mean1)
-        total0, odd0 = add(total0, word0), add(odd0, lshr(word0, 8))
-        total1, odd1 = add(total1, word1), add(odd1, lshr(word1, 8))
-    _finish(total0, odd0, low0, shift, acc)
-    _finish(total1, odd1, low1, shift, acc + 128)
+    lows = (splat(i8x32, 0), splat(i8x32, 0))
+    zero = splat(i16x16, 0)
+    totals = (zero, zero)
+    odds = (zero, zero)
+    whole = slots // UNIT * UNIT
+    for slot in range(0, whole, UNIT):
+        low0, low1, mean0, mean1 = _unit(rows + 16 * slot, (tile + 32 * slot,), 0, lows)
+        lows = (low0, low1)
+        totals, odds = _count((mean0, mean1), totals, odds)
+    for slot in range(whole, slots, QUAD):
+        low0, low1, mean0, mean1 = _quad(rows + 16 * slot, (tile + 32 * slot,), 0, lows)
+        lows = (low0, low1)
+        totals, odds = _count((mean0, mean1), totals, odds)
+    _finish(totals[0], odds[0], lows[0], shift, acc)
+    _finish(totals[1], odds[1], lows[1], shift, acc + 128)
 
 
 @inline
-def _lookup_two(tiles: Any, split: int, rows: int, slots: int, shift: int, acc: int) -> None:
-    """Two tiles: packed codes at the addresses `tiles`, or (tiles = ()) taken apart at `split`."""
-    low0 = low1 = low2 = low3 = splat(i8x32, 0)
-    total0 = total1 = total2 = total3 = splat(i16x16, 0)
-    odd0 = odd1 = odd2 = odd3 = splat(i16x16, 0)
-    for slot in range(0, slots, UNIT):
-        low0, low1, low2, low3, mean0, mean1, mean2, mean3 = _block(
-            rows + 16 * slot,
-            shift_tuple(tiles, 32 * slot),
-            split + 2 * TILE * slot,
-            (low0, low1, low2, low3),
-        )
-        word0, word1 = bitcast(i16x16, mean0), bitcast(i16x16, mean1)
-        word2, word3 = bitcast(i16x16, mean2), bitcast(i16x16, mean3)
-        total0, odd0 = add(total0, word0), add(odd0, lshr(word0, 8))
-        total1, odd1 = add(total1, word1), add(odd1, lshr(word1, 8))
-        total2, odd2 = add(total2, word2), add(odd2, lshr(word2, 8))
-        total3, odd3 = add(total3, word3), add(odd3, lshr(word3, 8))
-    _finish(total0, odd0, low0, shift, acc)
-    _finish(total1, odd1, low1, shift, acc + 128)
-    _finish(total2, odd2, low2, shift, acc + 256)
-    _finish(total3, odd3, low3, shift, acc + 384)
+def _lookup_two(split: int, rows: int, slots: int, shift: int, acc: int) -> None:
+    """Two tiles whose codes are taken apart."""
+    none = splat(i8x32, 0)
+    zero = splat(i16x16, 0)
+    lows = (none, none, none, none)
+    totals = (zero, zero, zero, zero)
+    odds = (zero, zero, zero, zero)
+    whole = slots // UNIT * UNIT
+    for slot in range(0, whole, UNIT):
+        sums = _unit(rows + 16 * slot, (), split + 2 * TILE * slot, lows)
+        lows = (sums[0], sums[1], sums[2], sums[3])
+        totals, odds = _count((sums[4], sums[5], sums[6], sums[7]), totals, odds)
+    for slot in range(whole, slots, QUAD):
+        sums = _quad(rows + 16 * slot, (), split + 2 * TILE * slot, lows)
+        lows = (sums[0], sums[1], sums[2], sums[3])
+        totals, odds = _count((sums[4], sums[5], sums[6], sums[7]), totals, odds)
+    _finish(totals[0], odds[0], lows[0], shift, acc)
+    _finish(totals[1], odds[1], lows[1], shift, acc + 128)
+    _finish(totals[2], odds[2], lows[2], shift, acc + 256)
+    _finish(totals[3], odds[3], lows[3], shift, acc + 384)
 
 
 @inline
@@ -482,7 +570,6 @@ def _split_two(first: int, second: int, slots: int, out: int) -> None:
 def lookup(
     lin: Any,
     segment: int,
-    stage: int,
     codes: int,
     tiles: int,
     rows: int,
@@ -492,28 +579,22 @@ def lookup(
     acc_bytes: int,
     scratch: int,
 ) -> None:
-    """As `plain.lookup`, two tiles at a time; scratch: 2 * SEGMENT * TILE bytes."""
+    """As `plain.lookup`, for many vectors two tiles at a time; scratch: 2 * SEGMENT * TILE bytes"""
     if not lin.fast_lookup:
-        plain.lookup(
-            lin, segment, stage, codes, tiles, rows, rows_bytes, vectors, acc, acc_bytes, scratch
-        )
+        plain.lookup(lin, segment, codes, tiles, rows, rows_bytes, vectors, acc, acc_bytes, scratch)
         return
     slots = segment_slots(lin, segment)
     tile_bytes = slots * TILE // 2
-    for tile in range(0, tiles, 2):
+    pairs = tiles // 2 * 2 if vectors >= SPLIT_VECTORS else 0
+    for tile in range(0, pairs, 2):
         first = codes + tile * tile_bytes
-        second = first + tile_bytes
-        if vectors > 2 and tile + 1 < tiles:
-            _split_two(first, second, slots, scratch)
+        _split_two(first, first + tile_bytes, slots, scratch)
         for n in range(vectors):
-            shift = segment_shift(lin, segment, n % lin.act_stages, stage)
-            row = rows + n * rows_bytes
+            shift = segment_field(lin, segment, SEGMENT_COLUMNS + n % lin.act_stages)
             target = acc + n // lin.act_stages * acc_bytes + 4 * TILE * tile
-            if tile + 1 == tiles or vectors <= 2:
-                _lookup_tile(first, row, slots, shift, target)
-                if tile + 1 < tiles:
-                    _lookup_tile(second, row, slots, shift, target + 256)
-            elif vectors > 2:
-                _lookup_two((), scratch, row, slots, shift, target)
-            else:
-                _lookup_two((first, second), 0, row, slots, shift, target)
+            _lookup_two(scratch, rows + n * rows_bytes, slots, shift, target)
+    for tile in range(pairs, tiles):
+        for n in range(vectors):
+            shift = segment_field(lin, segment, SEGMENT_COLUMNS + n % lin.act_stages)
+            target = acc + n // lin.act_stages * acc_bytes + 4 * TILE * tile
+            _lookup_tile(codes + tile * tile_bytes, rows + n * rows_bytes, slots, shift, target)

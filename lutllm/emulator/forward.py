@@ -50,14 +50,15 @@ DECODER = record_type(
 LAYER = record_type("input_norm post_norm q_norm k_norm keys values")
 
 #: Buffers of a run. Rows of one token: h and normed f32[hidden, padded to 16], qkv, mixed
-#: (attention output), gate_up, product f32; act i8[Sa, slots * v]. One per thread: scratch, scores.
+#: (attention output), gate_up, product f32; act i8[Sa, orders, slots * v].
+#: One per thread: scratch, scores. turns: i64[8 L], zero before a run.
 #: capture and sums: 0, or tables i64[4 L] of addresses that receive every linear's input
 #: f32[tokens, D] and accumulators i32[tokens, M].
 BUFFERS = record_type(
     """
     capacity ids scales h h_bytes normed qkv qkv_bytes mixed mixed_bytes
     gate_up gate_up_bytes product product_bytes act act_bytes
-    scratch scratch_bytes scores scores_bytes capture sums
+    scratch scratch_bytes scores scores_bytes turns capture sums
     """
 )
 
@@ -90,8 +91,20 @@ def _linear(
     scratch = buf.scratch + member * buf.scratch_bytes
     if buf.capture:
         _copy_rows(load_i64(buf.capture + 8 * index), x, x_bytes, lin.in_features, tokens, member)
+    turns = buf.turns + 16 * index
     code_inputs(
-        lin, tokens, x, x_bytes, buf.act, buf.act_bytes, buf.scales, 0, scratch, member, members
+        lin,
+        tokens,
+        x,
+        x_bytes,
+        buf.act,
+        buf.act_bytes,
+        buf.scales,
+        0,
+        scratch,
+        turns,
+        member,
+        members,
     )
     barrier(arrivals, members * (phase + 1))
     apply_tables(
@@ -105,6 +118,7 @@ def _linear(
         load_i64(buf.sums + 8 * index) if buf.sums else 0,
         y == buf.h,
         scratch,
+        turns + 8,
         member,
         members,
     )

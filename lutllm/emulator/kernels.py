@@ -6,19 +6,19 @@ from lutllm.emulator.cpu import ISA
 
 if ISA == "avx2":
     from lutllm.emulator.avx2 import (
-        code_block,
+        code_slots,
         largest_input,
         lookup,
         make_rows,
-        quantize_block,
+        quantize_slots,
     )
 else:
     from lutllm.emulator.plain import (
-        code_block,
+        code_slots,
         largest_input,
         lookup,
         make_rows,
-        quantize_block,
+        quantize_slots,
     )
 
-__all__ = ["code_block", "largest_input", "lookup", "make_rows", "quantize_block"]
+__all__ = ["code_slots", "largest_input", "lookup", "make_rows", "quantize_slots"]

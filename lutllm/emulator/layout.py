@@ -1,13 +1,14 @@
 """A LUT linear in the order the kernels read it.
 
-slot      a position as the kernels see it. Runs of positions whose accumulator exponents are equal
-          are padded to a multiple of UNIT slots; a padding slot has zero centroids, so it adds 0.
-segment   at most SEGMENT consecutive slots with the same exponents in every stage.
+slot      a position as the kernels see it. Within a weight stage, slots are sorted: positions with
+          equal accumulator exponents lie together, and such a run is padded to whole quads of
+          slots. A padding slot has zero centroids, so it adds 0.
+segment   at most SEGMENT consecutive slots of one weight stage with the same exponents.
 tile      TILE outputs of one group. A group is padded to whole tiles.
 panel     at most PANEL_TILES tiles of one group: the outputs that share a set of generated rows.
 
-Everything that is streamed lies in the order panel, segment, weight stage, (tile,) slot, so one
-token reads codes and codebooks front to back.
+Everything that is streamed lies in the order panel, segment, (tile,) slot, so one token reads codes
+and codebooks front to back.
 
 A tile of one slot is 64 codes: 64 bytes, or 32 when a code fits 4 bits. Then output i of the 64
 lies in byte 4 (i % 8) + 2 (i // 8 % 2) + i // 16 % 2, nibble i // 32: taking even and odd bytes of
@@ -27,6 +28,7 @@ from lutllm.lut_linear import LutLinear
 
 TILE = 64
 UNIT = 16
+QUAD = 4
 SEGMENT = 7 * UNIT
 PANEL_TILES = 8
 _LINE = 64  # bytes of a cache line
@@ -41,21 +43,26 @@ def record_type(fields: str, *floats: str) -> np.dtype:
 #: What a kernel knows of a linear: sizes, flags, and the addresses of its arrays (0 = absent).
 #: by_weight     1 in scheme "weight"
 #: fast_*        1 where the layout is that of the vector kernels, see `Packing`
+#: slots         of the longest weight stage, whole UNITs; stream_slots: of all segments
+#: orders        slot orders: 1, or one for each weight stage
 #: row_stride    bytes of one generated row; row_bias is added to each entry, and sum_bias is what
 #:               that adds to every accumulator (modulo 2^32)
 #: slot_bytes    bytes of the weight codebook of one slot; code_bytes, of one tile of one slot
+#: copies        for orders after the first: i32[orders - 1, slots], the slot there of a slot of the
+#:               first order, -1 = none
 LINEAR = record_type(
     """
     in_features out_features vec_len act_centroids weight_centroids act_stages weight_stages
-    by_weight table_bits slots groups segments panels tiles
+    by_weight table_bits slots orders stream_slots groups segments panels tiles
     fast_search fast_rows fast_lookup row_stride row_bias sum_bias slot_bytes code_bytes
-    perm scale act_codebook weight_codebook shift codes segment_table panel_table
+    perm scale copies act_codebook weight_codebook shift codes segment_table panel_table
     output_scale bias
     """
 )
 
-#: Columns of `segment_table` before the shifts [Sa, Sw], and of `panel_table`; all int64.
-SEGMENT_COLUMNS = 2  # first slot, slots
+#: Columns of `segment_table` before the shifts [Sa], and of `panel_table`; all int64. The place of
+#: a segment is its first slot in the stream of all segments.
+SEGMENT_COLUMNS = 5  # order, first slot, slots, place, weight stage
 PANEL_COLUMNS = 5  # group, first output, outputs, first tile, offset into codes
 
 
@@ -91,7 +98,7 @@ class PackedLinear:
 
     name: str
     record: np.ndarray  # LINEAR[1]
-    slot_position: np.ndarray  # i32[slots], -1 = padding
+    slot_position: np.ndarray  # i32[orders, slots], -1 = padding
     arrays: dict[str, np.ndarray]
 
     @property
@@ -128,30 +135,49 @@ class Arena:
 def cut_segments(linear: LutLinear) -> tuple[np.ndarray, np.ndarray]:
     """Slots and segments of a linear.
 
-    Returns slot_position i32[slots] and the table i64[segments, 2 + Sa Sw].
+    Returns slot_position i32[orders, slots] and the table i64[segments, 5 + Sa].
     """
     config = linear.config
-    stages = config.act_stages * config.weight_stages
-    shifts = linear.block_shift.reshape(stages, -1).astype(np.int64)
-    changes = np.flatnonzero((shifts[:, 1:] != shifts[:, :-1]).any(axis=0)) + 1
-    starts = np.concatenate([[0], changes]) * config.block_positions
-    ends = np.append(starts[1:], linear.num_positions)
-    slot_position: list[np.ndarray] = []
+    block = np.arange(linear.num_positions) // config.block_positions
+    shifts = linear.block_shift[:, :, block].astype(np.int64)  # [Sa, Sw, P]
+    same = (shifts == shifts[:, :1]).all()
+    orders: list[np.ndarray] = []
     table = []
+    place = 0
+    for stage in range(config.weight_stages):
+        order = 0 if same else stage
+        slot_position, cuts = _cut_stage(shifts[:, stage])
+        if order == len(orders):
+            orders.append(slot_position)
+        for first, count, *own in cuts:
+            table.append([order, first, count, place, stage, *own])
+            place += count
+    slots = -(-max(map(len, orders)) // UNIT) * UNIT
+    padded = [np.pad(o, (0, slots - len(o)), constant_values=-1) for o in orders]
+    return np.array(padded, np.int32), np.array(table, np.int64)
+
+
+def _cut_stage(shifts: np.ndarray) -> tuple[np.ndarray, list[list[int]]]:
+    """Sort positions by their shifts i64[Sa, P], the largest first.
+
+    Returns slot_position i32[whole quads] and the segments: first slot, slots, shifts.
+    """
+    order = np.lexsort((*-shifts[::-1],))
+    keys = shifts[:, order]
+    changes = np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(axis=0)) + 1
+    runs, cuts = [], []
     slot = 0
-    for start, end in zip(starts, ends, strict=True):
-        padded = -(-(end - start) // UNIT) * UNIT
-        run = np.full(padded, -1, np.int32)
-        run[: end - start] = np.arange(start, end)
-        slot_position.append(run)
+    for run in np.split(order, changes):
+        padded = -(-len(run) // QUAD) * QUAD
+        runs.append(np.pad(run, (0, padded - len(run)), constant_values=-1))
         for first in range(0, padded, SEGMENT):
-            row = [slot + first, min(SEGMENT, padded - first)]
-            table.append(row + list(shifts[:, start // config.block_positions]))
+            count = min(SEGMENT, padded - first)
+            cuts.append([slot + first, count, *shifts[:, run[0]]])
         slot += padded
-    return np.concatenate(slot_position), np.array(table, np.int64)
+    return np.concatenate(runs), cuts
 
 
-def cut_panels(linear: LutLinear, slots: int, code_bytes: int) -> tuple[np.ndarray, int]:
+def cut_panels(linear: LutLinear, stream_slots: int, code_bytes: int) -> tuple[np.ndarray, int]:
     """The table i64[panels, 5] and the number of tiles."""
     config = linear.config
     table = []
@@ -161,7 +187,7 @@ def cut_panels(linear: LutLinear, slots: int, code_bytes: int) -> tuple[np.ndarr
         end = min(start + config.group_size, linear.out_features)
         for first in range(start, end, PANEL_TILES * TILE):
             outputs = min(PANEL_TILES * TILE, end - first)
-            offset = tile * slots * config.weight_stages * code_bytes
+            offset = tile * stream_slots * code_bytes
             table.append([group, first, outputs, tile, offset])
             tile += -(-outputs // TILE)
     return np.array(table, np.int64), tile
@@ -173,24 +199,26 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
     config = linear.config
     packing = Packing.choose(linear, isa)
     slot_position, segments = cut_segments(linear)
-    slots = len(slot_position)
+    stream = _stream(slot_position, segments)
     centroids = 16 if packing.rows else config.weight_centroids
     code_bytes = TILE // 2 if config.weight_centroids <= 16 else TILE
-    panels, tiles = cut_panels(linear, slots, code_bytes)
+    panels, tiles = cut_panels(linear, len(stream[0]), code_bytes)
     row_bias = 128 if packing.lookup else 0
     scale = np.where(linear.input_perm < 0, np.float32(0), linear.input_scale)
+    first = slot_position[0]
     arrays = {
-        "perm": _by_slot(arena, np.maximum(linear.input_perm, 0), slot_position, config.vec_len),
-        "scale": _by_slot(arena, scale, slot_position, config.vec_len),
-        "weight_codebook": _weight_codebook(arena, linear, slot_position, segments, packing),
-        "shift": _shifts(arena, linear, slot_position, segments, packing),
-        "codes": _codes(arena, linear, slot_position, segments, panels, tiles, code_bytes),
+        "perm": _by_slot(arena, np.maximum(linear.input_perm, 0), first, config.vec_len),
+        "scale": _by_slot(arena, scale, first, config.vec_len),
+        "copies": _copies(slot_position),
+        "weight_codebook": _weight_codebook(arena, linear, stream, packing),
+        "shift": _shifts(arena, linear, stream, packing),
+        "codes": _codes(arena, linear, stream, segments, panels, tiles, code_bytes),
         "segment_table": segments,
         "panel_table": panels,
         "output_scale": _copy(arena, linear.output_scale),
     }
     if linear.act_codebook is not None:
-        arrays["act_codebook"] = _act_codebook(arena, linear, slot_position, packing)
+        arrays["act_codebook"] = _act_codebook(arena, linear, first, packing)
     if linear.bias is not None:
         arrays["bias"] = _copy(arena, linear.bias)
     values = {
@@ -203,7 +231,9 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
         "weight_stages": config.weight_stages,
         "by_weight": int(config.scheme == "weight"),
         "table_bits": config.table_bits,
-        "slots": slots,
+        "slots": slot_position.shape[1],
+        "orders": len(slot_position),
+        "stream_slots": len(stream[0]),
         "groups": linear.num_groups,
         "segments": len(segments),
         "panels": len(panels),
@@ -213,7 +243,7 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
         "fast_lookup": int(packing.lookup),
         "row_stride": 16 if packing.lookup else config.weight_centroids,
         "row_bias": row_bias,
-        "sum_bias": row_bias * int((segments[:, 1:2] << segments[:, SEGMENT_COLUMNS:]).sum()),
+        "sum_bias": row_bias * _summands(segments),
         "slot_bytes": centroids * config.vec_len,
         "code_bytes": code_bytes,
     }
@@ -254,54 +284,59 @@ def _act_codebook(
     return out
 
 
-def _stream_order(segments: np.ndarray, stages: int) -> tuple[np.ndarray, np.ndarray]:
-    """The (weight stage, slot) of each place in a stream ordered segment, stage, slot."""
-    stage, slot = [], []
-    for first, count in segments[:, :2]:
-        for s in range(stages):
-            stage.append(np.full(count, s))
-            slot.append(np.arange(first, first + count))
-    return np.concatenate(stage), np.concatenate(slot)
+def _stream(slot_position: np.ndarray, segments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weight stage and position (-1 = padding) of each place in the stream of all segments."""
+    stage = np.repeat(segments[:, 4], segments[:, 2])
+    position = [slot_position[o, f : f + n] for o, f, n in segments[:, :3]]
+    return stage, np.concatenate(position)
+
+
+def _summands(segments: np.ndarray) -> int:
+    """Entries that the vector kernels add up, each times 2^shift: quads beyond whole UNITs are
+    filled up with zero entries."""
+    count = segments[:, 2]
+    entries = UNIT * (count // UNIT + count % UNIT // QUAD)
+    return int((entries[:, None] << segments[:, SEGMENT_COLUMNS:]).sum())
+
+
+def _copies(slot_position: np.ndarray) -> np.ndarray:
+    """i32[orders - 1, slots]: where the position of a slot of the first order lies in the others"""
+    first = slot_position[0]
+    out = np.full((len(slot_position) - 1, len(first)), -1, np.int32)
+    for row, other in zip(out, slot_position[1:], strict=True):
+        place = np.empty(first.max() + 1, np.int32)
+        place[other[other >= 0]] = np.flatnonzero(other >= 0)
+        row[first >= 0] = place[first[first >= 0]]
+    return out
 
 
 def _weight_codebook(
-    arena: Arena,
-    linear: LutLinear,
-    slot_position: np.ndarray,
-    segments: np.ndarray,
-    packing: Packing,
+    arena: Arena, linear: LutLinear, stream: tuple[np.ndarray, np.ndarray], packing: Packing
 ) -> np.ndarray:
-    """i8[B, slots * Sw, slot_bytes] in stream order."""
+    """i8[B, stream slots, slot_bytes]."""
     config = linear.config
-    stage, slot = _stream_order(segments, config.weight_stages)
-    position = slot_position[slot]
+    stage, position = stream
     count = 16 if packing.rows else config.weight_centroids
-    shape = (linear.num_groups, len(slot), count, config.vec_len)
-    out = arena.take(shape, np.int8)
+    out = arena.take((linear.num_groups, len(stage), count, config.vec_len), np.int8)
     if count > config.weight_centroids:
         out[:] = 0
     for group in range(linear.num_groups):
         out[group, :, : config.weight_centroids] = linear.weight_codebook[stage, position, group]
     out[:, position < 0] = 0
     if packing.rows:  # [pair, slot, half, 8, 2] -> [pair, half, slot, 8, 2]
-        pairs = out.reshape(linear.num_groups, len(slot) // 2, 2, 2, 16)
+        pairs = out.reshape(linear.num_groups, len(stage) // 2, 2, 2, 16)
         pairs[:] = pairs.swapaxes(2, 3).copy()
     return out
 
 
 def _shifts(
-    arena: Arena,
-    linear: LutLinear,
-    slot_position: np.ndarray,
-    segments: np.ndarray,
-    packing: Packing,
+    arena: Arena, linear: LutLinear, stream: tuple[np.ndarray, np.ndarray], packing: Packing
 ) -> np.ndarray:
-    """[Sa, B, slots * Sw] in stream order: shifts u8, or the multipliers i16 2^(15 - shift).
+    """[Sa, B, stream slots]: shifts u8, or the multipliers i16 2^(15 - shift).
 
     A two-element dot product is below 2^15, so a shift above 15 gives 0: multiplier 0.
     """
-    stage, slot = _stream_order(segments, linear.config.weight_stages)
-    position = slot_position[slot]
+    stage, position = stream
     shift = linear.table_shift[:, stage, position].swapaxes(1, 2)
     dtype = np.int16 if packing.rows else np.uint8
     out = arena.take(shift.shape, dtype)
@@ -316,24 +351,18 @@ def _shifts(
 def _codes(
     arena: Arena,
     linear: LutLinear,
-    slot_position: np.ndarray,
+    stream: tuple[np.ndarray, np.ndarray],
     segments: np.ndarray,
     panels: np.ndarray,
     tiles: int,
     code_bytes: int,
 ) -> np.ndarray:
-    """u8, order panel, segment, weight stage, tile, slot; one tile is `code_bytes`."""
-    config = linear.config
-    out = arena.take(tiles * len(slot_position) * config.weight_stages * code_bytes, np.uint8)
-    _pack_codes(
-        np.ascontiguousarray(linear.weight_codes),
-        config.code_bits,
-        code_bytes,
-        slot_position,
-        segments,
-        panels,
-        out,
-    )
+    """u8, order panel, segment, tile, slot; one tile is `code_bytes`."""
+    stage, position = stream
+    out = arena.take(tiles * len(stage) * code_bytes, np.uint8)
+    source = np.ascontiguousarray(linear.weight_codes)
+    bits = linear.config.code_bits
+    _pack_codes(source, bits, code_bytes, stage, position, segments, panels, out)
     return out
 
 
@@ -342,31 +371,30 @@ def _pack_codes(
     source: np.ndarray,
     bits: int,
     code_bytes: int,
-    slot_position: np.ndarray,
+    stages: np.ndarray,
+    positions: np.ndarray,
     segments: np.ndarray,
     panels: np.ndarray,
     out: np.ndarray,
 ) -> None:
     codes = np.zeros(TILE, np.uint8)
-    stages = source.shape[0]
     for panel in range(len(panels)):
         first_output, outputs = panels[panel, 1], panels[panel, 2]
         at = panels[panel, 4]
         tiles = (outputs + TILE - 1) // TILE
         for segment in range(len(segments)):
-            slot0, count = segments[segment, 0], segments[segment, 1]
-            for stage in range(stages):
-                for slot in range(count):
-                    position = slot_position[slot0 + slot]
-                    for tile in range(tiles):
-                        target = at + (tile * count + slot) * code_bytes
-                        valid = min(TILE, outputs - tile * TILE) if position >= 0 else 0
-                        if valid > 0:
-                            first = first_output + tile * TILE
-                            _read_codes(source[stage, position], bits, first, valid, codes)
-                        codes[valid:] = 0
-                        _write_tile(codes, code_bytes, out[target : target + code_bytes])
-                at += tiles * count * code_bytes
+            count, place = segments[segment, 2], segments[segment, 3]
+            for slot in range(count):
+                stage, position = stages[place + slot], positions[place + slot]
+                for tile in range(tiles):
+                    target = at + (tile * count + slot) * code_bytes
+                    valid = min(TILE, outputs - tile * TILE) if position >= 0 else 0
+                    if valid > 0:
+                        first = first_output + tile * TILE
+                        _read_codes(source[stage, position], bits, first, valid, codes)
+                    codes[valid:] = 0
+                    _write_tile(codes, code_bytes, out[target : target + code_bytes])
+            at += tiles * count * code_bytes
 
 
 @kernel

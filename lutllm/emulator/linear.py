@@ -12,16 +12,17 @@ import numpy as np
 
 from lutllm.emulator.jit import inline, kernel
 from lutllm.emulator.kernels import (
-    code_block,
+    code_slots,
     largest_input,
     lookup,
     make_rows,
-    quantize_block,
+    quantize_slots,
 )
 from lutllm.emulator.layout import PANEL_COLUMNS, PANEL_TILES, SEGMENT, TILE, UNIT, PackedLinear
-from lutllm.emulator.plain import segment_slots, stream_index
+from lutllm.emulator.plain import segment_place, segment_slots
 from lutllm.emulator.simd import (
     add,
+    atomic_add,
     f32x8,
     i32x8,
     int_to_float,
@@ -39,6 +40,9 @@ from lutllm.emulator.team import Team, barrier, share
 
 #: Tokens whose rows are generated together.
 TOKEN_BLOCK = 32
+#: Tokens coded together, and the least that are not split by slots.
+CODE_TOKENS = 16
+CODE_FEW = 4
 _ACC_BYTES = 4 * TILE * PANEL_TILES
 _ROWS_AT = TOKEN_BLOCK * _ACC_BYTES + 2 * SEGMENT * TILE
 
@@ -46,8 +50,14 @@ _ROWS_AT = TOKEN_BLOCK * _ACC_BYTES + 2 * SEGMENT * TILE
 def scratch_bytes(record: np.ndarray) -> int:
     """Scratch one thread needs for linears like `record` (LINEAR[n])."""
     rows = (record["row_stride"] * record["act_stages"]).max() * SEGMENT * TOKEN_BLOCK
-    search = (record["act_centroids"] * record["act_stages"]).max() * 8 * UNIT + 192
+    search = 128 * (1 + record["act_centroids"].max()) + 4 * CODE_TOKENS * record["slots"].max()
     return int(max(_ROWS_AT + rows, search))
+
+
+def act_bytes(record: np.ndarray) -> int:
+    """Bytes of the coded activations of one token: i8[Sa, orders, slots * v]."""
+    vectors = record["act_stages"] * record["orders"] * record["slots"]
+    return int((vectors * record["vec_len"]).max())
 
 
 # ---------------------------------------------------------------- phase 1
@@ -64,49 +74,73 @@ def code_inputs(
     scales: int,
     codes: int,
     scratch: int,
+    turns: int,
     member: int,
     members: int,
 ) -> None:
     """Code the inputs of `tokens` tokens.
 
-    x: f32[D] of token t at x + t * x_bytes. act receives i8[Sa, slots * v] per token, every
-    act_bytes; scales f32[tokens] (scheme "weight"); codes u8[tokens, Sa, slots] unless 0.
+    x: f32[D] of token t at x + t * x_bytes. act receives i8[Sa, orders, slots * v] per token, every
+    act_bytes; scales f32[tokens] (scheme "weight"); codes u8[tokens, Sa, slots] unless 0. Few
+    tokens are split by slots; many are taken in turn, see `turns` in `apply_tables`.
     """
-    blocks = lin.slots // UNIT
-    if lin.by_weight:
-        _quantize_tokens(lin, tokens, x, x_bytes, act, act_bytes, scales, member, members)
+    if tokens < CODE_FEW:
+        first, end = share(lin.slots // UNIT, member, members)
+        _code_some(
+            lin,
+            tokens,
+            x,
+            x_bytes,
+            first * UNIT,
+            end * UNIT,
+            act,
+            act_bytes,
+            scales,
+            codes,
+            scratch,
+        )
         return
-    first, end = share(blocks, member, members)
-    for block in range(first, end):
-        code_block(lin, tokens, x, x_bytes, block, act, act_bytes, codes, scratch)
+    t = atomic_add(turns, CODE_TOKENS)
+    while t < tokens:
+        _code_some(
+            lin,
+            min(CODE_TOKENS, tokens - t),
+            x + t * x_bytes,
+            x_bytes,
+            0,
+            lin.slots,
+            act + t * act_bytes,
+            act_bytes,
+            scales + 4 * t,
+            codes + t * lin.act_stages * lin.slots if codes else 0,
+            scratch,
+        )
+        t = atomic_add(turns, CODE_TOKENS)
 
 
 @inline
-def _quantize_tokens(
+def _code_some(
     lin: Any,
     tokens: int,
     x: int,
     x_bytes: int,
+    first: int,
+    end: int,
     act: int,
     act_bytes: int,
     scales: int,
-    member: int,
-    members: int,
+    codes: int,
+    scratch: int,
 ) -> None:
-    """Scheme "weight": split by token, or the slots of a single token."""
-    blocks = lin.slots // UNIT
-    if tokens > 1:
-        first, end = share(tokens, member, members)
-        block0, block1 = 0, blocks
-    else:
-        first, end = 0, 1
-        block0, block1 = share(blocks, member, members)
-    for t in range(first, end):
-        top = largest_input(lin, x + t * x_bytes)
+    """Slots first .. end of some tokens."""
+    if not lin.by_weight:
+        code_slots(lin, tokens, x, x_bytes, first, end, act, act_bytes, codes, scratch)
+        return
+    for t in range(tokens):
+        top = largest_input(lin, x + t * x_bytes, scratch)
         inverse = np.float32(127) / top if top > 0 else np.float32(0)
-        for block in range(block0, block1):
-            quantize_block(lin, x + t * x_bytes, inverse, block, act + t * act_bytes)
-        if block0 == 0:
+        quantize_slots(lin, x + t * x_bytes, inverse, first, end, act + t * act_bytes, scratch)
+        if first == 0:
             store_f32(scales + 4 * t, top / np.float32(127))
 
 
@@ -125,43 +159,97 @@ def apply_tables(
     accumulators: int,
     residual: bool,
     scratch: int,
+    turns: int,
     member: int,
     members: int,
 ) -> None:
     """y = tables applied to coded inputs, or y += with `residual`.
 
     y: f32[M] of token t at y + t * y_bytes. accumulators: i32[tokens, M] receives the integer
-    sums, unless 0. Many tokens are split among the threads, else the tiles are.
+    sums, unless 0. Tiles of few tokens are split evenly. Of many tokens, members take a panel of
+    TOKEN_BLOCK tokens in turn, so that a slow processor gets less; turns: address of an int64 that
+    counts them, 0 before.
     """
-    token0, token1, tile0, tile1 = 0, tokens, 0, lin.tiles
-    if tokens >= members * TOKEN_BLOCK:
-        token0, token1 = share(tokens, member, members)
-    else:
-        tile0, tile1 = share(lin.tiles, member, members)
-    for panel in range(lin.panels):
-        table = lin.panel_table + 8 * PANEL_COLUMNS * panel
-        outputs, first = load_i64(table + 16), load_i64(table + 24)
-        tiles = (outputs + TILE - 1) // TILE
-        low, high = max(tile0 - first, 0), min(tile1 - first, tiles)
-        if low >= high:
-            continue
-        for t in range(token0, token1, TOKEN_BLOCK):
-            count = min(TOKEN_BLOCK, token1 - t)
-            sums = accumulators + 4 * t * lin.out_features if accumulators else 0
-            _clear(lin, scratch, count, low, high)
-            _sum_panel(lin, table, tiles, low, high, count, act + t * act_bytes, act_bytes, scratch)
-            for n in range(count):
-                _dequantize(
-                    lin,
-                    table,
-                    low,
-                    high,
-                    scratch + n * _ACC_BYTES,
-                    load_f32(scales + 4 * (t + n)),
-                    y + (t + n) * y_bytes,
-                    sums + 4 * n * lin.out_features if accumulators else 0,
-                    residual,
-                )
+    if tokens < TOKEN_BLOCK * members:
+        first, end = share(lin.tiles, member, members)
+        for panel in range(lin.panels):
+            _apply_panel(
+                lin,
+                panel,
+                first,
+                end,
+                tokens,
+                act,
+                act_bytes,
+                scales,
+                y,
+                y_bytes,
+                accumulators,
+                residual,
+                scratch,
+            )
+        return
+    blocks = (tokens + TOKEN_BLOCK - 1) // TOKEN_BLOCK
+    item = atomic_add(turns, 1)
+    while item < blocks * lin.panels:
+        t = item % blocks * TOKEN_BLOCK
+        _apply_panel(
+            lin,
+            item // blocks,
+            0,
+            lin.tiles,
+            min(TOKEN_BLOCK, tokens - t),
+            act + t * act_bytes,
+            act_bytes,
+            scales + 4 * t,
+            y + t * y_bytes,
+            y_bytes,
+            accumulators + 4 * t * lin.out_features if accumulators else 0,
+            residual,
+            scratch,
+        )
+        item = atomic_add(turns, 1)
+
+
+@inline
+def _apply_panel(
+    lin: Any,
+    panel: int,
+    tile0: int,
+    tile1: int,
+    tokens: int,
+    act: int,
+    act_bytes: int,
+    scales: int,
+    y: int,
+    y_bytes: int,
+    accumulators: int,
+    residual: bool,
+    scratch: int,
+) -> None:
+    """The tiles of one panel that lie within tile0 .. tile1."""
+    table = lin.panel_table + 8 * PANEL_COLUMNS * panel
+    outputs, first = load_i64(table + 16), load_i64(table + 24)
+    tiles = (outputs + TILE - 1) // TILE
+    low, high = max(tile0 - first, 0), min(tile1 - first, tiles)
+    if low >= high:
+        return
+    for t in range(0, tokens, TOKEN_BLOCK):
+        count = min(TOKEN_BLOCK, tokens - t)
+        _clear(lin, scratch, count, low, high)
+        _sum_panel(lin, table, tiles, low, high, count, act + t * act_bytes, act_bytes, scratch)
+        for n in range(t, t + count):
+            _dequantize(
+                lin,
+                table,
+                low,
+                high,
+                scratch + (n - t) * _ACC_BYTES,
+                load_f32(scales + 4 * n),
+                y + n * y_bytes,
+                accumulators + 4 * n * lin.out_features if accumulators else 0,
+                residual,
+            )
 
 
 @inline
@@ -192,26 +280,23 @@ def _sum_panel(
     vectors = tokens * lin.act_stages
     for segment in range(lin.segments):
         slots = segment_slots(lin, segment)
-        for stage in range(lin.weight_stages):
-            for n in range(vectors):
-                t, act_stage = n // lin.act_stages, n % lin.act_stages
-                vector = act + t * act_bytes + act_stage * lin.slots * lin.vec_len
-                make_rows(lin, group, segment, stage, act_stage, vector, rows + n * rows_bytes)
-            place = stream_index(lin, segment, stage) * tiles
-            codes = lin.codes + offset + place * lin.code_bytes
-            lookup(
-                lin,
-                segment,
-                stage,
-                codes + low * slots * lin.code_bytes,
-                high - low,
-                rows,
-                rows_bytes,
-                vectors,
-                scratch + 4 * TILE * low,
-                _ACC_BYTES,
-                split,
-            )
+        for n in range(vectors):
+            t, act_stage = n // lin.act_stages, n % lin.act_stages
+            vector = act + t * act_bytes + act_stage * lin.orders * lin.slots * lin.vec_len
+            make_rows(lin, group, segment, act_stage, vector, rows + n * rows_bytes)
+        place = segment_place(lin, segment) * tiles + low * slots
+        lookup(
+            lin,
+            segment,
+            lin.codes + offset + place * lin.code_bytes,
+            high - low,
+            rows,
+            rows_bytes,
+            vectors,
+            scratch + 4 * TILE * low,
+            _ACC_BYTES,
+            split,
+        )
 
 
 @inline
@@ -274,6 +359,7 @@ def _run(
     accumulators: int,
     scratch: int,
     scratch_stride: int,
+    turns: int,
     arrivals: int,
     member: int,
     members: int,
@@ -281,7 +367,18 @@ def _run(
     lin = lins[0]
     own = scratch + member * scratch_stride
     code_inputs(
-        lin, tokens, x, 4 * lin.in_features, act, act_bytes, scales, codes, own, member, members
+        lin,
+        tokens,
+        x,
+        4 * lin.in_features,
+        act,
+        act_bytes,
+        scales,
+        codes,
+        own,
+        turns,
+        member,
+        members,
     )
     barrier(arrivals, members)
     apply_tables(
@@ -295,6 +392,7 @@ def _run(
         accumulators,
         False,
         own,
+        turns + 8,
         member,
         members,
     )
@@ -310,7 +408,8 @@ def run_linear(packed: PackedLinear, x: np.ndarray, team: Team) -> dict[str, np.
     tokens = len(x)
     x = np.ascontiguousarray(x, np.float32)
     stages, slots = int(lin["act_stages"]), int(lin["slots"])
-    act = np.zeros((tokens, stages * slots * int(lin["vec_len"])), np.int8)
+    act = np.zeros((tokens, act_bytes(packed.record)), np.int8)
+    turns = np.zeros(2, np.int64)
     scales = np.zeros(tokens, np.float32)
     codes = np.zeros((tokens, stages, slots), np.uint8)
     y = np.zeros((tokens, int(lin["out_features"])), np.float32)
@@ -332,11 +431,12 @@ def run_linear(packed: PackedLinear, x: np.ndarray, team: Team) -> dict[str, np.
         sums_at,
         scratch_at,
         stride,
+        turns.ctypes.data,
     )
     out: dict[str, np.ndarray] = {"y": y, "accumulators": sums}
     if lin["by_weight"]:
         out["token_scale"] = scales
     else:
-        order = np.argsort(packed.slot_position, kind="stable")
-        out["codes"] = codes[..., order[-int((packed.slot_position >= 0).sum()) :]]
+        position = packed.slot_position[0]
+        out["codes"] = codes[..., np.argsort(position, kind="stable")[(position < 0).sum() :]]
     return out

@@ -22,7 +22,7 @@ from lutllm.emulator.forward import (
     project,
 )
 from lutllm.emulator.layout import Arena, PackedLinear, aligned, pack
-from lutllm.emulator.linear import scratch_bytes
+from lutllm.emulator.linear import act_bytes, scratch_bytes
 from lutllm.emulator.sampling import Sampling
 from lutllm.emulator.team import Team
 from lutllm.errors import ArtifactError, ConfigError
@@ -146,12 +146,12 @@ class LutModel:
         config, buffers = self.config, self._buffers
         qkv = config.q_size + 2 * config.kv_size
         wide = -(-config.hidden_size // 16) * 16
-        act = (self._lins["act_stages"] * self._lins["slots"] * self._lins["vec_len"]).max()
         self._array("ids", (rows,), np.int64)
         self._array("scales", (rows,), np.float32)
         buffers["h_bytes"] = self._array("h", (rows, wide), np.float32)
         self._array("normed", (rows, wide), np.float32)
-        buffers["act_bytes"] = self._array("act", (rows, int(act)), np.int8)
+        buffers["act_bytes"] = self._array("act", (rows, act_bytes(self._lins)), np.int8)
+        self._array("turns", (2 * len(self._lins),), np.int64)
         for name, width in (
             ("qkv", qkv),
             ("mixed", config.q_size),
@@ -206,6 +206,7 @@ class LutModel:
         if self.cache.reserve(self.cache.length + len(ids)):
             self._move_cache()
         self._arrays["ids"][: len(ids)] = ids
+        self._arrays["turns"][:] = 0
         self.team.run(
             forward,
             self._decoder,

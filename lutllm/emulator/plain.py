@@ -12,7 +12,7 @@ import numpy as np
 
 from lutllm.config import ACT_LIMIT, STAGE_BITS
 from lutllm.emulator.jit import inline
-from lutllm.emulator.layout import SEGMENT_COLUMNS, TILE, UNIT
+from lutllm.emulator.layout import SEGMENT_COLUMNS, TILE
 from lutllm.emulator.simd import (
     load_f32,
     load_i8,
@@ -44,8 +44,8 @@ def _scaled(lin: Any, x: int, index: int) -> Any:
 
 
 @inline
-def largest_input(lin: Any, x: int) -> Any:
-    """max |x[perm] * scale| of one token. x: address of f32[D]."""
+def largest_input(lin: Any, x: int, scratch: int) -> Any:
+    """max |x[perm] * scale| of one token. x: address of f32[D]; scratch is not used here."""
     top = np.float32(0)
     for i in range(lin.slots * lin.vec_len):
         top = max(top, abs(_scaled(lin, x, i)))
@@ -53,33 +53,57 @@ def largest_input(lin: Any, x: int) -> Any:
 
 
 @inline
-def quantize_block(lin: Any, x: int, inverse: np.float32, block: int, act: int) -> None:
-    """Scheme "weight": UNIT slots of one token as i8[slots * v] at `act`."""
-    size = UNIT * lin.vec_len
-    for i in range(block * size, (block + 1) * size):
-        store_i8(act + i, _round(_scaled(lin, x, i) * inverse, 127))
+def spread(lin: Any, slot: int, vector: int) -> None:
+    """Copy the activation vector of a slot to the other slot orders.
+
+    vector: address of i8[slots * v] of the first order; the others follow it.
+    """
+    v = lin.vec_len
+    for order in range(1, lin.orders):
+        other = load_i32(lin.copies + 4 * ((order - 1) * lin.slots + slot))
+        if other >= 0:
+            for i in range(v):
+                value = load_i8(vector + slot * v + i)
+                store_i8(vector + (order * lin.slots + other) * v + i, value)
 
 
 @inline
-def code_block(
+def quantize_slots(
+    lin: Any, x: int, inverse: Any, first: int, end: int, act: int, scratch: int
+) -> None:
+    """Scheme "weight": slots first .. end (whole UNITs) of one token.
+
+    act: i8[orders, slots * v]; scratch is not used here.
+    """
+    v = lin.vec_len
+    for slot in range(first, end):
+        for i in range(slot * v, (slot + 1) * v):
+            store_i8(act + i, _round(_scaled(lin, x, i) * inverse, 127))
+        spread(lin, slot, act)
+
+
+@inline
+def code_slots(
     lin: Any,
     tokens: int,
     x: int,
     x_bytes: int,
-    block: int,
+    first: int,
+    end: int,
     act: int,
     act_bytes: int,
     codes: int,
     scratch: int,
 ) -> None:
-    """Scheme "co": code UNIT slots of some tokens.
+    """Scheme "co": code slots first .. end (whole UNITs) of some tokens.
 
-    x: f32[D] of token t at x + t * x_bytes; act: i8[Sa, slots * v] receives the chosen centroids,
-    every act_bytes; codes: u8[tokens, Sa, slots] their numbers, unless 0; scratch: 64 bytes.
+    x: f32[D] of token t at x + t * x_bytes; act: i8[Sa, orders, slots * v] receives the chosen
+    centroids, every act_bytes; codes: u8[tokens, Sa, slots] their numbers, unless 0; scratch: 64
+    bytes.
     """
     for t in range(tokens):
-        for slot in range(block * UNIT, (block + 1) * UNIT):
-            numbers = codes + t * lin.act_stages * lin.slots if codes else 0
+        numbers = codes + t * lin.act_stages * lin.slots if codes else 0
+        for slot in range(first, end):
             _code_slot(lin, x + t * x_bytes, slot, act + t * act_bytes, numbers, scratch)
 
 
@@ -92,15 +116,16 @@ def _code_slot(lin: Any, x: int, slot: int, act: int, codes: int, scratch: int) 
     for stage in range(lin.act_stages):
         shift = STAGE_BITS * (lin.act_stages - 1 - stage)
         code = _nearest(lin, stage, slot, shift, scratch)
-        row = stage * lin.slots + slot
-        book = lin.act_codebook + (row * lin.act_centroids + code) * v
+        book = lin.act_codebook + ((stage * lin.slots + slot) * lin.act_centroids + code) * v
+        vector = act + stage * lin.orders * lin.slots * v
         for i in range(v):
             chosen = load_i8(book + i)
-            store_i8(act + row * v + i, chosen)
+            store_i8(vector + slot * v + i, chosen)
             rest = load_i32(scratch + 4 * i) - (chosen << shift)
             store_i32(scratch + 4 * i, rest)
+        spread(lin, slot, vector)
         if codes:
-            store_i8(codes + row, code)
+            store_i8(codes + stage * lin.slots + slot, code)
 
 
 @inline
@@ -120,45 +145,40 @@ def _nearest(lin: Any, stage: int, slot: int, shift: int, vector: int) -> int:
 
 
 @inline
-def segment_start(lin: Any, segment: int) -> int:
-    columns = SEGMENT_COLUMNS + lin.act_stages * lin.weight_stages
-    return load_i64(lin.segment_table + 8 * segment * columns)
+def segment_field(lin: Any, segment: int, field: int) -> int:
+    """A column of the segment table; the shift of act stage n is SEGMENT_COLUMNS + n."""
+    columns = SEGMENT_COLUMNS + lin.act_stages
+    return load_i64(lin.segment_table + 8 * (segment * columns + field))
 
 
 @inline
 def segment_slots(lin: Any, segment: int) -> int:
-    columns = SEGMENT_COLUMNS + lin.act_stages * lin.weight_stages
-    return load_i64(lin.segment_table + 8 * (segment * columns + 1))
+    return segment_field(lin, segment, 2)
 
 
 @inline
-def segment_shift(lin: Any, segment: int, act_stage: int, stage: int) -> int:
-    columns = SEGMENT_COLUMNS + lin.act_stages * lin.weight_stages
-    index = segment * columns + SEGMENT_COLUMNS + act_stage * lin.weight_stages + stage
-    return load_i64(lin.segment_table + 8 * index)
+def segment_place(lin: Any, segment: int) -> int:
+    return segment_field(lin, segment, 3)
 
 
 @inline
-def stream_index(lin: Any, segment: int, stage: int) -> int:
-    """Place of the first slot of (segment, weight stage) in a stream ordered that way."""
-    first = segment_start(lin, segment)
-    return first * lin.weight_stages + stage * segment_slots(lin, segment)
+def segment_vector(lin: Any, segment: int) -> int:
+    """Offset of the segment's first activation element in i8[orders, slots * v]."""
+    order, first = segment_field(lin, segment, 0), segment_field(lin, segment, 1)
+    return (order * lin.slots + first) * lin.vec_len
 
 
 @inline
-def make_rows(
-    lin: Any, group: int, segment: int, stage: int, act_stage: int, act: int, rows: int
-) -> None:
+def make_rows(lin: Any, group: int, segment: int, act_stage: int, act: int, rows: int) -> None:
     """Table rows of one segment: row_stride bytes per slot at `rows`.
 
-    act: i8[slots * v], the activation vectors of one token and activation stage.
+    act: i8[orders, slots * v], the activation vectors of one token and activation stage.
     """
     v = lin.vec_len
-    place = group * lin.slots * lin.weight_stages + stream_index(lin, segment, stage)
-    plane = act_stage * lin.groups * lin.slots * lin.weight_stages
+    place = group * lin.stream_slots + segment_place(lin, segment)
     book = lin.weight_codebook + place * lin.slot_bytes
-    shifts = lin.shift + plane + place
-    vector = act + segment_start(lin, segment) * v
+    shifts = lin.shift + act_stage * lin.groups * lin.stream_slots + place
+    vector = act + segment_vector(lin, segment)
     limit = 1 << (lin.table_bits - 1)
     for slot in range(segment_slots(lin, segment)):
         shift = load_u8(shifts + slot)
@@ -177,7 +197,6 @@ def make_rows(
 def lookup(
     lin: Any,
     segment: int,
-    stage: int,
     codes: int,
     tiles: int,
     rows: int,
@@ -187,7 +206,7 @@ def lookup(
     acc_bytes: int,
     scratch: int,
 ) -> None:
-    """Add tiles of one segment and weight stage to the accumulators of several tokens.
+    """Add tiles of one segment to the accumulators of several tokens.
 
     codes: [tiles, slots, code_bytes]. `vectors` activation vectors, token by token and in each
     stage by stage; the rows of vector n are at rows + n * rows_bytes, the accumulators
@@ -195,7 +214,7 @@ def lookup(
     """
     slots = segment_slots(lin, segment)
     for n in range(vectors):
-        shift = segment_shift(lin, segment, n % lin.act_stages, stage)
+        shift = segment_field(lin, segment, SEGMENT_COLUMNS + n % lin.act_stages)
         for tile in range(tiles):
             _lookup_tile(
                 lin,

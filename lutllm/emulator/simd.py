@@ -296,17 +296,6 @@ float_extend = _resize("fpext")
 
 
 @intrinsic
-def shift_tuple(typingctx: Any, addresses: Any, offset: Any) -> Any:
-    """Every address of a tuple plus an offset; () stays ()."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        moved = [builder.add(a, args[1]) for a in cgutils.unpack_tuple(builder, args[0])]
-        return context.make_tuple(builder, addresses, moved)
-
-    return addresses(addresses, types.intp), codegen
-
-
-@intrinsic
 def unzip(typingctx: Any, a: Any, b: Any) -> Any:
     """The even and the odd lanes of a followed by b, as two vectors."""
     kind = _same(a, b)
