@@ -185,6 +185,7 @@ def distill(
     first = _restore(state_path, student, optimizer, record)
     if first == 0:
         record["held_out_before"] = _held_out(student, teacher, held_out)
+    limit = config.steps
     config = DistillConfig(**{**vars(config), "steps": record["steps"]})
     begun, saved = time.monotonic(), time.monotonic()
     step = first
@@ -196,8 +197,10 @@ def distill(
             loss = _train_step(student, teacher, windows[chosen], optimizer, config.rate(step))
             record["curve"].append(round(loss, 5))
             step += 1
-            if deadline is not None and step == first + 3:
-                config = _fit_to_deadline(config, step, (time.monotonic() - begun) / 3, deadline)
+            done = step - first
+            if deadline is not None and done in (1, 3):
+                pace = (time.monotonic() - begun) / done
+                config = _fit_to_deadline(config, limit, step, pace, deadline)
                 record["steps"] = config.steps
                 bar.total = config.steps
             if state_path is not None and time.monotonic() - saved > SAVE_INTERVAL_S:
@@ -209,10 +212,11 @@ def distill(
 
 
 def _fit_to_deadline(
-    config: DistillConfig, step: int, seconds: float, deadline: float
+    config: DistillConfig, limit: int, step: int, seconds: float, deadline: float
 ) -> DistillConfig:
+    """As many steps as fit before the deadline at `seconds` a step, at most `limit`."""
     left = int((deadline - time.monotonic()) / max(seconds, 1e-6))
-    steps = max(step, min(config.steps, step + left))
+    steps = max(step, min(limit, step + left))
     return DistillConfig(**{**vars(config), "steps": steps})
 
 

@@ -48,12 +48,16 @@ def test_every_command_has_help(capsys):
 
 
 def test_recipe_and_sizes():
-    assert parse_config().default == LutConfig()
+    assert parse_config().default == LutConfig(block_positions=4)
     config = parse_config("--recipe", "accurate", "--group-size", "64", "--seed", "5")
-    assert config.default == LutConfig(scheme="weight", weight_stages=2, group_size=64)
+    assert config.default == LutConfig(
+        scheme="weight", weight_stages=2, group_size=64, block_positions=4
+    )
     assert config.seed == 5
     words = "--scheme co --vec-len 4 --act-centroids 32 --weight-centroids 8 --act-stages 2"
-    expected = LutConfig(vec_len=4, act_centroids=32, weight_centroids=8, act_stages=2)
+    expected = LutConfig(
+        vec_len=4, act_centroids=32, weight_centroids=8, act_stages=2, block_positions=4
+    )
     assert parse_config(*words.split()).default == expected
 
 
@@ -62,9 +66,9 @@ def test_overrides():
         "--override", "*.down_proj:weight_stages=2", "--override", "*.down_proj:scheme=weight"
     )
     assert config.for_linear("model.layers.0.mlp.down_proj") == LutConfig(
-        scheme="weight", weight_stages=2
+        scheme="weight", weight_stages=2, block_positions=4
     )
-    assert config.for_linear("model.layers.0.self_attn.o_proj") == LutConfig()
+    assert config.for_linear("model.layers.0.self_attn.o_proj") == config.default
     assert parse_override("a:b:seed=3") == ("a:b", "seed", 3)
 
 
