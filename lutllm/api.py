@@ -384,6 +384,8 @@ def estimate(
     device: str = "v80",
     prompt_tokens: int = 128,
     context: int = 160,
+    vocab_ports: int | None = None,
+    query_tokens: int | None = None,
     schedule: str = "emitted",
     head: str = "lut",
     attention_macs: int | None = None,
@@ -396,14 +398,21 @@ def estimate(
 
     source  artifact, folder with config.json, config.json, or the name of a known model
     engine  an engine configuration or its JSON file; None takes that of an export
+    vocab_ports, query_tokens
+            of the decoder kernel; None takes those of an export
+    head, attention_macs, vector_lanes
+            assumed for the schedules that are not exported yet
     fpga/performance/commands.py explains the rest.
     """
+    from fpga.decoder_design import DecoderConfig
     from fpga.design import EngineConfig
     from fpga.performance import commands
-    from fpga.performance.timing import DecoderConfig
+    from fpga.performance.timing import Assumed
 
-    chosen = {"attention_macs": attention_macs, "vector_lanes": vector_lanes}
-    decoder = DecoderConfig(head=head, **{k: v for k, v in chosen.items() if v is not None})
+    blocks = {"attention_macs": attention_macs, "vector_lanes": vector_lanes}
+    kernel = {"vocab_ports": vocab_ports, "query_tokens": query_tokens}
+    assumed = Assumed(head=head, **{k: v for k, v in blocks.items() if v is not None})
+    decoder = DecoderConfig(**{k: v for k, v in kernel.items() if v is not None})
     if isinstance(engine, dict):
         config = EngineConfig.from_dict(engine)
     else:
@@ -415,8 +424,9 @@ def estimate(
         device=device,
         prompt_tokens=prompt_tokens,
         context=context,
-        schedule=schedule,
         decoder=decoder,
+        schedule=schedule,
+        assumed=assumed,
         clock_mhz=clock_mhz,
         csynth=csynth,
         explained=explained,
@@ -435,7 +445,7 @@ def explore(
 ) -> dict[str, Any]:
     """The best FPGA design within a budget, and the Pareto front of all that fit.
 
-    quants   quantizations to choose from, by name; None takes the published setting
+    quants   quantizations to choose from, by name; None takes the default recipe
     options  those of fpga/performance/commands.py `explore`
     """
     from fpga.performance import commands
@@ -443,7 +453,7 @@ def explore(
 
     return commands.explore(
         source,
-        quants or {"paper": QuantConfig()},
+        quants or {DEFAULT_RECIPE: QuantConfig(recipe(DEFAULT_RECIPE).config)},
         Budget(decode_tokens_per_s, prefill_ms, max_share),
         heads=(head,),
         **options,

@@ -6,15 +6,16 @@ python scripts/performance_tables.py validation|netlist|steps|designs|models|dev
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from fpga.decoder_design import DecoderConfig
 from fpga.device import device_names, load_device
-from fpga.performance.commands import model_names, read_model
-from fpga.performance.designs import model_engines
+from fpga.performance.commands import model_names, read_source
 from fpga.performance.estimate import Estimate, Setting
 from fpga.performance.explore import Budget, Candidate, Space, explore
 from fpga.performance.published import PUBLISHED_INT8, PUBLISHED_NETLIST, PublishedModel
@@ -58,12 +59,13 @@ def steps() -> None:
     rows = []
     for name, quant in QUANTS.items():
         space = Space({name: quant}, (250.0,), (OVERLAPPED,))
-        chosen = explore(read_model(MODEL)[0], load_device("v80"), space, Budget()).chosen
+        chosen = explore(read_source(MODEL).model, load_device("v80"), space, Budget()).chosen
         assert chosen is not None
-        engines = model_engines(read_model(MODEL)[0], quant, chosen.engine)
         for schedule in (EMITTED, ON_CHIP, OVERLAPPED):
-            setting = Setting(load_device("v80"), chosen.setting.decoder, schedule)
-            found = Estimate(read_model(MODEL)[0], engines, setting)
+            kernel = DecoderConfig(vocab_ports=32, query_tokens=8)
+            design = dataclasses.replace(chosen.design, config=kernel)
+            setting = Setting(load_device("v80"), schedule, chosen.setting.assumed)
+            found = Estimate(design, setting)
             top = sorted(found.decode.parts.items(), key=lambda part: -part[1].value)[:3]
             whole = found.decode.cycles.value
             rows.append(
@@ -105,7 +107,7 @@ _DESIGN_HEAD = (
 
 def designs() -> None:
     """Per recipe, schedule and clock: the choice within the goals, else the fastest decode."""
-    model, v80 = read_model(MODEL)[0], load_device("v80")
+    model, v80 = read_source(MODEL).model, load_device("v80")
     rows = []
     for name, quant in QUANTS.items():
         for schedule, clock in ((EMITTED, 250.0), (OVERLAPPED, 250.0), (OVERLAPPED, 300.0)):
@@ -118,12 +120,12 @@ def designs() -> None:
 
 def _best_of(label: str, device: str, model: str, schedule: Schedule, clock: float) -> list[str]:
     """The balanced design of the better recipe, or why there is none."""
-    board, shape = load_device(device), read_model(model)[0]
+    board, shape = load_device(device), read_source(model).model
     found = explore(shape, board, Space(QUANTS, (clock,), (schedule,)), Budget())
     if found.chosen is None:
         return [label, "does not fit", *[""] * 6]
     c = found.chosen
-    estimate = Estimate(shape, model_engines(shape, QUANTS[c.quant_name], c.engine), c.setting)
+    estimate = Estimate(c.design, c.setting)
     return [
         *_design_row(f"{label}, {c.quant_name}", c),
         f"{estimate.memory_bytes / 1e9:.1f}",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fpga.design import EngineConfig
 from fpga.device import load_device
-from fpga.performance.commands import read_model
+from fpga.performance.commands import read_source
 from fpga.performance.engine import Engine, Run, modes_of, process_cycles
 from fpga.performance.memory import MemorySystem
 from fpga.performance.timing import IDEAL, PERFECT_MEMORY
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=16)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 32])
     args = parser.parse_args()
-    model, _ = read_model(args.model)
+    model = read_source(args.model).model
     shapes = [(s.in_features, s.out_features, False) for s in model.layer_linears(0)[:2]]
     config = EngineConfig(channels=args.channels)
     engine, linears = make_engine(LutConfig(scheme=args.scheme), config, shapes)

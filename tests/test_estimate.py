@@ -9,19 +9,20 @@ from pathlib import Path
 import pytest
 
 import lutllm
+from fpga.decoder_design import DecoderConfig
 from fpga.design import EngineConfig
 from fpga.device import device_names, load_device
-from fpga.performance.commands import model_names, read_engine, read_model
+from fpga.performance.commands import model_names, read_engine, read_source
 from fpga.performance.csynth import compare, read_report
-from fpga.performance.designs import model_engines
+from fpga.performance.designs import decoder_design, model_engines
 from fpga.performance.estimate import Estimate, Setting, costs_on
 from fpga.performance.memory import port_bytes
 from fpga.performance.resources import EngineResources, Resources, too_large
 from fpga.performance.timing import (
-    ASSUMED_DECODER,
+    ASSUMED,
     EMITTED,
     OVERLAPPED,
-    DecoderConfig,
+    Assumed,
     MemoryEfficiency,
 )
 from lutllm.cli import main
@@ -34,12 +35,24 @@ WIDE = EngineConfig(channels=64, max_tokens=128, read_ahead=16, gather_lanes=16)
 V80 = load_device("v80")
 
 
+KERNEL = DecoderConfig(context=4096, vocab_ports=32)
+
+
 def model(name="qwen3-1.7b"):
-    return read_model(name)[0]
+    return read_source(name).model
 
 
-def make(name="qwen3-1.7b", quant=WEIGHT, engine=WIDE, setting=None, **sizes):
-    return Estimate.of(model(name), quant, engine, setting or Setting(V80), **sizes)
+def make(
+    name="qwen3-1.7b",
+    quant=WEIGHT,
+    engine=WIDE,
+    setting=None,
+    kernel=KERNEL,
+    stored="BF16",
+    **sizes,
+):
+    design = decoder_design(model(name), quant, engine, kernel, stored)
+    return Estimate(design, setting or Setting(V80), **sizes)
 
 
 # Command line ------------------------------------------------------------------------------------
@@ -60,13 +73,18 @@ def test_what_does_not_fit_is_exit_status_1(capsys):
     assert main(["estimate", "qwen3-32b"]) == 1
     text = capsys.readouterr().out
     assert "fits        NO" in text
-    assert "GB of images, embedding and cache" in text
+    assert "GB of images and caches" in text
 
 
-def test_a_32b_model_fits_without_tables(tmp_path):
-    (tmp_path / "wide.json").write_text(json.dumps(WIDE.to_dict()))
-    engine = ["--engine", str(tmp_path / "wide.json"), "--scheme", "weight"]
-    assert main(["estimate", "qwen3-32b", *engine, "--quiet", "--json"]) == 0
+def test_a_32b_model_fits_without_tables(tmp_path, capsys):
+    wide = dataclasses.replace(WIDE, max_tokens=32)
+    (tmp_path / "wide.json").write_text(json.dumps(wide.to_dict()))
+    engine = ["--engine", str(tmp_path / "wide.json"), "--recipe", "tiny", "--vocab-ports", "32"]
+    later = ["--schedule", "overlapped"]
+    assert main(["estimate", "qwen3-32b", *engine, *later, "--quiet", "--json"]) == 0
+    # the exported kernel keeps the caches of 4096 positions behind one port each
+    assert main(["estimate", "qwen3-32b", *engine]) == 1
+    assert "MiB behind one port" in capsys.readouterr().out
 
 
 def test_explanation_and_table(capsys):
@@ -121,7 +139,7 @@ def test_engine_file(tmp_path):
 @pytest.mark.parametrize("name", model_names())
 def test_known_models(name):
     engine = dataclasses.replace(WIDE, max_tokens=32)
-    found = make(name, engine=engine, setting=Setting(V80, schedule=OVERLAPPED))
+    found = make(name, engine=engine, setting=Setting(V80, OVERLAPPED))
     assert found.fits, found.problems
     assert found.decode.ms.value > 0
     assert found.max_context > 1024
@@ -143,8 +161,8 @@ def test_parameters_of_known_models():
 def test_every_device_takes_a_small_model(name):
     device = load_device(name)
     engine = EngineConfig(channels=32 if device.memory_ports >= 32 else 4)
-    setting = Setting(device, DecoderConfig(query_tokens=2))
-    found = make("qwen2.5-0.5b", WEIGHT, engine, setting)
+    kernel = DecoderConfig(query_tokens=2, vocab_ports=min(8, device.memory_ports))
+    found = make("qwen2.5-0.5b", WEIGHT, engine, Setting(device), kernel)
     assert found.fits, found.problems
     ports = device.memory_ports * device.port_bits / 8 * device.port_clock_mhz / 1000
     assert ports == pytest.approx(device.peak_gb_per_s, rel=0.01)
@@ -168,7 +186,7 @@ def test_decode_grows_with_context_and_prefill_with_prompt():
 def test_head_is_included_and_costs_what_it_reads():
     ms = {}
     for head in ("none", "lut", "int8", "bf16"):
-        setting = Setting(V80, DecoderConfig(head=head), OVERLAPPED)
+        setting = Setting(V80, OVERLAPPED, Assumed(head=head))
         ms[head] = make(setting=setting).decode.ms.value
     assert ms["none"] < ms["lut"] < ms["int8"] < ms["bf16"]
     size = model().vocab_size * model().hidden_size
@@ -178,7 +196,7 @@ def test_head_is_included_and_costs_what_it_reads():
 
 def test_traffic_is_that_of_indices_and_codebooks():
     """Scheme weight: a quarter byte an index, 32 bytes of codebook per position and group."""
-    found = make(setting=Setting(V80, DecoderConfig(head="none"), OVERLAPPED), context=1)
+    found = make(setting=Setting(V80, OVERLAPPED, Assumed(head="none")), context=1)
     shapes = model().linears()
     weights = sum(s.in_features * s.out_features for s in shapes)
     expected = weights * (0.25 + 32 / 2 / 512)
@@ -194,14 +212,24 @@ def test_wider_ports_and_faster_clocks_are_faster():
     assert worn.decode.ms.value > make().decode.ms.value
 
 
-def test_image_bytes_are_those_of_an_export():
-    from codegen.render import connections
+def test_head_of_the_kernel_reads_every_row_over_its_ports():
+    few, many = (make(kernel=DecoderConfig(vocab_ports=n)) for n in (8, 32))
+    heads = [found.decode.parts["head"].value for found in (few, many)]
+    assert heads[0] == pytest.approx(4 * heads[1], rel=0.01)
+    assert heads[0] == pytest.approx(151936 / 8 * 128 / 0.9, rel=0.01)  # rows of 128 beats
+    wide, narrow = (make(stored=kind).decode.parts["head"].value for kind in ("F32", "BF16"))
+    assert wide == pytest.approx(2 * narrow, rel=0.01)
 
-    engines = model_engines(model("qwen3-0.6b"), QuantConfig(), EngineConfig())
-    ports = [0] * V80.memory_ports
-    for c in connections(engines, V80):
-        ports[int(c.port.removeprefix("HBM"))] += c.bytes
-    assert port_bytes(engines, V80.memory_ports) == ports
+
+def test_port_bytes_are_those_of_an_export():
+    from codegen.render import decoder_connections
+
+    for name, quant in (("qwen3-0.6b", QuantConfig()), ("qwen3-1.7b", WEIGHT)):
+        design = decoder_design(model(name), quant, EngineConfig(channels=32))
+        ports = [0] * V80.memory_ports
+        for c in decoder_connections(design, V80):
+            ports[int(c.port.removeprefix("HBM"))] += c.bytes
+        assert port_bytes(design, V80.memory_ports) == ports
 
 
 def test_port_that_carries_two_channels_sets_the_pace():
@@ -224,12 +252,14 @@ def test_problems_are_named():
         make(engine=EngineConfig(axi_bits=512))
     with pytest.raises(ConfigError, match="context is 0"):
         make(context=0)
+    with pytest.raises(ConfigError, match="context is 5000, but the caches of the design hold"):
+        make(context=5000)
     with pytest.raises(ConfigError, match="head is 'gpu'"):
-        DecoderConfig(head="gpu")
+        Assumed(head="gpu")
 
 
 def test_one_region_too_small_is_named():
-    tight = make("qwen3-8b", QuantConfig(), EngineConfig(channels=8, centroid_ports=4))
+    tight = make("qwen3-8b", QuantConfig(), EngineConfig(channels=16))
     assert any("behind one port" in problem for problem in tight.problems)
 
 
@@ -366,10 +396,10 @@ def test_bad_reports(tmp_path, text, message):
 def test_models_are_read_without_weights(tmp_path):
     source = Path(lutllm.__file__).parents[1] / "fpga/models/llama-3.2-1b.json"
     (tmp_path / "config.json").write_text(source.read_text())
-    assert read_model(tmp_path)[0] == read_model(source)[0] == model("llama-3.2-1b")
+    assert read_source(tmp_path).model == read_source(source).model == model("llama-3.2-1b")
     (tmp_path / "config.json").write_text('{"model_type": "llama", "num_attention_heads": 2}')
     with pytest.raises(CheckpointError, match="lacks 'hidden_size'"):
-        read_model(tmp_path)
+        read_source(tmp_path)
 
 
 def test_settings_of_a_schedule():
@@ -379,4 +409,4 @@ def test_settings_of_a_schedule():
     assert too_large(Resources.of(lut=V80.lut + 1), V80) == [
         "lut: 100% of the 2,574,208 of v80",
     ]
-    assert ASSUMED_DECODER.from_dict(ASSUMED_DECODER.to_dict()) == ASSUMED_DECODER
+    assert Assumed.from_dict(ASSUMED.to_dict()) == ASSUMED

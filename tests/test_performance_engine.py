@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import subprocess
 
-import numpy as np
 import pytest
 
-from codegen.csim import compile_testbench
+from codegen.csim import compile_testbench, trusted_sources
+from codegen.export import export
+from codegen.manifest import read_design
 from codegen.plan import plan_engines
-from codegen.render import LIBRARY, library_headers
+from fpga.decoder_design import DecoderConfig
 from fpga.design import EngineConfig
 from fpga.device import load_device
-from fpga.performance.blocks import LibraryBlocks
+from fpga.performance.decoder import Decoder
 from fpga.performance.designs import HEAD, model_engines, with_head
 from fpga.performance.engine import BOUND_OF, Engine, Run, modes_of, process_cycles
 from fpga.performance.memory import MemorySystem
@@ -20,23 +21,22 @@ from fpga.performance.timing import (
     IDEAL,
     OVERLAPPED,
     PERFECT_MEMORY,
-    DecoderConfig,
     Timing,
 )
 from lutllm.config import LutConfig, QuantConfig
 from lutllm.model_config import ModelConfig
 from tests.hls_timing import Counts, TimedSimulation, add_clocks
-from tests.hls_tools import FOLDER, export_linears, make_engine
-from tests.test_hls_decoder import Shape
+from tests.hls_tools import export_linears, make_engine
+from tests.make_artifact import tiny_config, write_artifact
 
 V80 = load_device("v80")
-SHAPES = [(128, 300, True), (160, 512, False)]
+SHAPES = [(96, 200, True), (160, 320, False)]
 CONFIG = EngineConfig(
     channels=4, centroid_ports=2, lanes_per_cycle=16, search_chain=4, max_tokens=8
 )
 #: Stages on both sides; rows from tables, fetched, and computed.
 LUTS = {
-    "co": LutConfig(group_size=64, act_stages=2, weight_stages=2),
+    "co": LutConfig(act_centroids=32, group_size=64, act_stages=2, weight_stages=2),
     "weight": LutConfig(group_size=64, scheme="weight"),
 }
 
@@ -112,37 +112,37 @@ def test_counters_of_the_csim_report(runs):
             assert counters["search_cycles"] == cycles["search"].value
 
 
-# Attention ---------------------------------------------------------------------------------------
+# The decoder -------------------------------------------------------------------------------------
+
+#: architecture, quantization, stored type, decoder kernel
+DECODERS = [
+    ("qwen2", LutConfig(group_size=64), "F16", DecoderConfig(vocab_ports=4)),
+    (
+        "llama",
+        LutConfig(scheme="weight", group_size=64),
+        "F32",
+        DecoderConfig(context=40, vocab_ports=3, query_tokens=2),
+    ),
+]
 
 
-@pytest.mark.parametrize(("past", "tokens"), [(0, 1), (127, 1), (0, 16), (100, 32)])
-def test_attention_within_5_percent(past, tokens):
-    shape = Shape(256, 512, 8, 2, 64, query_tokens=4, max_tokens=32, capacity=160)
-    sources = {f"sim/{p.name}": p.read_text() for p in (LIBRARY / "sim").glob("*.h")}
-    sources |= {f"sim/{name}": (LIBRARY / name).read_text() for name in library_headers()}
-    sources["sim/CONFIG.h"] = shape.header()
-    sources["sim/decoder_units.cpp"] = (FOLDER / "decoder_units.cpp").read_text()
-    program = compile_testbench(add_clocks(sources), "sim/decoder_units.cpp", ["-O0"])
-    caches, heads = 2 * shape.kv_heads * shape.capacity, shape.heads + 2 * shape.kv_heads
-    data = np.ones((caches + tokens * heads, shape.head_dim), np.float32).tobytes()
-    words = [str(program), "attention", str(tokens), str(past), "0.1"]
-    found = subprocess.run(words, input=data, capture_output=True, check=True)
-    model = ModelConfig.from_hf(
-        {
-            "model_type": "llama",
-            "hidden_size": 512,
-            "intermediate_size": 512,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 2,
-            "vocab_size": 64,
-            "rms_norm_eps": 1e-6,
-        }
-    )
-    config = DecoderConfig(query_tokens=4, softmax_interval=0, vector_depth=0)
-    blocks = LibraryBlocks(model, config, MemorySystem(V80, 250, 256, PERFECT_MEMORY), IDEAL)
-    cycles = Counts.parse(found.stderr.decode()).cycles
-    assert blocks.attention(tokens, past + tokens).value == pytest.approx(cycles, rel=0.05)
+@pytest.mark.parametrize(("arch", "lut", "stored", "kernel"), DECODERS)
+def test_cycles_of_the_decoder_within_5_percent(arch, lut, stored, kernel, tmp_path):
+    """From the first word of a prompt to the last word chosen: every step of every layer."""
+    config = EngineConfig(channels=4, centroid_ports=2, lanes_per_cycle=32, max_tokens=8)
+    write_artifact(tmp_path / "art", tiny_config(arch), QuantConfig(lut), kind=stored)
+    export(tmp_path / "art", tmp_path / "d", engine=config, golden={}, decoder=kernel)
+    design = read_design(tmp_path / "d")
+    sources = add_clocks(trusted_sources(design, False))
+    program = compile_testbench(sources, "sim/decoder_testbench.cpp", ["-O0"])
+    model = Decoder(design.decoder.design, V80, 250, timing=IDEAL, efficiency=PERFECT_MEMORY)
+    for prompt, new in ((1, 4), (8, 1), (11, 3)):
+        words = " ".join(str(n) for n in [new, *range(3, 3 + prompt)])
+        command = [str(program), str(tmp_path / "d" / "images"), str(tmp_path)]
+        found = subprocess.run(command, input=words, capture_output=True, text=True, check=True)
+        decode = sum(model.decode(prompt + i).cycles.value for i in range(1, new))
+        cycles = model.prefill(prompt).cycles.value + decode
+        assert cycles == pytest.approx(Counts.parse(found.stderr).cycles, rel=0.05), (prompt, new)
 
 
 # Structure ---------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Attention, norms, rotary embedding and gating: as the kernel library has them, or as assumed.
+"""What lies between two runs of an engine: as the decoder kernel has it, or as assumed.
 
-`LibraryBlocks` follows the loops of fpga/hls/attention.h, rms_norm.h, rotary.h and swiglu.h:
-float32 beats, one port for keys and one for values. `AssumedBlocks` is what a complete decoder
-needs so that these blocks do not set its pace; nothing of it is rendered.
+`EmittedBlocks` follows the loops of fpga/hls/decoder_steps.h and the headers below it: one step
+after another, float32 beats, one port for keys and one for values, a head of stored rows.
+`AssumedBlocks` is what a decoder needs so that these steps do not set its pace; it is not rendered.
 """
 
 from __future__ import annotations
@@ -11,148 +11,270 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+from fpga.decoder_design import STORED_BITS, DecoderDesign
 from fpga.design import ceil_div as divide
 from fpga.device import Device
+from fpga.performance.engine import Call
 from fpga.performance.memory import MemorySystem
 from fpga.performance.quantity import Quantity, ceil_div, given, maximum, total
-from fpga.performance.resources import Resources, UnitCosts, uram_of
-from fpga.performance.timing import DecoderConfig, Timing
+from fpga.performance.resources import Resources, UnitCosts, bram_of, uram_of
+from fpga.performance.timing import Assumed, Timing
 from lutllm.model_config import ModelConfig
+
+#: Bytes of a weight of an assumed head that is not a LUT linear.
+HEAD_BYTES = {"int8": 1, "bf16": 2}
+#: Interleaved sums of a norm or a logit (rms_norm.h, decoder_steps.h PARTIALS).
+PARTIALS = 8
 
 
 class Blocks(Protocol):
-    """Cycles of a layer's float steps that nothing hides, and what they take of the part."""
+    """Cycles of the steps between engine runs, and what they take of the part."""
+
+    def embed(self, tokens: int) -> Quantity:
+        """Rows of the embedding to the residual."""
 
     def attention(self, tokens: int, context: int) -> Quantity:
         """Causal attention of `tokens` queries, the last of which sees `context` positions."""
 
     def vector(self, tokens: int) -> Quantity:
-        """Norms, rotary embedding, gating."""
+        """Norms, gating and residuals of a layer."""
+
+    def head(self) -> Quantity:
+        """Logits of one token and the choice among them."""
+
+    @property
+    def head_bytes(self) -> Quantity:
+        """Bytes read for that."""
 
     @property
     def kv_bytes(self) -> Quantity:
         """Bytes of the cache that a position takes in one layer."""
 
-    def resources(self, costs: UnitCosts, chunk: int) -> dict[str, Resources]:
-        """By block. chunk: tokens of a run."""
-
-
-def _vector_resources(costs: UnitCosts, floats: int, uram: int) -> Resources:
-    lanes = given("vector_lanes", floats, "floats/cycle")
-    lut = given("vector_lut", costs.vector_lut_fixed, "lut", "fitted") + lanes * given(
-        "vector_lut_per_float", costs.vector_lut_per_float, "lut", "assumed"
-    )
-    operations = given("vector_dsp_per_float", costs.vector_dsp_per_float, "dsp", "fitted")
-    return Resources.of(
-        lut=lut,
-        ff=lut * costs.vector_ff_per_lut,
-        dsp=lanes * operations * costs.float_dsp,
-        uram=given("activation_uram", uram, "uram"),
-    )
+    def resources(self, costs: UnitCosts) -> dict[str, Resources]:
+        """By block, named as a synthesis report does where there is one."""
 
 
 @dataclass(frozen=True)
-class LibraryBlocks:
-    """The float steps of the kernel library, one after the other between the engine's calls."""
+class EmittedBlocks:
+    """The steps of the decoder kernel."""
 
-    model: ModelConfig
-    config: DecoderConfig
+    design: DecoderDesign
     memory: MemorySystem
     timing: Timing
 
-    def _beats(self, name: str, floats: int) -> Quantity:
-        return given(name, divide(floats, self.memory.axi_bits // 32), "beats")
+    @property
+    def model(self) -> ModelConfig:
+        return self.design.model
 
     @property
     def _head_beats(self) -> Quantity:
-        return self._beats("head_beats", self.model.head_dim)
+        return given("head_beats", self.design.head_beats, "beats")
+
+    @property
+    def _hidden_beats(self) -> Quantity:
+        return given("hidden_beats", self.design.beats(self.model.hidden_size), "beats")
+
+    @property
+    def _depth(self) -> Quantity:
+        depth = self.timing.step_depth
+        return given("step_depth", depth, "cycles", "assumed")
+
+    @property
+    def _latency(self) -> Quantity:
+        latency = given("memory_latency_ns", self.timing.memory_latency_ns, "ns", "assumed")
+        clock = given("clock_mhz", self.memory.clock_mhz, "MHz")
+        return (latency * clock / 1000).named("memory_latency", "cycles")
 
     @property
     def queries(self) -> int:
         """Queries that share every key that is read."""
-        model = self.model
-        return self.config.query_tokens * (model.num_attention_heads // model.num_key_value_heads)
+        model, block = self.model, self.design.config.query_tokens
+        return block * (model.num_attention_heads // model.num_key_value_heads)
 
     @property
     def kv_bytes(self) -> Quantity:
-        padded = self._head_beats * given("beat_bytes", self.memory.axi_bits // 8, "B")
+        beat = given("beat_bytes", self.design.beat_bytes, "B")
         heads = given("kv_heads", self.model.num_key_value_heads)
-        return (2 * heads * padded).named("kv_bytes", "B")
+        return (2 * heads * self._head_beats * beat).named("kv_bytes", "B")
+
+    def embed(self, tokens: int) -> Quantity:
+        row = self._hidden_beats + self._latency
+        return (given("tokens", tokens) * row).named("embed", "cycles")
 
     def attention(self, tokens: int, context: int) -> Quantity:
-        model, block = self.model, self.config.query_tokens
+        """Split, norm and turn the heads; append to the caches; score, weigh and collect."""
+        model, block = self.model, self.design.config.query_tokens
         first, blocks = context - tokens, divide(tokens, block)
         keys = sum(first + min((i + 1) * block, tokens) for i in range(blocks))
         t, kv = given("tokens", tokens), given("kv_heads", model.num_key_value_heads)
         heads = given("heads", model.num_attention_heads)
-        latency = given("memory_latency_ns", self.timing.memory_latency_ns, "ns", "assumed")
-        clock = given("clock_mhz", self.memory.clock_mhz, "MHz")
-        append = t * kv * (self._head_beats + (latency * clock / 1000).named("write_latency"))
-        queries_in = (t * heads * self._head_beats).named("queries_in", "cycles")
+        angles = given("angle_beats", self.design.angle_beats, "beats")
+        turned = t * ((heads + 2 * kv) * self._head_beats + angles) + 2 * self._head_beats
+        append = t * kv * (self._head_beats + self._latency)
         step = maximum(
             self._head_beats * self.memory.beat_cycles / self.memory.streamed,
-            given("softmax_interval", self.config.softmax_interval, "cycles/key", "assumed"),
+            given("softmax_interval", self.timing.softmax_interval, "cycles/key", "assumed"),
         ).named("cycles_per_key", "cycles")
         read = kv * given("keys_of_all_blocks", keys) * step
         results = kv * given("blocks", blocks) * given("queries", self.queries) * self._head_beats
         return total(
             [
-                maximum(append.named("append", "cycles"), queries_in),
+                maximum(turned.named("turned", "cycles"), append.named("append", "cycles")),
                 read.named("keys", "cycles"),
                 results.named("results", "cycles"),
-                queries_in.named("heads_out", "cycles"),
+                (t * heads * self._head_beats).named("heads_out", "cycles"),
+                2 * self._depth,
             ]
         ).named("attention", "cycles")
 
     def vector(self, tokens: int) -> Quantity:
-        """Two norms that see a token before they pass it on, heads turned, gate times up."""
-        model, t = self.model, given("tokens", tokens)
-        heads = given("q_and_k_heads", model.num_attention_heads + model.num_key_value_heads)
-        norms = 2 * (t + 1) * self._beats("hidden_beats", model.hidden_size)
-        turned = t * heads * self._head_beats
-        gated = 2 * t * self._beats("intermediate_beats", model.intermediate_size)
-        depth = 4 * given("vector_depth", self.config.vector_depth, "cycles", "assumed")
-        return (norms + turned + gated + depth).named("vector", "cycles")
-
-    def resources(self, costs: UnitCosts, chunk: int) -> dict[str, Resources]:
-        model, axi_bits = self.model, self.memory.axi_bits
-        floats = given("floats_per_beat", axi_bits // 32)
-        queries = given("queries", self.queries)
-        # products and their sum; decay, weighting and sum of values; the sum over beats; exp
-        operations = queries * (5 * floats + self._head_beats + 12)
-        ports = given("kv_ports", 2)
-        blocks = divide(chunk, self.config.query_tokens)
-        beats = model.num_key_value_heads * divide(model.head_dim, axi_bits // 32)
-        stores = queries * uram_of(axi_bits, blocks * beats)
-        collected = uram_of(axi_bits, blocks * self.queries * beats)
-        attention = Resources.of(
-            lut=operations * costs.float_mac_lut + ports * costs.port_lut(axi_bits),
-            ff=operations * costs.float_mac_ff + ports * costs.port_ff(axi_bits),
-            dsp=operations * costs.float_dsp,
-            uram=stores + given("collect_uram", collected, "uram"),
+        """Two norms, which see a token before they pass it on; gate times up; two residuals."""
+        t, hidden = given("tokens", tokens), self._hidden_beats
+        gated = (
+            2
+            * t
+            * given("intermediate_beats", self.design.beats(self.model.intermediate_size), "beats")
         )
+        norms, residuals = 2 * (t + 1) * hidden, 2 * t * hidden
+        return (norms + gated + residuals + 5 * self._depth).named("vector", "cycles")
+
+    @cached_property
+    def _row_beats(self) -> Quantity:
+        beats = self.design.row_beats(self.design.head_kind)
+        return given("row_beats", beats, "beats", f"a row of the head, {self.design.head_kind}")
+
+    def head(self) -> Quantity:
+        """Rows behind every vocabulary port, side by side; a float a cycle to memory."""
+        rows = given("rows_per_port", self.design.vocab_rows)
+        read = rows * self._row_beats * self.memory.beat_cycles / self.memory.streamed
+        words = given("vocab_size", self.model.vocab_size)
+        norm = 3 * self._hidden_beats
+        return (norm + maximum(read.named("rows", "cycles"), words) + self._depth).named(
+            "head", "cycles"
+        )
+
+    @cached_property
+    def head_bytes(self) -> Quantity:
+        rows = given("vocab_size", self.model.vocab_size) * self._row_beats
+        return (rows * given("beat_bytes", self.design.beat_bytes, "B")).named("head_bytes", "B")
+
+    def resources(self, costs: UnitCosts) -> dict[str, Resources]:
         return {
-            "attention": attention,
-            "norms and gating": _vector_resources(costs, axi_bits // 32, 0),
+            "attend": self._attend(costs),
+            "normalize": self._normalize(costs),
+            "activate": self._activate(costs),
+            "score_words": self._score_words(costs),
+            "buffers": self._buffers(),
+            "decoder ports": self._ports(costs),
         }
+
+    def _operations(self, costs: UnitCosts, count: Quantity, **rest: float) -> Resources:
+        """Float operations, each a DSP with logic beside it."""
+        lut = count * given("float_lut", costs.float_mac_lut, "lut", "fitted")
+        return Resources.of(
+            lut=lut + rest.pop("lut", 0.0),
+            ff=count * given("float_ff", costs.float_mac_ff, "ff", "assumed"),
+            dsp=count * costs.float_dsp,
+            **rest,
+        )
+
+    @property
+    def _floats(self) -> Quantity:
+        return given("floats_per_beat", self.design.floats)
+
+    def _attend(self, costs: UnitCosts) -> Resources:
+        """Scores (a product and its sum), softmax, weighing (three operations); norm and turn."""
+        model, design, axi_bits = self.model, self.design, self.design.axi_bits
+        queries, floats = given("queries", self.queries), self._floats
+        turn = floats * given("operations_of_norm_and_turn", 2 * (4 + 3))
+        operations = queries * (5 * floats + self._head_beats + 12) + turn
+        blocks = divide(design.max_tokens, design.config.query_tokens)
+        beats = model.num_key_value_heads * design.head_beats
+        collected = uram_of(axi_bits, blocks * self.queries * beats)
+        uram = self.queries * uram_of(axi_bits, blocks * beats) + collected
+        select = 2 * 2 * costs.mux_lut(design.head_beats, 32) * design.floats
+        return self._operations(costs, operations, lut=select, uram=uram)
+
+    def _normalize(self, costs: UnitCosts) -> Resources:
+        root = given("operations_of_a_root", PARTIALS + 12)
+        held = 2 * bram_of(self.design.axi_bits, self.design.beats(self.model.hidden_size))
+        return self._operations(costs, 4 * self._floats + root, bram36=held)
+
+    def _activate(self, costs: UnitCosts) -> Resources:
+        each = given("operations_of_silu", 14, "", "an exponential, a division, two products")
+        held = bram_of(self.design.axi_bits, self.design.beats(self.model.intermediate_size))
+        return self._operations(costs, self._floats * each, bram36=held)
+
+    def _score_words(self, costs: UnitCosts) -> Resources:
+        """Per port: the products of a beat of stored values and their sum."""
+        ports = given("vocab_ports", self.design.config.vocab_ports)
+        bits = STORED_BITS[self.design.head_kind]
+        values = given("values_per_beat", self.design.axi_bits // bits)
+        kept = values.value * costs.memory_lut(32, self.design.row_beats(self.design.head_kind))
+        each = self._operations(costs, 2 * values + PARTIALS, lut=kept)
+        return each.times(ports)
+
+    def _buffers(self) -> Resources:
+        """Residual, input and output of the engines, for the tokens of a run."""
+        design, model = self.design, self.model
+        heads = model.num_attention_heads + 2 * model.num_key_value_heads
+        hidden = design.beats(model.hidden_size)
+        inner = design.beats(model.intermediate_size)
+        sizes = {
+            "hidden": hidden,
+            "x": max(hidden, inner, model.num_attention_heads * design.head_beats),
+            "y": max(hidden, 2 * inner, heads * design.head_beats),
+        }
+        parts = [
+            given(f"{name}_uram", uram_of(design.axi_bits, design.max_tokens * beats), "uram")
+            for name, beats in sizes.items()
+        ]
+        return Resources.of(uram=total(parts))
+
+    def _ports(self, costs: UnitCosts) -> Resources:
+        """Ports beside those of the engines."""
+        axi_bits = self.design.axi_bits
+        count = given("ports", len(self.design.image_beats()) + len(self.design.run_beats()))
+        each = Resources.of(
+            lut=given("port_lut", costs.port_lut(axi_bits), "lut", "fitted"),
+            ff=given("port_ff", costs.port_ff(axi_bits), "ff", "fitted"),
+            bram36=given("burst_buffer", costs.port_bram(axi_bits)),
+        )
+        return each.times(count)
 
 
 @dataclass(frozen=True)
 class AssumedBlocks:
-    """Attention spread over many ports, activations on chip, as `DecoderConfig` says."""
+    """Attention spread over many ports, activations on chip, as `Assumed` says.
+
+    head_call: the call of a slice of the head where it is a LUT linear; slices: how many.
+    """
 
     model: ModelConfig
-    config: DecoderConfig
+    assumed: Assumed
     memory: MemorySystem
     device: Device
+    timing: Timing
+    max_tokens: int
+    head_call: Call | None
+    slices: int
+    head_call_bytes: Quantity | None
+
+    @property
+    def _lanes(self) -> Quantity:
+        return given("vector_lanes", self.assumed.vector_lanes, "floats/cycle", "assumed")
+
+    def embed(self, tokens: int) -> Quantity:
+        hidden = given("hidden_size", self.model.hidden_size)
+        return (given("tokens", tokens) * ceil_div(hidden, self._lanes)).named("embed", "cycles")
 
     @cached_property
     def kv_bytes(self) -> Quantity:
-        bits = given("kv_bits", self.config.kv_bits, "bit", "assumed")
+        bits = given("kv_bits", self.assumed.kv_bits, "bit", "assumed")
         return (2 * given("kv_size", self.model.kv_size) * bits / 8).named("kv_bytes", "B")
 
     def attention(self, tokens: int, context: int) -> Quantity:
-        config, memory = self.config, self.memory
+        config, memory = self.assumed, self.memory
         macs = given("attention_macs", config.attention_macs, "MAC/cycle", "assumed")
         use = given("attention_use", config.attention_use, "", "assumed")
         t, kv = given("tokens", tokens), given("context", context)
@@ -166,25 +288,63 @@ class AssumedBlocks:
 
     def vector(self, tokens: int) -> Quantity:
         """Two norms that sum up a token before they pass it on; what streams costs its latency."""
-        lanes = given("vector_lanes", self.config.vector_lanes, "floats/cycle", "assumed")
-        depth = given("vector_depth", self.config.vector_depth, "cycles", "assumed")
+        depth = given("step_depth", self.timing.step_depth, "cycles", "assumed")
         hidden = given("hidden_size", self.model.hidden_size)
-        return (2 * ceil_div(hidden, lanes) + 4 * depth).named("vector", "cycles")
+        return (2 * ceil_div(hidden, self._lanes) + 4 * depth).named("vector", "cycles")
 
-    def resources(self, costs: UnitCosts, chunk: int) -> dict[str, Resources]:
-        config, model, axi_bits = self.config, self.model, self.memory.axi_bits
+    def head(self) -> Quantity:
+        if self.head_call is not None:
+            return (given("slices", self.slices) * self.head_call.cycles).named("head", "cycles")
+        beats = self.head_bytes / given("beat_bytes", self.memory.axi_bits // 8, "B")
+        ports = given("memory_ports", self.device.memory_ports)
+        cycles = beats * self.memory.beat_cycles / (ports * self.memory.streamed)
+        return cycles.named("head", "cycles")
+
+    @cached_property
+    def head_bytes(self) -> Quantity:
+        if self.head_call_bytes is not None:
+            size = given("slices", self.slices) * self.head_call_bytes
+        else:
+            weight = given("bytes_per_weight", HEAD_BYTES.get(self.assumed.head, 0), "B")
+            vocab = given("vocab_size", self.model.vocab_size)
+            size = vocab * given("hidden_size", self.model.hidden_size) * weight
+        return size.named("head_bytes", "B")
+
+    def resources(self, costs: UnitCosts) -> dict[str, Resources]:
+        config, axi_bits = self.assumed, self.memory.axi_bits
         macs = given("attention_macs", config.attention_macs, "", "assumed")
         ports = given("kv_ports", config.kv_ports, "", "assumed")
         attention = Resources.of(
             lut=macs * costs.float_mac_lut + ports * costs.port_lut(axi_bits),
             ff=macs * costs.float_mac_ff + ports * costs.port_ff(axi_bits),
             dsp=macs * costs.float_dsp,
+            bram36=ports * costs.port_bram(axi_bits),
             uram=ports * uram_of(axi_bits, 4096),
         )
+        out = {"attention": attention, "norms and gating": self._vector_resources(costs)}
+        if config.head in HEAD_BYTES:
+            out["head"] = self._multipliers(HEAD_BYTES[config.head])
+        return out
+
+    def _vector_resources(self, costs: UnitCosts) -> Resources:
+        lanes, model = self._lanes, self.model
+        lut = given("vector_lut", costs.vector_lut_fixed, "lut", "fitted") + lanes * given(
+            "vector_lut_per_float", costs.vector_lut_per_float, "lut", "assumed"
+        )
+        operations = given("vector_dsp_per_float", costs.vector_dsp_per_float, "dsp", "fitted")
         width = model.intermediate_size + 3 * model.hidden_size
-        depth = divide(chunk * width, config.vector_lanes)
-        activations = uram_of(32 * config.vector_lanes, depth)
-        return {
-            "attention": attention,
-            "norms and gating": _vector_resources(costs, config.vector_lanes, activations),
-        }
+        depth = divide(self.max_tokens * width, self.assumed.vector_lanes)
+        activations = uram_of(32 * self.assumed.vector_lanes, depth)
+        return Resources.of(
+            lut=lut,
+            ff=lut * costs.vector_ff_per_lut,
+            dsp=lanes * operations * costs.float_dsp,
+            uram=given("activation_uram", activations, "uram"),
+        )
+
+    def _multipliers(self, bytes_per_weight: int) -> Resources:
+        """Multipliers that keep up with all ports: three int8 products or one bf16 in a DSP."""
+        ports = given("memory_ports", self.device.memory_ports)
+        weights = ports * (self.memory.axi_bits // 8) / bytes_per_weight
+        per_dsp = 3 if bytes_per_weight == 1 else 1
+        return Resources.of(lut=weights * 12, ff=weights * 24, dsp=weights / per_dsp)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fpga.decoder_design import MAX_CONTEXT, DecoderConfig
 from fpga.design import EngineConfig
 from fpga.device import load_device
-from fpga.performance.csynth import compare
-from fpga.performance.estimate import Estimate, Setting
+from fpga.performance.csynth import compare, read_report
+from fpga.performance.designs import DEFAULT_DECODER, decoder_design
+from fpga.performance.estimate import Estimate, Setting, costs_on
 from fpga.performance.explore import Budget, Exploration, Space
 from fpga.performance.explore import explore as run_explore
 from fpga.performance.quantity import explain
 from fpga.performance.resources import EngineResources
-from fpga.performance.timing import ASSUMED_DECODER, HEADS, SCHEDULES, DecoderConfig, Schedule
+from fpga.performance.timing import ASSUMED, HEADS, SCHEDULES, Assumed, Schedule
 from lutllm.artifact import read_json
 from lutllm.config import QuantConfig
 from lutllm.errors import CheckpointError, ConfigError
 from lutllm.model_config import ModelConfig
+from lutllm.recipes import DEFAULT_RECIPE, recipe
 
 MODEL_FOLDER = Path(__file__).parent.parent / "models"
 
@@ -29,11 +34,23 @@ def model_names() -> list[str]:
     return sorted(path.stem for path in MODEL_FOLDER.glob("*.json"))
 
 
-def read_model(source: str | Path) -> tuple[ModelConfig, QuantConfig | None]:
-    """Shape of a model, and its quantization where `source` is an artifact.
+#: safetensors dtype of a checkpoint by the name in its config.json.
+_STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
-    source: an artifact or Hugging Face folder, a config.json, or one of `model_names()`. Weights
-    are not read.
+
+@dataclass(frozen=True)
+class Source:
+    """A model to size: its shape, its quantization where it has one, how its rows are stored."""
+
+    model: ModelConfig
+    quant: QuantConfig | None
+    stored: str
+
+
+def read_source(source: str | Path) -> Source:
+    """The model behind `source`; weights are not read.
+
+    source: an artifact or Hugging Face folder, a config.json, or one of `model_names()`.
     """
     path = Path(source)
     if not path.exists():
@@ -46,10 +63,11 @@ def read_model(source: str | Path) -> tuple[ModelConfig, QuantConfig | None]:
     if path.is_dir():
         path = path / "config.json"
     config = read_json(path, CheckpointError)
+    stored = _STORED.get(str(config.get("torch_dtype") or config.get("dtype")), "BF16")
     quant = config.get("quantization_config")
     if not isinstance(quant, dict) or quant.get("quant_method") != "lutllm":
-        return ModelConfig.from_hf(config), None
-    return ModelConfig.from_hf(config), QuantConfig.from_dict(quant)
+        return Source(ModelConfig.from_hf(config), None, stored)
+    return Source(ModelConfig.from_hf(config), QuantConfig.from_dict(quant), stored)
 
 
 def read_engine(path: str | Path) -> EngineConfig:
@@ -74,42 +92,47 @@ def estimate(
     device: str = "v80",
     prompt_tokens: int = 128,
     context: int = 160,
+    decoder: DecoderConfig = DEFAULT_DECODER,
     schedule: str = "emitted",
-    decoder: DecoderConfig = ASSUMED_DECODER,
+    assumed: Assumed = ASSUMED,
     clock_mhz: float = 0.0,
     csynth: str | Path | None = None,
     explained: bool = False,
 ) -> dict[str, Any]:
     """Speed, size, fit and power of a model on a board, as plain numbers.
 
-    quant      of a source that is not an artifact; None = the published setting
+    quant      of a source that is not an artifact; None = the default recipe
     engine     None = the defaults of EngineConfig, as an export takes them
     csynth     a Vitis HLS report; adds "comparison"
     explained  adds "explanation": every headline number with its formula
     """
-    model, stored = read_model(source)
-    if stored is not None and quant is not None:
+    found = read_source(source)
+    if found.quant is not None and quant is not None:
         raise ConfigError(f"{source}: is quantized already; leave out the quantization options")
-    setting = Setting(load_device(device), decoder, find_schedule(schedule), clock_mhz=clock_mhz)
-    found = Estimate.of(
-        model,
-        stored or quant or QuantConfig(),
-        engine or EngineConfig(),
-        setting,
-        prompt_tokens,
-        context,
-    )
-    result = found.to_dict()
+    chosen = found.quant or quant or QuantConfig(recipe(DEFAULT_RECIPE).config)
+    positions = max(prompt_tokens, context)
+    if (decoder.context or MAX_CONTEXT) < positions:
+        decoder = dataclasses.replace(decoder, context=positions)
+    design = decoder_design(found.model, chosen, engine or EngineConfig(), decoder, found.stored)
+    board = load_device(device)
+    setting = Setting(board, find_schedule(schedule), assumed, clock_mhz=clock_mhz)
+    result = Estimate(design, setting, prompt_tokens, context)
+    out = result.to_dict()
     if csynth is not None:
-        result["comparison"] = [row.to_dict() for row in _compare(found, csynth)]
+        out["comparison"] = [row.to_dict() for row in _compare(result, csynth)]
     if explained:
-        result["explanation"] = list(_explanation(found))
-    return result
+        out["explanation"] = list(_explanation(result))
+    return out
 
 
 def _compare(found: Estimate, csynth: str | Path) -> list[Any]:
-    """The first engine, without the head that is not rendered, beside the report of its kernel."""
-    blocks = {block.function: block.all for block in EngineResources(found.engines[0]).blocks()}
+    """The estimate beside a report of the decoder, or of the kernel of its first engine."""
+    blocks = found.blocks
+    if read_report(csynth, []).top != found.design.name:
+        engine = EngineResources(
+            found.design.engines[0], costs_on(found.setting.device), alone=True
+        )
+        blocks = {block.function: block.all for block in engine.blocks()}
     return compare(csynth, blocks, found.setting.clock)
 
 
@@ -154,18 +177,19 @@ def explore(
     quants  by name; an artifact has its own and needs none
     plot    an image of the front; needs matplotlib
     """
-    model, stored = read_model(source)
+    model = read_source(source)
     board = load_device(device)
     for head in heads:
         if head not in HEADS:
             raise ConfigError(f"head is {head!r}; choose one of {', '.join(HEADS)}")
     space = Space(
-        {"artifact": stored} if stored else quants,
+        {"artifact": model.quant} if model.quant else quants,
         tuple(clocks_mhz) or (board.clock_mhz,),
         tuple(find_schedule(name) for name in schedules),
         tuple(heads),
+        stored=model.stored,
     )
-    found = run_explore(model, board, space, budget, prompt_tokens, context)
+    found = run_explore(model.model, board, space, budget, prompt_tokens, context)
     if out is not None and found.chosen is not None:
         text = json.dumps(found.chosen.engine.to_dict(), indent=2)
         Path(out).write_text(text + "\n", encoding="utf-8")

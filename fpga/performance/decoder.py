@@ -1,45 +1,39 @@
-"""A whole model on a board: prefill and decode through engine, attention, norms and head.
-
-The LUT linear engine is modelled from its own configuration, the float steps as fpga/performance/
-blocks.py says. How they follow one another is the `Schedule`.
-"""
+"""A whole model on a board: prefill and decode through the engines and the steps between them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
+from fpga.decoder_design import PROJECTIONS, DecoderDesign
 from fpga.design import EngineDesign, LayerKind
 from fpga.device import Device
-from fpga.performance.blocks import AssumedBlocks, Blocks, LibraryBlocks
-from fpga.performance.designs import HEAD
+from fpga.performance.blocks import AssumedBlocks, Blocks, EmittedBlocks
+from fpga.performance.designs import HEAD, with_head
 from fpga.performance.engine import Call, Engine
 from fpga.performance.memory import MemorySystem
 from fpga.performance.quantity import Quantity, given, total
 from fpga.performance.timing import (
-    ASSUMED_DECODER,
+    ASSUMED,
     ASSUMED_EFFICIENCY,
     ASSUMED_TIMING,
     EMITTED,
-    DecoderConfig,
+    Assumed,
     MemoryEfficiency,
     Schedule,
     Timing,
 )
 from lutllm.model_config import ModelConfig
 
-#: Bytes of a weight of a head that is not a LUT linear.
-HEAD_BYTES = {"int8": 1, "bf16": 2}
-
 
 @dataclass(frozen=True)
 class Phase:
     """Prefill of a prompt, or one decode step, in cycles of the kernel.
 
-    calls      the calls of one layer, averaged over layers, by kind (of the first chunk)
-    parts      cycles of the whole phase by what they go to; they add up to `cycles`
-    bytes      over the memory ports
+    calls  the engine calls of one layer, by kind (of the first chunk)
+    parts  cycles of the whole phase by what they go to; they add up to `cycles`
+    bytes  over the memory ports
     """
 
     name: str
@@ -60,35 +54,58 @@ class _Use:
     """A call, how many a layer has, in how many chunks of a phase."""
 
     call: Call
-    design: EngineDesign
+    engine: EngineDesign
     share: float
     chunks: int = 0
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A model in a design on a board."""
+    """A decoder kernel on a board, under a schedule."""
 
-    model: ModelConfig
-    designs: Sequence[EngineDesign]
+    design: DecoderDesign
     device: Device
     clock_mhz: float
-    config: DecoderConfig = ASSUMED_DECODER
     schedule: Schedule = EMITTED
+    assumed: Assumed = ASSUMED
     timing: Timing = ASSUMED_TIMING
     efficiency: MemoryEfficiency = ASSUMED_EFFICIENCY
 
+    @property
+    def model(self) -> ModelConfig:
+        return self.design.model
+
+    @property
+    def lut_head(self) -> bool:
+        """The head runs on the engine."""
+        return self.schedule.on_chip and self.assumed.head == "lut"
+
+    @cached_property
+    def placed(self) -> DecoderDesign:
+        """The design as it lies in memory: with the head among the engine's linears, if it is."""
+        if not self.lut_head:
+            return self.design
+        engines = with_head(self.model, self.design.engines)
+        return dataclasses.replace(self.design, engines=tuple(engines))
+
     @cached_property
     def engine(self) -> Engine:
-        axi_bits = max(design.config.axi_bits for design in self.designs)
-        memory = MemorySystem(self.device, self.clock_mhz, axi_bits, self.efficiency)
-        lanes = self.config.vector_lanes if self.schedule.on_chip else 0
-        return Engine(self.designs, memory, self.timing, self.schedule, lanes)
+        memory = MemorySystem(self.device, self.clock_mhz, self.design.axi_bits, self.efficiency)
+        model = self.model
+        sections = {
+            "qkv_proj": model.head_dim,
+            "o_proj": model.hidden_size,
+            "gate_up_proj": model.intermediate_size,
+            "down_proj": model.hidden_size,
+        }
+        lanes = self.assumed.vector_lanes if self.schedule.on_chip else 0
+        engines = self.placed.engines
+        return Engine(engines, memory, self.timing, self.schedule, lanes, sections)
 
     @property
     def chunk(self) -> int:
-        """Tokens that a prefill call takes."""
-        return min(design.config.max_tokens for design in self.designs)
+        """Tokens that a prefill run takes."""
+        return self.design.max_tokens
 
     @cached_property
     def layers(self) -> Quantity:
@@ -99,58 +116,38 @@ class Decoder:
         """Kinds in the order they run, with how many a layer has on average."""
         layers = self.model.num_hidden_layers
         found = [
-            (design, kind, len(kind.names) / layers)
-            for design in self.designs
-            for kind in design.kinds
+            (engine, kind, len(kind.names) / layers)
+            for engine in self.placed.engines
+            for kind in engine.kinds
             if kind.name != HEAD
         ]
-        order = [shape.name.rsplit(".", 1)[-1] for shape in self.model.layer_linears(0)]
-        return sorted(found, key=lambda item: order.index(item[1].name.split("_v")[0]))
+        return sorted(found, key=lambda item: PROJECTIONS.index(item[1].name.split("_v")[0]))
 
     @cached_property
     def blocks(self) -> Blocks:
-        """The float steps beside the engine."""
+        """The steps between two runs of an engine."""
         memory = self.engine.memory
-        if self.schedule.on_chip:
-            return AssumedBlocks(self.model, self.config, memory, self.device)
-        return LibraryBlocks(self.model, self.config, memory, self.timing)
+        if not self.schedule.on_chip:
+            return EmittedBlocks(self.design, memory, self.timing)
+        call, slices = self._head_call() if self.lut_head else (None, 0)
+        size = None if call is None else self._call_bytes(self.placed.engines[0], call)
+        return AssumedBlocks(
+            self.model,
+            self.assumed,
+            memory,
+            self.device,
+            self.timing,
+            self.chunk,
+            call,
+            slices,
+            size,
+        )
 
-    # Head --------------------------------------------------------------------------------------
-
-    @cached_property
-    def head_call(self) -> Call:
-        """The call of one slice of a head that is a LUT linear."""
-        design = self.designs[0]
-        kind = next(kind for kind in design.kinds if kind.name == HEAD)
-        return self.engine.best_call(design, kind, 1)
-
-    @cached_property
-    def _slices(self) -> Quantity:
-        kind = next(kind for kind in self.designs[0].kinds if kind.name == HEAD)
-        return given("slices", len(kind.names))
-
-    @cached_property
-    def head(self) -> Quantity:
-        """Logits of one token."""
-        memory = self.engine.memory
-        if self.config.head == "none":
-            return given("head", 0, "cycles")
-        if self.config.head == "lut":
-            return (self._slices * self.head_call.cycles).named("head", "cycles")
-        beats = self.head_bytes / given("beat_bytes", memory.axi_bits // 8, "B")
-        ports = given("memory_ports", self.device.memory_ports)
-        return (beats * memory.beat_cycles / (ports * memory.streamed)).named("head", "cycles")
-
-    @cached_property
-    def head_bytes(self) -> Quantity:
-        """Bytes read for the logits of one token."""
-        if self.config.head == "lut":
-            size = self._slices * self._call_bytes(self.designs[0], self.head_call)
-        else:
-            weight = given("bytes_per_weight", HEAD_BYTES.get(self.config.head, 0), "B")
-            vocab = given("vocab_size", self.model.vocab_size)
-            size = vocab * given("hidden_size", self.model.hidden_size) * weight
-        return size.named("head_bytes", "B")
+    def _head_call(self) -> tuple[Call, int]:
+        """The call of a slice of the head, and how many slices there are."""
+        engine = self.placed.engines[0]
+        kind = next(kind for kind in engine.kinds if kind.name == HEAD)
+        return self.engine.best_call(engine, kind, 1), len(kind.names)
 
     # Phases ------------------------------------------------------------------------------------
 
@@ -159,34 +156,36 @@ class Decoder:
         return self._phase("decode", [(1, context)])
 
     def prefill(self, prompt: int) -> Phase:
-        """A prompt, up to the logits of its last token."""
+        """A prompt, up to the choice of the word after it."""
         ends = range(self.chunk, prompt + self.chunk, self.chunk)
         chunks = [(min(end, prompt) - end + self.chunk, min(end, prompt)) for end in ends]
         return self._phase("prefill", chunks)
 
     def _phase(self, name: str, chunks: list[tuple[int, int]]) -> Phase:
         """chunks: (tokens, positions of the cache after them) of every pass over the layers."""
+        blocks = self.blocks
         parts: dict[str, list[Quantity]] = {}
         sizes: list[Quantity] = []
         uses: dict[int, _Use] = {}
         for tokens, context in chunks:
-            attention, vector = self.blocks.attention(tokens, context), self.blocks.vector(tokens)
+            attention = blocks.attention(tokens, context)
+            steps = blocks.embed(tokens) + self.layers * blocks.vector(tokens)
             parts.setdefault("attention", []).append(self.layers * attention)
-            parts.setdefault("norms and gating", []).append(self.layers * vector)
-            kv = (given("context", context) + given("tokens", tokens)) * self.blocks.kv_bytes
+            parts.setdefault("norms and gating", []).append(steps)
+            kv = (given("context", context) + given("tokens", tokens)) * blocks.kv_bytes
             sizes.append(self.layers * kv)
-            for design, kind, share in self.linears:
-                call = self._call(design, kind, tokens, attention)
-                uses.setdefault(id(call), _Use(call, design, share)).chunks += 1
+            for engine, kind, share in self.linears:
+                call = self._call(engine, kind, tokens, attention)
+                uses.setdefault(id(call), _Use(call, engine, share)).chunks += 1
         for use in uses.values():
             call, count = use.call, self._count(use)
             parts.setdefault(call.stream_bound, []).append(count * call.stream)
             parts.setdefault("serial gaps", []).append(count * call.serial)
-            sizes.append(count * self._call_bytes(use.design, call))
-        calls = [use.call for use in uses.values()][: len(self.linears)]
-        if self.head.value:
-            parts["head"] = [self.head]
-            sizes.append(self.head_bytes)
+            sizes.append(count * self._call_bytes(use.engine, call))
+        if self._head.value:
+            parts["head"] = [self._head]
+            sizes.append(blocks.head_bytes)
+        calls = tuple(use.call for use in uses.values())[: len(self.linears)]
         named = {
             key: total(values).named(key.replace(" ", "_"), "cycles")
             for key, values in parts.items()
@@ -195,7 +194,13 @@ class Decoder:
         clock = given("clock_mhz", self.clock_mhz, "MHz")
         ms = (cycles / (1000 * clock)).named(f"{name}_ms", "ms")
         size = total(sizes).named(f"{name}_bytes", "B")
-        return Phase(name, cycles, ms, named, tuple(calls), size)
+        return Phase(name, cycles, ms, named, calls, size)
+
+    @cached_property
+    def _head(self) -> Quantity:
+        if self.schedule.on_chip and self.assumed.head == "none":
+            return given("head", 0, "cycles")
+        return self.blocks.head()
 
     def _count(self, use: _Use) -> Quantity:
         """Calls of one kind and size in a phase."""
@@ -205,23 +210,30 @@ class Decoder:
         return count * given("chunks", use.chunks) if use.chunks > 1 else count
 
     def _call(
-        self, design: EngineDesign, kind: LayerKind, tokens: int, attention: Quantity
+        self, engine: EngineDesign, kind: LayerKind, tokens: int, attention: Quantity
     ) -> Call:
-        """The call of a linear; in decode the output projection prefetches during attention."""
-        if tokens == 1:
-            before = attention if kind.name.startswith("o_proj") else None
-            return self.engine.best_call(design, kind, tokens, before)
-        key = (design.name, kind.name, tokens)
-        if key not in self._calls:
-            self._calls[key] = self.engine.best_call(design, kind, tokens)
-        return self._calls[key]
+        """The call of a linear. The kernel fetches rows for one token, reads tables for more; a
+        schedule that reads ahead does so for the output projection during attention."""
+        key = (engine.name, kind.name, tokens)
+        if key in self._calls:
+            return self._calls[key]
+        if self.schedule.on_chip:
+            before = attention if tokens == 1 and kind.name.startswith("o_proj") else None
+            call = self.engine.best_call(engine, kind, tokens, before)
+        else:
+            mode = "row_fetch" if tokens == 1 else "table"
+            mode = "online" if engine.online_rows else mode
+            call = self.engine.call(engine, kind, tokens, mode)
+        if tokens > 1 or not self.schedule.prefetch:
+            self._calls[key] = call
+        return call
 
     @cached_property
     def _calls(self) -> dict[tuple[str, str, int], Call]:
         return {}
 
-    def _call_bytes(self, design: EngineDesign, call: Call) -> Quantity:
-        counts = {"channel": design.config.channels, "centroids": design.centroid_ports}
+    def _call_bytes(self, engine: EngineDesign, call: Call) -> Quantity:
+        counts = {"channel": engine.config.channels, "centroids": engine.centroid_ports}
         return total(
             size * given(f"{name}_ports", counts[name]) if name in counts else size
             for name, size in call.bytes.items()

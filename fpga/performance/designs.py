@@ -1,15 +1,17 @@
-"""Engine designs from a model's shape and quantization alone: nothing of the weights is needed."""
+"""Designs from a model's shape and quantization alone: nothing of the weights is needed."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 
+from fpga.decoder_design import DecoderConfig, DecoderDesign
 from fpga.design import EngineConfig, EngineDesign, LayerKind, ceil_div
 from lutllm.config import LutConfig, QuantConfig
 from lutllm.model_config import LinearShape, ModelConfig
 
 HEAD = "lm_head"
+DEFAULT_DECODER = DecoderConfig()
 
 
 def model_engines(
@@ -52,6 +54,18 @@ def _kinds(
             LayerKind(name, inputs, outputs, act_stages, weight_stages, bias, tuple(names))
         )
     return tuple(kinds)
+
+
+def decoder_design(
+    model: ModelConfig,
+    quant: QuantConfig,
+    engine: EngineConfig,
+    config: DecoderConfig = DEFAULT_DECODER,
+    stored: str = "BF16",
+) -> DecoderDesign:
+    """The decoder kernel of a model. stored: safetensors dtype of its embedding and head."""
+    engines = model_engines(model, quant, engine)
+    return DecoderDesign(config, model, stored, stored, tuple(engines))
 
 
 def with_head(model: ModelConfig, engines: Sequence[EngineDesign]) -> list[EngineDesign]:

@@ -8,8 +8,8 @@ fill up, once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from fpga.design import MIN_DISTANCE, EngineDesign, LayerKind
@@ -24,6 +24,8 @@ from fpga.performance.quantity import (
 )
 from fpga.performance.timing import ASSUMED_TIMING, EMITTED, Schedule, Timing
 
+#: Words that the stream of indices holds (engine.h).
+INDEX_FIFO = 4
 MODES = ("table", "row_fetch", "online")
 #: What each part of the stream phase means to a reader who asks what bounds a design.
 BOUND_OF = {
@@ -289,6 +291,13 @@ def process_cycles(run: Run, timing: Timing, flattened: bool = False) -> dict[st
     return {name: cycles.named(name, "cycles") for name, cycles in out.items()}
 
 
+def index_stalls(run: Run) -> Quantity:
+    """Cycles in which look-ups wait for indices: the first token of a record takes them as they are
+    unpacked, of which the stream ahead of the look-up holds only INDEX_FIFO words."""
+    interval = given("beats_per_index", run.design.index_packing.beats_per_word, "cycles/word")
+    return run.records * maximum(run.subs - INDEX_FIFO, 0) * (interval - 1)
+
+
 @dataclass(frozen=True)
 class Call:
     """A call in cycles of the kernel; `stream_parts` by process, `bytes` by memory argument.
@@ -322,7 +331,9 @@ class Engine:
     """Engines of a design on a board: what a call costs.
 
     designs          all engines of the kernel set, in the order in which they take memory ports
-    transfer_floats  activations in and out in a cycle where they stay on chip; 0 = through memory
+    transfer_floats  activations in and out in a cycle; 0 = a beat
+    sections         floats of a section of the results, by kind, where a decoder packs them for
+                     its next step (decoder_steps.h pack_output); without, they are not packed
     """
 
     designs: Sequence[EngineDesign]
@@ -330,6 +341,7 @@ class Engine:
     timing: Timing = ASSUMED_TIMING
     schedule: Schedule = EMITTED
     transfer_floats: int = 0
+    sections: Mapping[str, int] = field(default_factory=dict)
 
     def call(
         self,
@@ -368,21 +380,27 @@ class Engine:
     # Phases ------------------------------------------------------------------------------------
 
     def _transfer(self, run: Run, floats_per_token: Quantity, beats: Quantity) -> Quantity:
-        lanes = self.transfer_floats
-        if not lanes:
-            return beats * self.memory.beat_cycles / self.memory.streamed
-        return run.t * ceil_div(floats_per_token, given("transfer_floats", lanes, "floats/cycle"))
+        if not self.transfer_floats:
+            return beats
+        lanes = given("transfer_floats", self.transfer_floats, "floats/cycle")
+        return run.t * ceil_div(floats_per_token, lanes)
 
     def _load(self, run: Run) -> Quantity:
         width = given("in_features", run.kind.in_features)
         load = self._transfer(run, width, run.x_beats)
         # the scale of a token is known after its last value, so the first waits for itself
-        return (load + load / run.t).named("load", "cycles")
+        return (load * (1 + 1 / run.t)).named("load", "cycles")
 
     def _drain(self, run: Run) -> Quantity:
         width = (run.subs * given("lanes", run.design.lanes)).named("padded_outputs")
         drain = self._transfer(run, width, run.y_beats)
-        if run.kind.bias and not (run.accumulators or self.transfer_floats):
+        if self.transfer_floats:
+            return drain.named("drain", "cycles")
+        floats = run.design.floats
+        section = self.sections.get(run.kind.name.split("_v")[0], 0)
+        if section % floats or (section and run.design.lanes % floats):
+            drain = drain * given("values_per_beat", floats)  # packed a value at a time
+        elif run.kind.bias and not run.accumulators:
             drain = drain + run.out_beats  # a beat of biases beside every beat of scales
         return drain.named("drain", "cycles")
 
@@ -427,6 +445,7 @@ class Engine:
             "burst_latency", "cycles"
         )
         if not self.schedule.prefetch:
+            parts["lookup"] = (busy["lookup"] + index_stalls(run)).named("lookup", "cycles")
             return parts
         held = given("beat_fifo", run.design.config.beat_fifo, "beats", "indices read before")
         hidden = minimum(held * self.memory.beat_cycles, total(gaps), run.index_beats).named(
@@ -455,6 +474,4 @@ class Engine:
         }
         if run.design.search:
             out["centroids"] = run.centroid_beats * size
-        if not self.transfer_floats:
-            out |= {"x": run.x_beats * size, "y": run.y_beats * size}
         return {name: value.named(f"{name}_bytes", "B") for name, value in out.items()}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fpga.design import EngineConfig, EngineDesign
+from fpga.decoder_design import DecoderDesign
+from fpga.design import EngineConfig
 from fpga.device import Device
-from fpga.performance.decoder import HEAD_BYTES, Decoder, Phase
-from fpga.performance.designs import model_engines, with_head
+from fpga.performance.decoder import Decoder, Phase
 from fpga.performance.memory import port_bytes
 from fpga.performance.power import Power, power
-from fpga.performance.quantity import Quantity, given, value_of
+from fpga.performance.quantity import Quantity, value_of
 from fpga.performance.resources import (
     NAMES,
     EngineResources,
@@ -24,16 +24,15 @@ from fpga.performance.resources import (
     utilisation,
 )
 from fpga.performance.timing import (
-    ASSUMED_DECODER,
+    ASSUMED,
     ASSUMED_EFFICIENCY,
     ASSUMED_TIMING,
     EMITTED,
-    DecoderConfig,
+    Assumed,
     MemoryEfficiency,
     Schedule,
     Timing,
 )
-from lutllm.config import QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.model_config import ModelConfig
 
@@ -48,11 +47,11 @@ def costs_on(device: Device) -> UnitCosts:
 
 @dataclass(frozen=True)
 class Setting:
-    """What an estimate depends on besides the model and its engines."""
+    """What an estimate depends on besides the design."""
 
     device: Device
-    decoder: DecoderConfig = ASSUMED_DECODER
     schedule: Schedule = EMITTED
+    assumed: Assumed = ASSUMED
     timing: Timing = ASSUMED_TIMING
     efficiency: MemoryEfficiency = ASSUMED_EFFICIENCY
     clock_mhz: float = 0.0  # 0 = that of the device
@@ -70,13 +69,12 @@ class Setting:
 class Estimate:
     """An estimate, computed part by part as it is asked for.
 
-    engines  as an export plans them; the head is added here where it is a LUT linear
+    design   the decoder kernel, as an export plans it
     prompt   tokens of the prefill
     context  positions in the cache at the decode step
     """
 
-    model: ModelConfig
-    engines: Sequence[EngineDesign]
+    design: DecoderDesign
     setting: Setting
     prompt: int = 128
     context: int = 160
@@ -85,49 +83,31 @@ class Estimate:
         for name, value in (("prompt", self.prompt), ("context", self.context)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
-        device = self.setting.device
-        for engine in self.engines:
-            if engine.config.axi_bits > device.port_bits:
+            if value > self.design.context:
                 raise ConfigError(
-                    f"engine {engine.name!r}: axi_bits is {engine.config.axi_bits}; a port of "
-                    f"{device.name} has {device.port_bits} bits"
+                    f"{name} is {value}, but the caches of the design hold {self.design.context} "
+                    "positions; give the design a longer context"
                 )
+        device = self.setting.device
+        if self.design.axi_bits > device.port_bits:
+            raise ConfigError(
+                f"axi_bits is {self.design.axi_bits}; a port of {device.name} has "
+                f"{device.port_bits} bits"
+            )
 
-    @classmethod
-    def of(
-        cls,
-        model: ModelConfig,
-        quant: QuantConfig,
-        engine: EngineConfig,
-        setting: Setting,
-        prompt: int = 128,
-        context: int = 160,
-    ) -> Estimate:
-        """The estimate of a model that exists as a configuration only."""
-        return cls(model, model_engines(model, quant, engine), setting, prompt, context)
-
-    @cached_property
-    def designs(self) -> Sequence[EngineDesign]:
-        if self.setting.decoder.head != "lut":
-            return self.engines
-        return with_head(self.model, self.engines)
+    @property
+    def model(self) -> ModelConfig:
+        return self.design.model
 
     @property
     def engine(self) -> EngineConfig:
-        return self.engines[0].config
+        return self.design.engines[0].config
 
     @cached_property
     def decoder(self) -> Decoder:
         s = self.setting
         return Decoder(
-            self.model,
-            self.designs,
-            s.device,
-            s.clock,
-            s.decoder,
-            s.schedule,
-            s.timing,
-            s.efficiency,
+            self.design, s.device, s.clock, s.schedule, s.assumed, s.timing, s.efficiency
         )
 
     @cached_property
@@ -151,43 +131,28 @@ class Estimate:
 
     @cached_property
     def blocks(self) -> dict[str, Resources]:
-        """Resources by block: those of the engine as rendered, the rest as assumed."""
+        """Resources by block."""
         costs = costs_on(self.setting.device)
+        engines = self.decoder.placed.engines
+        floats = self.decoder.engine.transfer_floats
         out: dict[str, Resources] = {}
-        for design in self.designs:
-            label = "" if len(self.designs) == 1 else f"{design.name}."
-            floats = self.decoder.engine.transfer_floats
-            for block in EngineResources(design, costs, floats).blocks():
+        for engine in engines:
+            label = "" if len(engines) == 1 else f"{engine.name}."
+            for block in EngineResources(engine, costs, floats).blocks():
                 out[f"{label}{block.function}"] = block.all
-        out |= self.decoder.blocks.resources(costs, self.decoder.chunk)
-        if self.setting.decoder.head in HEAD_BYTES:
-            out["head"] = self._head()
-        return out
+        return out | self.decoder.blocks.resources(costs)
 
     @cached_property
     def resources(self) -> Resources:
         return add_up(self.blocks)
 
-    def _head(self) -> Resources:
-        """Multipliers that keep up with all ports: three int8 products or one bf16 in a DSP."""
-        bytes_per_weight = HEAD_BYTES[self.setting.decoder.head]
-        ports = given("memory_ports", self.setting.device.memory_ports)
-        weights = ports * (self.engine.axi_bits // 8) / bytes_per_weight
-        per_dsp = 3 if bytes_per_weight == 1 else 1
-        return Resources.of(lut=weights * 12, ff=weights * 24, dsp=weights / per_dsp)
-
     # Memory ------------------------------------------------------------------------------------
 
     @cached_property
     def image_bytes(self) -> list[int]:
-        """Bytes behind each memory port."""
-        return port_bytes(self.designs, self.setting.device.memory_ports)
-
-    @property
-    def embedding_bytes(self) -> int:
-        """Embedding in bfloat16, and a head that is not a LUT linear."""
-        size = self.model.vocab_size * self.model.hidden_size
-        return size * (2 + HEAD_BYTES.get(self.setting.decoder.head, 0))
+        """Bytes behind each memory port; caches count only where they have a port of their own."""
+        own_port = not self.setting.schedule.on_chip
+        return port_bytes(self.decoder.placed, self.setting.device.memory_ports, own_port)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -195,15 +160,19 @@ class Estimate:
 
     @property
     def memory_bytes(self) -> int:
-        """Everything in the board's memory, the cache for `context` positions included."""
-        cache = self.kv_bytes_per_token * max(self.context, self.prompt)
-        return sum(self.image_bytes) + self.embedding_bytes + cache
+        """Everything in the board's memory, the caches for the design's context included."""
+        caches = self.design.context * self.kv_bytes_per_token
+        return sum(self.image_bytes) + (caches if self.setting.schedule.on_chip else 0)
 
     @property
     def max_context(self) -> int:
-        """Positions that the rest of the memory holds."""
-        rest = self.setting.device.capacity_bytes - sum(self.image_bytes) - self.embedding_bytes
-        return max(0, rest // self.kv_bytes_per_token)
+        """Positions for which the caches would fill the memory, or their regions."""
+        device, per_token = self.setting.device, self.kv_bytes_per_token
+        caches = self.design.context * per_token
+        rest = device.capacity_bytes - self.memory_bytes + caches
+        if not self.setting.schedule.on_chip:
+            rest = min(rest, 2 * device.region_bytes)
+        return max(0, rest // per_token)
 
     # Verdict -----------------------------------------------------------------------------------
 
@@ -212,7 +181,7 @@ class Estimate:
         """Why the design does not fit, in words; empty when it does."""
         device = self.setting.device
         out = too_large(self.resources, device)
-        for engine in self.engines:
+        for engine in self.design.engines:
             if engine.config.channels > device.memory_ports:
                 out.append(
                     f"channels: {engine.config.channels}, but {device.name} has "
@@ -220,14 +189,15 @@ class Estimate:
                 )
         if self.memory_bytes > device.capacity_bytes:
             out.append(
-                f"memory: {self.memory_bytes / 1e9:.1f} GB of images, embedding and cache; "
+                f"memory: {self.memory_bytes / 1e9:.1f} GB of images and caches; "
                 f"{device.name} has {device.capacity_bytes / 1e9:.1f} GB; rows computed on line "
                 "(scheme weight), fewer index bits or a shorter context take less"
             )
         elif max(self.image_bytes) > device.region_bytes:
             out.append(
                 f"memory: {max(self.image_bytes) >> 20} MiB behind one port, a region has "
-                f"{device.region_bytes >> 20} MiB; use more channels or fewer bits"
+                f"{device.region_bytes >> 20} MiB; use more channels or vocabulary ports, a "
+                "shorter context or fewer bits"
             )
         return out
 
@@ -265,7 +235,7 @@ class Estimate:
             "device": self.setting.device.name,
             "clock_mhz": self.setting.clock,
             "schedule": self.setting.schedule.name,
-            "head": self.setting.decoder.head,
+            "head": self._head_name,
             "prompt_tokens": self.prompt,
             "context": self.context,
             "decode_ms_per_token": self.decode.ms.value,
@@ -294,7 +264,14 @@ class Estimate:
             "problems": self.problems,
             "warnings": self.warnings,
             "engine": self.engine.to_dict(),
+            "decoder": dataclasses.asdict(self.design.config),
         }
+
+    @property
+    def _head_name(self) -> str:
+        if self.setting.schedule.on_chip:
+            return self.setting.assumed.head
+        return f"{self.design.head_kind.lower()} rows"
 
     def _parts(self, phase: Phase) -> dict[str, float]:
         per_ms = 1000 * self.setting.clock

@@ -13,12 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fpga.decoder_design import DecoderConfig, DecoderDesign
 from fpga.design import EngineConfig, EngineDesign, ceil_div, power_of_two_at_least
 from fpga.device import Device
 from fpga.performance.designs import model_engines
 from fpga.performance.estimate import COMFORTABLE, Estimate, Setting
 from fpga.performance.resources import NAMES, utilisation
-from fpga.performance.timing import ASSUMED_DECODER, EMITTED, Schedule
+from fpga.performance.timing import ASSUMED, EMITTED, Schedule
 from lutllm.config import QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.model_config import ModelConfig
@@ -26,11 +27,11 @@ from lutllm.model_config import ModelConfig
 CHANNELS = (4, 8, 16, 24, 32, 48, 56, 64)
 LANES = (64, 128, 256, 512)
 MAX_TOKENS = (32, 128)
-#: Blocks beside the engine: of the kernel library, and assumed ones.
-LIBRARY_BLOCKS = tuple(dataclasses.replace(ASSUMED_DECODER, query_tokens=n) for n in (8, 16))
-ASSUMED_BLOCKS = (
-    ASSUMED_DECODER,
-    dataclasses.replace(ASSUMED_DECODER, attention_macs=1024, vector_lanes=64, kv_ports=32),
+#: Choices beside the engine: of the decoder kernel, and assumed ones.
+KERNELS = tuple(DecoderConfig(vocab_ports=v, query_tokens=q) for v, q in ((8, 4), (32, 8)))
+BLOCKS = (
+    ASSUMED,
+    dataclasses.replace(ASSUMED, attention_macs=1024, vector_lanes=64, kv_ports=32),
 )
 #: Look-ups a cycle beyond which a V80 is full, and below which nothing is fast.
 LOOKUPS = (512, 32_768)
@@ -64,6 +65,8 @@ class Space:
     """What the search may vary.
 
     quants  quantizations to choose from, by name
+    heads   of the schedules that are not rendered
+    stored  safetensors dtype of embedding and head
     """
 
     quants: dict[str, QuantConfig]
@@ -73,6 +76,7 @@ class Space:
     channels: tuple[int, ...] = CHANNELS
     lanes: tuple[int, ...] = LANES
     max_tokens: tuple[int, ...] = MAX_TOKENS
+    stored: str = "BF16"
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Candidate:
     """A design that fits, in numbers."""
 
     quant_name: str
-    engine: EngineConfig
+    design: DecoderDesign
     setting: Setting
     decode_ms: float
     prefill_ms: float
@@ -89,6 +93,10 @@ class Candidate:
     shares: dict[str, float]
     bound: str
     prefill_bound: str
+
+    @property
+    def engine(self) -> EngineConfig:
+        return self.design.engines[0].config
 
     @property
     def size(self) -> float:
@@ -114,7 +122,8 @@ class Candidate:
             "bottleneck": self.bound,
             "prefill_bottleneck": self.prefill_bound,
             "engine": self.engine.to_dict(),
-            "decoder": s.decoder.to_dict(),
+            "decoder": dataclasses.asdict(self.design.config),
+            "assumed": s.assumed.to_dict() if s.schedule.on_chip else None,
         }
 
 
@@ -139,9 +148,9 @@ def explore(
     """Search the space; the choice meets the budget with the least energy, else there is none."""
     tried = 0
     found: list[Candidate] = []
-    for quant_name, engines, setting in settings(model, device, space):
+    for quant_name, design, setting in settings(model, device, space, max(prompt, context)):
         tried += 1
-        estimate = Estimate(model, engines, setting, prompt, context)
+        estimate = Estimate(design, setting, prompt, context)
         shares = utilisation(estimate.resources, device)
         if max(shares.values()) <= budget.max_share and estimate.fits:
             found.append(_candidate(quant_name, estimate, shares))
@@ -152,7 +161,7 @@ def explore(
 def _candidate(quant_name: str, estimate: Estimate, shares: dict[str, float]) -> Candidate:
     return Candidate(
         quant_name=quant_name,
-        engine=estimate.engine,
+        design=estimate.design,
         setting=estimate.setting,
         decode_ms=estimate.decode.ms.value,
         prefill_ms=estimate.prefill.ms.value,
@@ -165,18 +174,42 @@ def _candidate(quant_name: str, estimate: Estimate, shares: dict[str, float]) ->
 
 
 def settings(
-    model: ModelConfig, device: Device, space: Space
-) -> Iterator[tuple[str, Sequence[EngineDesign], Setting]]:
-    """Every configuration of the space that can exist on the device."""
+    model: ModelConfig, device: Device, space: Space, context: int = 0
+) -> Iterator[tuple[str, DecoderDesign, Setting]]:
+    """Every configuration of the space that can exist on the device.
+
+    context: positions that the caches hold at least.
+    """
     for quant_name, quant in space.quants.items():
         plan = model_engines(model, quant, EngineConfig())
-        for schedule in space.schedules:
-            blocks = ASSUMED_BLOCKS if schedule.on_chip else LIBRARY_BLOCKS
-            besides = list(itertools.product(space.clocks_mhz, space.heads, blocks))
+        for schedule, clock in itertools.product(space.schedules, space.clocks_mhz):
+            assumed = BLOCKS if schedule.on_chip else (ASSUMED,)
+            kernels = KERNELS[:1] if schedule.on_chip else KERNELS
             for engines in _engines(plan, device, space, schedule):
-                for clock, head, block in besides:
-                    decoder = dataclasses.replace(block, head=head)
-                    yield quant_name, engines, Setting(device, decoder, schedule, clock_mhz=clock)
+                for kernel, block, head in itertools.product(kernels, assumed, space.heads):
+                    design = _design(model, engines, kernel, space.stored, context)
+                    if design is None:
+                        continue
+                    chosen = dataclasses.replace(block, head=head)
+                    yield quant_name, design, Setting(device, schedule, chosen, clock_mhz=clock)
+
+
+def _design(
+    model: ModelConfig,
+    engines: Sequence[EngineDesign],
+    kernel: DecoderConfig,
+    stored: str,
+    context: int,
+) -> DecoderDesign | None:
+    """The decoder kernel, with caches for `context` positions; None where there is none."""
+    try:
+        design = DecoderDesign(kernel, model, stored, stored, tuple(engines))
+        if design.context < context:
+            kernel = dataclasses.replace(kernel, context=context)
+            design = dataclasses.replace(design, config=kernel)
+        return design
+    except ConfigError:
+        return None
 
 
 def _engines(

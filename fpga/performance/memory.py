@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+from fpga.decoder_design import DecoderDesign
 from fpga.design import EngineDesign
 from fpga.device import Device
 from fpga.performance.quantity import Quantity, given, maximum, total
@@ -49,14 +50,8 @@ class MemorySystem:
 
 
 def memory_arguments(channels: int, centroid_ports: int) -> list[str]:
-    """Memory arguments of a kernel, without their number, in the order in which they take ports."""
-    return [
-        *["channel"] * channels,
-        *["centroids"] * centroid_ports,
-        "parameters",
-        "x",
-        "y",
-    ]
+    """Memory arguments of an engine, without number, in the order in which they take ports."""
+    return [*["channel"] * channels, *["centroids"] * centroid_ports, "parameters"]
 
 
 @lru_cache(maxsize=256)
@@ -90,23 +85,20 @@ def busiest_port(
     return max(sums, key=lambda q: q.value)
 
 
-def port_bytes(designs: Iterable[EngineDesign], ports: int) -> list[int]:
-    """Bytes of images and token buffers behind each port."""
+def port_bytes(decoder: DecoderDesign, ports: int, caches: bool = True) -> list[int]:
+    """Bytes behind each port of the decoder kernel: images, caches, prompt and logits.
+
+    caches: keys and values behind a port each, as the kernel has them; else they are left out.
+    """
+    sizes = []
+    for engine in decoder.engines:
+        beats = engine.image_beats()
+        arguments = memory_arguments(engine.config.channels, engine.centroid_ports)
+        sizes += [beats[argument] * engine.beat_bytes for argument in arguments]
+    for argument, count in (decoder.image_beats() | decoder.run_beats()).items():
+        held = caches or not argument.endswith("_cache")
+        sizes.append(count * decoder.beat_bytes if held else 0)
     out = [0] * ports
-    at = 0
-    for design in designs:
-        beats = design.image_beats()
-        tokens = design.config.max_tokens
-        deep = max((design.in_beats(kind) for kind in design.kinds), default=0)
-        wide = max((design.subs(kind) * design.out_beats for kind in design.kinds), default=0)
-        sizes = {
-            "channel": beats["channel"],
-            "centroids": beats["centroids"],
-            "parameters": beats["parameters"],
-            "x": tokens * deep,
-            "y": 2 * tokens * wide,
-        }
-        for argument in memory_arguments(design.config.channels, design.centroid_ports):
-            out[at % ports] += sizes[argument] * design.beat_bytes
-            at += 1
+    for i, size in enumerate(sizes):
+        out[i % ports] += size
     return out

@@ -134,6 +134,10 @@ class UnitCosts:
     def port_lut(self, axi_bits: int) -> float:
         return self.port_lut_256 * axi_bits / 256
 
+    def port_bram(self, axi_bits: int) -> int:
+        """Beats of the read bursts under way."""
+        return bram_of(axi_bits, BURST_BEATS * BURSTS_UNDER_WAY)
+
     def port_ff(self, axi_bits: int) -> float:
         return self.port_ff_256 * axi_bits / 256
 
@@ -172,13 +176,21 @@ class Block:
 class EngineResources:
     """Blocks of one engine, by the function that describes them in fpga/hls.
 
-    floats: activations in and out in a cycle; 0 = those of a memory beat.
+    floats   activations in and out in a cycle; 0 = those of a memory beat
+    alone    a kernel of its own, whose activations go through memory; else part of a decoder
     """
 
-    def __init__(self, design: EngineDesign, costs: UnitCosts | None = None, floats: int = 0):
+    def __init__(
+        self,
+        design: EngineDesign,
+        costs: UnitCosts | None = None,
+        floats: int = 0,
+        alone: bool = False,
+    ):
         self.design = design
         self.costs = costs or UnitCosts()
         self.floats = floats or design.floats
+        self.alone = alone
 
     def blocks(self) -> list[Block]:
         design = self.design
@@ -366,14 +378,14 @@ class EngineResources:
         )
 
     def _ports(self) -> int:
-        return self.design.config.channels + self.design.centroid_ports + 3
+        return self.design.config.channels + self.design.centroid_ports + (3 if self.alone else 1)
 
     def _port(self) -> Resources:
         axi_bits, costs = self.design.config.axi_bits, self.costs
         return Resources.of(
             lut=given("port_lut", costs.port_lut(axi_bits), "lut", "fitted"),
             ff=given("port_ff", costs.port_ff(axi_bits), "ff", "fitted"),
-            bram36=given("burst_buffer", bram_of(axi_bits, BURST_BEATS * BURSTS_UNDER_WAY)),
+            bram36=given("burst_buffer", costs.port_bram(axi_bits)),
         )
 
 

@@ -35,6 +35,8 @@ class Timing:
     lookup_depth       from the sums of one channel to those of the next
     output_depth       from the last sum to its float in memory
     call_gap           between the end of a call and the start of the next, on the board
+    step_depth         from first input to first output of a float step
+    softmax_interval   cycles of the softmax from one key to the next
     """
 
     loop_gap: int = 6
@@ -45,6 +47,8 @@ class Timing:
     lookup_depth: int = 8
     output_depth: int = 40
     call_gap: int = 20
+    step_depth: int = 60
+    softmax_interval: int = 10
 
     def __post_init__(self) -> None:
         _check("timing", dataclasses.asdict(self), ())
@@ -53,7 +57,7 @@ class Timing:
 #: What estimates assume.
 ASSUMED_TIMING = Timing()
 #: No latencies at all: what the C simulation counts.
-IDEAL = Timing(0, 0.0, 0, 0, 0, 0, 0, 0)
+IDEAL = Timing(0, 0.0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ PERFECT_MEMORY = MemoryEfficiency(1.0, 1.0)
 class Schedule:
     """How the calls of an engine follow one another.
 
-    on_chip    activations stay on chip and move vector_lanes at a time; otherwise they go through
-               memory, a beat a cycle
+    on_chip    attention and head are spread over many ports, activations move vector_lanes at a
+               time; otherwise all steps are those of the decoder kernel, a beat a cycle
     prefetch   the next call's indices are read while the engine waits for activations, as far as
                the beat FIFOs reach
     flattened  loop nests run without a gap between records
@@ -97,72 +101,53 @@ class Schedule:
     flattened: bool = False
 
 
-#: The kernels as they are rendered today: every call reads, computes and writes in turn.
+#: The decoder kernel as it is rendered today: every step reads, computes and writes in turn.
 EMITTED = Schedule("emitted")
-#: Steps to what a complete decoder allows, not rendered yet: activations stay on chip, with
-#: attention over many ports; then memory is read through the serial gaps as well.
+#: Steps to what the board allows, not rendered yet.
 ON_CHIP = Schedule("on-chip", on_chip=True)
 OVERLAPPED = Schedule("overlapped", on_chip=True, prefetch=True, flattened=True)
 SCHEDULES = {schedule.name: schedule for schedule in (EMITTED, ON_CHIP, OVERLAPPED)}
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
-    """The blocks beside the LUT linear engine.
+class Assumed:
+    """The blocks beside the engine in the schedules that are not rendered yet.
 
-    Of the kernel library (schedule "emitted"):
-    query_tokens      tokens whose queries share every key that attention reads
-    softmax_interval  cycles of the softmax from one key to the next; assumed
-
-    Assumed for the schedule "overlapped":
     attention_macs  multiply-adds in a cycle, for scores and for values
     attention_use   share of them that is busy
-    vector_lanes    floats a cycle in norms, rotary embedding and activation function
-    vector_depth    cycles from input to output of such a block (of both)
+    vector_lanes    floats a cycle in norms, rotary embedding, gating, and to and from the engine
     kv_bits         bits of a cached key or value
     kv_ports        memory ports that the cache is spread over
-
-    Of both, not rendered yet:
     head            "lut": the same engine, in slices of its widest linear; "int8" or "bf16":
                     weights streamed over all ports into multipliers; "none": not on the board
     """
 
-    query_tokens: int = 8
-    softmax_interval: int = 10
     attention_macs: int = 512
     attention_use: float = 0.8
     vector_lanes: int = 32
-    vector_depth: int = 60
     kv_bits: int = 16
     kv_ports: int = 16
     head: str = "lut"
 
     def __post_init__(self) -> None:
-        sizes = (
-            "query_tokens",
-            "attention_macs",
-            "attention_use",
-            "vector_lanes",
-            "kv_bits",
-            "kv_ports",
-        )
-        _check("decoder config", dataclasses.asdict(self), sizes)
+        sizes = ("attention_macs", "attention_use", "vector_lanes", "kv_bits", "kv_ports")
+        _check("assumed blocks", dataclasses.asdict(self), sizes)
         if self.attention_use > 1:
             raise ConfigError(
-                f"decoder config: attention_use is {self.attention_use}; it must be at most 1"
+                f"assumed blocks: attention_use is {self.attention_use}; it must be at most 1"
             )
         if self.head not in HEADS:
             raise ConfigError(
-                f"decoder config: head is {self.head!r}; choose one of {', '.join(HEADS)}"
+                f"assumed blocks: head is {self.head!r}; choose one of {', '.join(HEADS)}"
             )
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> DecoderConfig:
-        reject_unknown("decoder config", values, {f.name for f in dataclasses.fields(cls)})
+    def from_dict(cls, values: dict[str, Any]) -> Assumed:
+        reject_unknown("assumed blocks", values, {f.name for f in dataclasses.fields(cls)})
         return cls(**values)
 
 
-ASSUMED_DECODER = DecoderConfig()
+ASSUMED = Assumed()

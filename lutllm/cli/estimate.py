@@ -37,11 +37,15 @@ def add_parser(commands: Any) -> None:
     add_target(parser)
     parser.add_argument("--engine", type=Path, metavar="FILE", help="engine config, JSON")
     parser.add_argument("--schedule", choices=SCHEDULES, default="emitted", help=SCHEDULE_HELP)
-    parser.add_argument("--head", choices=HEADS, default="lut", help="how logits are computed")
     parser.add_argument("--clock-mhz", type=non_negative_number, default=0.0, metavar="X")
-    parser.add_argument("--attention-macs", type=positive, metavar="N", help="assumed; default 512")
-    parser.add_argument(
-        "--vector-lanes", type=positive, metavar="N", help="floats a cycle, assumed; default 32"
+    kernel = parser.add_argument_group("decoder kernel")
+    kernel.add_argument("--vocab-ports", type=positive, metavar="N", help="for embedding and head")
+    kernel.add_argument("--query-tokens", type=positive, metavar="N", help="that share a key read")
+    assumed = parser.add_argument_group("assumed", "of schedules that are not exported yet")
+    assumed.add_argument("--head", choices=HEADS, default="lut", help="how logits are computed")
+    assumed.add_argument("--attention-macs", type=positive, metavar="N", help="default 512")
+    assumed.add_argument(
+        "--vector-lanes", type=positive, metavar="N", help="floats a cycle; default 32"
     )
     parser.add_argument(
         "--compare", type=Path, metavar="XML", help="a Vitis HLS report (csynth.xml) of the kernel"
@@ -51,8 +55,8 @@ def add_parser(commands: Any) -> None:
 
 
 SCHEDULE_HELP = (
-    "emitted: the kernels as the library has them, call after call; not exported yet: on-chip: "
-    "activations stay on chip; overlapped: and memory is read ahead"
+    "emitted: the decoder kernel as it is exported, step after step; not exported yet: on-chip: "
+    "attention and head over many ports; overlapped: and memory is read ahead"
 )
 
 
@@ -100,6 +104,8 @@ def run(args: argparse.Namespace) -> Outcome:
         device=args.device,
         prompt_tokens=args.prompt_tokens,
         context=args.context,
+        vocab_ports=args.vocab_ports,
+        query_tokens=args.query_tokens,
         schedule=args.schedule,
         head=args.head,
         attention_macs=args.attention_macs,

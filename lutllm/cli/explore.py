@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
         help=f"{', '.join(RECIPES)}; may be repeated (default {' and '.join(DEFAULT_RECIPES)})",
     )
     space.add_argument("--schedule", action="append", choices=SCHEDULES, help=SCHEDULE_HELP)
-    space.add_argument("--head", choices=HEADS, default="lut")
+    space.add_argument("--head", choices=HEADS, default="lut", help="where it is not exported yet")
     space.add_argument(
         "--clock-mhz",
         action="append",
@@ -102,7 +102,7 @@ def _speed(design: Result) -> str:
 
 
 def _front(found: Result) -> str:
-    heads = ("recipe", "rows", "channels", "lanes", "tokens", "MHz", "MACs", "decode ms")
+    heads = ("recipe", "rows", "channels", "lanes", "tokens", "MHz", "decode ms")
     rows: list[tuple[str, ...]] = [(*heads, "prefill ms", "J/token", "W", "LUT", "DSP", "URAM")]
     shown = found["front"]
     step = max(1, -(-len(shown) // _SHOWN))
@@ -120,7 +120,6 @@ def _front(found: Result) -> str:
                 str(engine["lanes_per_cycle"]),
                 str(engine["max_tokens"]),
                 f"{design['clock_mhz']:g}",
-                str(design["decoder"]["attention_macs"]),
                 f"{design['decode_ms_per_token']:.2f}",
                 f"{design['prefill_ms']:.1f}",
                 f"{design['joule_per_token']:.3f}",

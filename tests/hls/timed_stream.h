@@ -1,9 +1,11 @@
 // timed_stream.h: streams that know when. Stands in for hls_stream.h to count cycles.
 //
-// Every process has a clock. An iteration of a pipelined loop moves it by the loop's interval (tests
-// put a call of tick() behind each PIPELINE pragma), a read waits for the cycle in which the element
-// was written, a write for the cycle in which the element DEPTH before it was read. So the last clock
-// is the length of a run on hardware with no latencies but the same loops, intervals and FIFOs.
+// Every process has a clock, and so has the code outside of all. An iteration of a pipelined loop
+// moves it by the loop's interval (tests put a call of tick() behind each PIPELINE pragma), a read
+// waits for the cycle in which the element was written, a write for the cycle in which the element
+// DEPTH before it was read. Processes start when their region does and end it when the last of them
+// ends. So the last clock is the length of a run on hardware with no latencies but the same loops,
+// intervals and FIFOs.
 #pragma once
 
 #include "untimed_stream.h"
@@ -15,7 +17,8 @@ namespace timing {
 
 struct Clock {
     long long now = 0, busy = 0;
-    long long load_end = 0, serve_start = 0, load_busy = 0;  // of double-buffered tables
+    long long joined = 0;                                     // end of the regions inside
+    long long load_end = 0, serve_start = 0, load_busy = 0;  // of double-buffered arrays
 };
 
 inline std::map<const sim::Process*, Clock>& clocks() {
@@ -23,23 +26,35 @@ inline std::map<const sim::Process*, Clock>& clocks() {
     return all;
 }
 
-inline Clock& clock() { return clocks()[sim::Scheduler::get().current()]; }
+inline Clock& clock() {
+    Clock& mine = clocks()[sim::Scheduler::get().current()];
+    mine.now = std::max(mine.now, mine.joined);
+    return mine;
+}
+
+inline long long now() { return clock().now; }
 
 // One iteration of a pipelined loop.
 inline void tick(long long interval) {
-    clock().now += interval;
-    clock().busy += interval;
+    Clock& mine = clock();
+    mine.now += interval;
+    mine.busy += interval;
 }
 
 // A process from start to end; prints its name, busy cycles and last cycle.
 struct Process {
     const sim::Process* process = sim::Scheduler::get().current();
-    Process() { clocks()[process] = Clock(); }
+    explicit Process(long long start) {
+        clocks()[process] = Clock();
+        clocks()[process].now = start;
+    }
     ~Process() {
-        const Clock& mine = clocks()[process];
+        const Clock mine = clock();
         print("", mine.busy, mine.now);
         if (mine.load_busy) print("/load", mine.load_busy, mine.load_end);
         clocks().erase(process);
+        Clock& outer = clocks()[process->parent];
+        outer.joined = std::max(outer.joined, mine.now);
     }
     void print(const char* part, long long busy, long long end) const {
         std::fprintf(stderr, "process %s%s %lld %lld\n", process->name.c_str(), part, busy, end);
@@ -48,7 +63,7 @@ struct Process {
 
 // Loading one of two buffers while the other is served: on a time line of its own.
 struct Aside {
-    long long entered = clock().now, busy = clock().busy;
+    long long entered = now(), busy = clock().busy;
     Aside() { clock().now = std::max(clock().load_end, clock().serve_start); }
     ~Aside() {
         Clock& mine = clock();
@@ -57,6 +72,11 @@ struct Aside {
         mine.load_end = mine.now;
         mine.now = mine.serve_start = std::max(entered, mine.load_end);
     }
+};
+
+// Prints where the clock outside of all processes stands when the program ends.
+struct Total {
+    ~Total() { std::fprintf(stderr, "process total 0 %lld\n", now()); }
 };
 
 template <class T>
