@@ -121,8 +121,10 @@ def choose_levels(
     top = np.empty(worth.shape, np.float32)
     _largest_dot(vectors, integers, top)
     fits = np.maximum(np.ceil(np.log2(np.maximum(top, 1) / (limit + 0.49))), 1).astype(np.int64)
-    lowest = np.where(top > 0, worth + 1, _NO_LEVEL)
-    needed = np.where(top > 0, worth + fits, _NO_LEVEL)
+    # A position that is zero in every vector seen may still be met: its shift must be valid.
+    used = (integers != 0).any(axis=(3, 4))
+    lowest = np.where(used, worth + 1, _NO_LEVEL)
+    needed = np.where(used, worth + fits, _NO_LEVEL)
     floor = _per_block(lowest.max(axis=1), size, blocks)
     level = _per_block(needed.max(axis=1), size, blocks)
     if level.max() == _NO_LEVEL:

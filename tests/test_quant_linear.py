@@ -166,3 +166,16 @@ def test_code_frequency() -> None:
     share = code_frequency(codes, 4, 3)
     assert np.allclose(share[0, 0, 0], [1 / 3, 2 / 3, 0, 0])
     assert np.allclose(share[0, 1, 0], [0, 0, 1, 0])
+
+
+def test_positions_never_seen_keep_a_valid_shift() -> None:
+    """A position that is zero in the sample has a level its codebook can be shifted to."""
+    config = LutConfig(block_positions=1)
+    integers = np.full((2, 1, 1, 16, 2), 50, np.int8)
+    vectors = np.zeros((8, 2, 2), np.float32)
+    vectors[:, 0] = 100
+    share = np.full((2, 1, 1, 16), 1 / 16, np.float32)
+    worth = np.array([0, 3], np.int64).reshape(2, 1, 1)
+    use = TableUse(vectors, np.full((8, 2), 1 / 8, np.float32))
+    level = choose_levels(use, integers, share, worth, config)
+    assert level[0, 1] >= 4
