@@ -202,19 +202,22 @@ def code_slots(
                 _expand(book, lin.act_centroids, shift, expanded)
             for t in range(tokens):
                 rest = rests + t * rest_bytes + 4 * (slot - first)
-                if tokens >= EXPAND_TOKENS:
-                    _nearest_expanded(expanded, lin.act_centroids, rest, scratch)
-                elif shift == 0:  # constants, for a loop without shifts
-                    _nearest(book, lin.act_centroids, 0, rest, scratch)
-                else:
-                    _nearest(book, lin.act_centroids, shift, rest, scratch)
+                numbers = scratch + t % 2 * 64
+                if tokens < EXPAND_TOKENS:
+                    if shift == 0:  # constants, for a loop without shifts
+                        _nearest(book, lin.act_centroids, 0, rest, numbers)
+                    else:
+                        _nearest(book, lin.act_centroids, shift, rest, numbers)
+                elif t % 2 == 0:
+                    other = rest + rest_bytes if t + 1 < tokens else rest
+                    _nearest_two(expanded, lin.act_centroids, rest, other, numbers)
                 vector = act + t * act_bytes + 2 * stage * lin.orders * lin.slots
-                _take(book, shift, scratch, vector + 2 * slot, rest)
+                _take(book, shift, numbers, vector + 2 * slot, rest)
                 _spread(lin, slot, vector)
                 if codes:
                     row = codes + (t * lin.act_stages + stage) * lin.slots + slot
                     for i in range(UNIT):
-                        store_i8(row + i, load_i32(scratch + 4 * i))
+                        store_i8(row + i, load_i32(numbers + 4 * i))
 
 
 @inline
@@ -279,22 +282,30 @@ def _expand(book: int, count: int, shift: int, out: int) -> None:
 
 
 @inline
-def _nearest_expanded(expanded: int, count: int, rest: int, out: int) -> None:
-    """As `_nearest`, with the parts that do not depend on x made by `_expand`."""
+def _nearest_two(expanded: int, count: int, rest: int, other: int, out: int) -> None:
+    """As `_nearest` for two tokens, with what does not depend on x made by `_expand`.
+
+    rest and other: i16[UNIT, 2] each; out: i32[2, UNIT].
+    """
     zero = splat(i16x16, 0)
     x0 = sub(zero, shl(load(i16x16, rest), 1))
     x1 = sub(zero, shl(load(i16x16, rest + 32), 1))
-    best0 = splat(i32x8, 0x7FFFFFFF)
-    best1 = best0
+    y0 = sub(zero, shl(load(i16x16, other), 1))
+    y1 = sub(zero, shl(load(i16x16, other + 32), 1))
+    best0 = best1 = best2 = best3 = splat(i32x8, 0x7FFFFFFF)
     for k in range(count):
         at = expanded + 128 * k
-        score0 = add(maddwd(load(i16x16, at), x0), load(i32x8, at + 32))
-        score1 = add(maddwd(load(i16x16, at + 64), x1), load(i32x8, at + 96))
-        best0 = vmin(best0, score0)
-        best1 = vmin(best1, score1)
+        c, own = load(i16x16, at), load(i32x8, at + 32)
+        best0 = vmin(best0, add(maddwd(c, x0), own))
+        best2 = vmin(best2, add(maddwd(c, y0), own))
+        c, own = load(i16x16, at + 64), load(i32x8, at + 96)
+        best1 = vmin(best1, add(maddwd(c, x1), own))
+        best3 = vmin(best3, add(maddwd(c, y1), own))
     mask = splat(i32x8, (1 << INDEX_BITS) - 1)
     store(out, band(best0, mask))
     store(out + 32, band(best1, mask))
+    store(out + 64, band(best2, mask))
+    store(out + 96, band(best3, mask))
 
 
 # ---------------------------------------------------------------- rows

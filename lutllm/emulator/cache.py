@@ -6,6 +6,7 @@ import numpy as np
 
 from lutllm.emulator.floats import KEYS
 from lutllm.emulator.forward import LAYER
+from lutllm.emulator.layout import aligned
 from lutllm.model_config import ModelConfig
 
 _FIRST_CAPACITY = 256
@@ -30,8 +31,8 @@ class KVCache:
         wide = -(-config.head_dim // KEYS) * KEYS
         heads = (config.num_hidden_layers, config.num_key_value_heads)
         self.capacity = capacity
-        self.keys = np.zeros((*heads, capacity // KEYS, config.head_dim, KEYS), np.float32)
-        self.values = np.zeros((*heads, capacity, wide), np.float32)
+        self.keys = aligned((*heads, capacity // KEYS, config.head_dim, KEYS), np.float32)
+        self.values = aligned((*heads, capacity, wide), np.float32)
 
     def reserve(self, length: int) -> bool:
         """Make room for `length` positions; True if the arrays moved."""

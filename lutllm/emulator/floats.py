@@ -27,6 +27,7 @@ from lutllm.emulator.simd import (
     max_lanes,
     mul,
     outer_fma,
+    outer_load,
     outer_store,
     outer_zero,
     prefetch,
@@ -122,11 +123,18 @@ def rms_norm(x: int, weight: int, out: int, size: int, eps: Any) -> None:
 def rotate(x: int, cos: int, sin: int, size: int) -> None:
     """Rotary embedding in place: element i pairs with i + size / 2."""
     middle = size // 2
-    for i in range(middle):
-        a, b = load_f32(x + 4 * i), load_f32(x + 4 * (i + middle))
-        c, s = load_f32(cos + 4 * i), load_f32(sin + 4 * i)
-        store_f32(x + 4 * i, a * c - b * s)
-        store_f32(x + 4 * (i + middle), b * c + a * s)
+    upper = x + 4 * middle
+    whole = middle // LANES * LANES
+    for i in range(0, 4 * whole, 32):
+        a, b = load(f32x8, x + i), load(f32x8, upper + i)
+        c, s = load(f32x8, cos + i), load(f32x8, sin + i)
+        store(x + i, sub(mul(a, c), mul(b, s)))
+        store(upper + i, add(mul(b, c), mul(a, s)))
+    for i in range(whole, middle):
+        u, v = load_f32(x + 4 * i), load_f32(upper + 4 * i)
+        p, q = load_f32(cos + 4 * i), load_f32(sin + 4 * i)
+        store_f32(x + 4 * i, u * p - v * q)
+        store_f32(upper + 4 * i, v * p + u * q)
 
 
 # ---------------------------------------------------------------- stored tensors
@@ -376,12 +384,19 @@ def _softmax(scores: int, count: int, padded: int, scale: Any) -> Any:
 
 @inline
 def _mix(weights: Any, outs: Any, values: int, wide: int, count: int) -> None:
-    """outs[n] = sum over keys of weights[n][key] * values[key]; rows of `wide` values."""
+    """outs[n] = sum over keys, in order, of weights[n][key] * values[key]; rows of `wide` values.
+
+    KEYS keys at a time, so that a row's cache lines are used while they are near.
+    """
     for i in range(0, wide, KEYS):
-        total = outer_zero(weights)
-        for key in range(count):
-            total = outer_fma(total, weights, 4 * key, values + 4 * (key * wide + i))
-        outer_store(total, outs, 4 * i)
+        outer_store(outer_zero(outs), outs, 4 * i)
+    for first in range(0, count, KEYS):
+        end = min(first + KEYS, count)
+        for i in range(0, wide, KEYS):
+            total = outer_load(outs, 4 * i)
+            for key in range(first, end):
+                total = outer_fma(total, weights, 4 * key, values + 4 * (key * wide + i))
+            outer_store(total, outs, 4 * i)
 
 
 @inline
@@ -398,18 +413,20 @@ def attend(
     """Attention of a few queries over one key-value head.
 
     queries, scores, outs: tuples of addresses; lengths: tuple, keys each query may see. scores:
-    room for the longest, rounded up to KEYS. A query's result does not depend on its neighbours:
-    keys it may not see get weight 0.
+    room for the longest, rounded up to KEYS, and one more; outs: head_dim rounded up to KEYS. A
+    query's result does not depend on its neighbours: keys it may not see get weight 0.
     """
     longest = 0
     for length in lengths:
         longest = max(longest, length)
     blocks = (longest + KEYS - 1) // KEYS
+    wide = (size + KEYS - 1) // KEYS * KEYS
     _scores(queries, scores, keys, size, blocks)
     for n in range(len(queries)):
         total = _softmax(scores[n], lengths[n], blocks * KEYS, scale)
-        inverse = splat(f32x8, np.float32(1) / total)
-        for i in range(0, blocks * KEYS, LANES):
-            at = scores[n] + 4 * i
-            store(at, mul(load(f32x8, at), inverse))
-    _mix(scores, outs, values, (size + KEYS - 1) // KEYS * KEYS, longest)
+        store_f32(scores[n] + 4 * blocks * KEYS, np.float32(1) / total)
+    _mix(scores, outs, values, wide, longest)
+    for n in range(len(queries)):
+        factor = splat(f32x8, load_f32(scores[n] + 4 * blocks * KEYS))
+        for i in range(0, 4 * wide, 32):
+            store(outs[n] + i, mul(load(f32x8, outs[n] + i), factor))

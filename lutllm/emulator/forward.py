@@ -175,13 +175,13 @@ def _attend_queries(
 ) -> None:
     """Up to QUERIES queries of one key-value head; query n is head n % share of token n // share.
 
-    scores: room of this thread, rows of capacity float32 then QUERIES output vectors.
+    scores: room of this thread, QUERIES rows of capacity + KEYS float32, then as many outputs.
     """
     size = dec.head_dim
     wide = (size + KEYS - 1) // KEYS * KEYS
     keys = layer.keys + 4 * size * group * buf.capacity
     values = layer.values + 4 * wide * group * buf.capacity
-    row = 4 * buf.capacity
+    row = 4 * (buf.capacity + KEYS)
     temp = scores + QUERIES * row
     end = first + count
     for n in range(first, end, 2 if count < QUERIES else QUERIES):
@@ -240,15 +240,16 @@ def _attention(
     dec: Any, layer: Any, buf: Any, tokens: int, start: int, member: int, members: int
 ) -> None:
     queries = dec.heads // dec.kv_heads * tokens
-    blocks = (queries + QUERIES - 1) // QUERIES
+    size = QUERIES if tokens > 1 else 2  # smaller parts of a single token, for even shares
+    blocks = (queries + size - 1) // size
     items = dec.kv_heads * blocks
     scores = buf.scores + member * buf.scores_bytes
     # later tokens see more keys: dealing blocks out in turn shares the work evenly
     low, high = (member, items) if tokens > 1 else share(items, member, members)
     step = members if tokens > 1 else 1
     for item in range(low, high, step):
-        first = item % blocks * QUERIES
-        count = min(QUERIES, queries - first)
+        first = item % blocks * size
+        count = min(size, queries - first)
         _attend_queries(dec, layer, buf, item // blocks, first, count, start, scores)
 
 

@@ -425,6 +425,22 @@ def outer_fma(typingctx: Any, total: Any, rows: Any, offset: Any, column: Any) -
 
 
 @intrinsic
+def outer_load(typingctx: Any, rows: Any, offset: Any) -> Any:
+    """Accumulators as `outer_store` left them."""
+    result = types.UniTuple(f32x8, 2 * len(rows))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        values = []
+        for address in cgutils.unpack_tuple(builder, args[0]):
+            for i in range(2):
+                place = builder.add(builder.add(address, args[1]), _I64(32 * i))
+                values.append(builder.load(_pointer(builder, place, f32x8.llvm), align=1))
+        return context.make_tuple(builder, result, values)
+
+    return result(rows, types.intp), codegen
+
+
+@intrinsic
 def outer_store(typingctx: Any, total: Any, rows: Any, offset: Any) -> Any:
     """Store the two vectors of each row at rows[n] + offset."""
 

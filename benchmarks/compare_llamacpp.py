@@ -1,0 +1,132 @@
+"""lutllm against llama.cpp on the same model, prompt and threads, in alternation.
+
+    python benchmarks/compare_llamacpp.py ARTIFACT GGUF [--threads N] [--json]
+
+Needs `pip install llama-cpp-python`, built on the machine (its source package does that), so that
+llama.cpp uses what the processor offers. Each round runs one engine after the other; figures are
+medians over rounds, so a disturbance meets both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from lutllm.emulator import LutModel
+from lutllm.emulator.bench import MemoryProbe, decode_bytes
+from lutllm.emulator.cpu import available_threads, describe
+
+#: Starts a sequence and returns a function that appends tokens to it.
+Engine = Callable[[], Callable[[list[int]], Any]]
+
+
+def lutllm_engine(model: LutModel) -> Engine:
+    def start() -> Callable[[list[int]], Any]:
+        model.reset()
+        return model.prefill
+
+    return start
+
+
+def llamacpp_engine(path: Path, threads: int, context: int) -> Engine:
+    try:
+        from llama_cpp import Llama
+    except ImportError:
+        raise SystemExit("llama-cpp-python is missing: pip install llama-cpp-python") from None
+    llama = Llama(
+        str(path),
+        n_ctx=context,
+        n_batch=512,
+        n_threads=threads,
+        n_threads_batch=threads,
+        verbose=False,
+    )
+
+    def start() -> Callable[[list[int]], Any]:
+        llama.reset()
+        return llama.eval
+
+    return start
+
+
+def time_engine(start: Engine, prompt: list[int], continuation: list[int]) -> tuple[float, float]:
+    """Prefill and decode speed in tokens per second."""
+    append = start()
+    begin = time.perf_counter()
+    append(prompt)
+    ready = time.perf_counter()
+    for token in continuation:
+        append([token])
+    end = time.perf_counter()
+    return len(prompt) / (ready - begin), len(continuation) / (end - ready)
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    threads = args.threads or available_threads()
+    model = LutModel.load(args.artifact, threads)
+    total = args.prompt_tokens + args.decode_tokens
+    engines = {
+        "lutllm": lutllm_engine(model),
+        "llamacpp": llamacpp_engine(args.gguf, threads, total + 8),
+    }
+    rng = np.random.default_rng(0)
+    ids = [int(i) for i in rng.integers(0, min(model.config.vocab_size, 30000), total)]
+    prompt, continuation = ids[: args.prompt_tokens], ids[args.prompt_tokens :]
+    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
+    for start in engines.values():  # warm up
+        time_engine(start, prompt[:16], continuation[:2])
+    probe = MemoryProbe(model.team)
+    memory = []
+    for _ in range(args.rounds):
+        memory.append(probe.gb_per_s())
+        for name, start in engines.items():
+            speeds[name].append(time_engine(start, prompt, continuation))
+    medians = {name: np.median(np.array(runs), axis=0) for name, runs in speeds.items()}
+    moved = decode_bytes(model, args.prompt_tokens + args.decode_tokens // 2)
+    return {
+        "machine": describe(),
+        "threads": threads,
+        "rounds": args.rounds,
+        "prompt_tokens": args.prompt_tokens,
+        "decode_tokens": args.decode_tokens,
+        **{f"{name}_prefill_tokens_per_s": float(m[0]) for name, m in medians.items()},
+        **{f"{name}_decode_tokens_per_s": float(m[1]) for name, m in medians.items()},
+        "prefill_ratio": float(medians["lutllm"][0] / medians["llamacpp"][0]),
+        "decode_ratio": float(medians["lutllm"][1] / medians["llamacpp"][1]),
+        "decode_gb_per_s": float(moved * medians["lutllm"][1] / 1e9),
+        "memory_gb_per_s": float(np.median(memory)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("gguf", type=Path)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--decode-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    report = compare(args)
+    if args.json:
+        print(json.dumps(report))
+        return
+    print(f"{report['machine']}, {report['threads']} threads, {report['rounds']} rounds")
+    for kind in ("prefill", "decode"):
+        ours, theirs = (report[f"{n}_{kind}_tokens_per_s"] for n in ("lutllm", "llamacpp"))
+        ratio = report[f"{kind}_ratio"]
+        print(f"{kind:8} lutllm {ours:8.1f}  llama.cpp {theirs:8.1f} tokens/s  ratio {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()
