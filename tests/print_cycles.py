@@ -12,8 +12,9 @@ from pathlib import Path
 from fpga.design import EngineConfig
 from fpga.device import load_device
 from fpga.performance.commands import read_source
-from fpga.performance.engine import Engine, Run, modes_of, process_cycles
+from fpga.performance.engine import Engine
 from fpga.performance.memory import MemorySystem
+from fpga.performance.run import Run, modes_of, process_cycles
 from fpga.performance.timing import IDEAL, PERFECT_MEMORY
 from lutllm.config import LutConfig
 from tests.hls_timing import Counts, TimedSimulation

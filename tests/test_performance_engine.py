@@ -15,8 +15,9 @@ from fpga.design import EngineConfig
 from fpga.device import load_device
 from fpga.performance.decoder import Decoder
 from fpga.performance.designs import HEAD, model_engines, with_head
-from fpga.performance.engine import BOUND_OF, Engine, Run, modes_of, process_cycles
+from fpga.performance.engine import BOUND_OF, Engine
 from fpga.performance.memory import MemorySystem
+from fpga.performance.run import Run, modes_of, process_cycles
 from fpga.performance.timing import (
     IDEAL,
     OVERLAPPED,

@@ -14,8 +14,8 @@ from fpga.design import EngineConfig, EngineDesign
 from fpga.device import load_device
 from fpga.performance.commands import read_engine, read_source
 from fpga.performance.designs import model_engines
-from fpga.performance.engine import Run, process_cycles
 from fpga.performance.explore import Budget, Space, choose, explore, pareto, settings
+from fpga.performance.run import Run, process_cycles
 from fpga.performance.timing import EMITTED, IDEAL, OVERLAPPED
 from lutllm.cli import main
 from lutllm.config import LutConfig, QuantConfig

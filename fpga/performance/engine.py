@@ -1,32 +1,21 @@
-"""One call of a LUT linear engine: transactions of its streams, cycles of its processes.
+"""One call of a LUT linear engine, in the cycles of the kernel.
 
-The formulas follow the loops of fpga/hls. A call passes three phases: `load` (activations in,
-quantized, stored for gathering), `stream` (all processes of the channels run side by side; the
-slowest sets the pace) and `drain` (accumulators to floats); `fill` is what the pipelines take to
-fill up, once.
+A call passes three phases: `load` (activations in, quantized, stored for gathering), `stream` (all
+processes of the channels run side by side; the slowest sets the pace) and `drain` (accumulators to
+floats); `fill` is what the pipelines take to fill up, once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
-from fpga.design import MIN_DISTANCE, EngineDesign, LayerKind
+from fpga.design import EngineDesign, LayerKind
 from fpga.performance.memory import MemorySystem, busiest_port
-from fpga.performance.quantity import (
-    Quantity,
-    ceil_div,
-    given,
-    maximum,
-    minimum,
-    total,
-)
+from fpga.performance.quantity import Quantity, ceil_div, given, maximum, minimum, total
+from fpga.performance.run import Run, index_stalls, modes_of, process_cycles, shift_words
 from fpga.performance.timing import ASSUMED_TIMING, EMITTED, Schedule, Timing
 
-#: Words that the stream of indices holds (engine.h).
-INDEX_FIFO = 4
-MODES = ("table", "row_fetch", "online")
 #: What each part of the stream phase means to a reader who asks what bounds a design.
 BOUND_OF = {
     "port": "memory",
@@ -40,262 +29,6 @@ BOUND_OF = {
     "rows": "rows",
     "lookup": "lookup",
 }
-
-
-def modes_of(design: EngineDesign) -> tuple[str, ...]:
-    """The ways in which a design can get its rows."""
-    return ("online",) if design.online_rows else ("table", "row_fetch")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A linear of kind `kind` for `tokens` tokens: sizes and stream transactions.
-
-    Transactions are those of one stream; the channels all have as many. accumulators: the integer
-    sums are written beside the results, as verification does.
-    """
-
-    design: EngineDesign
-    kind: LayerKind
-    tokens: int
-    mode: str
-    accumulators: bool = False
-
-    # Sizes -------------------------------------------------------------------------------------
-
-    @cached_property
-    def t(self) -> Quantity:
-        return given("tokens", self.tokens)
-
-    @cached_property
-    def act_stages(self) -> Quantity:
-        return given("act_stages", self.kind.act_stages)
-
-    @cached_property
-    def rounds(self) -> Quantity:
-        lut = self.design.lut
-        positions = ceil_div(
-            given("in_features", self.kind.in_features), given("vec_len", lut.vec_len)
-        ).named("positions")
-        blocks = ceil_div(positions, given("block_positions", lut.block_positions)).named("blocks")
-        per_block = given("rounds_per_block", self.design.rounds_per_block)
-        return (ceil_div(blocks, given("chains", self.design.chains)) * per_block).named("rounds")
-
-    @cached_property
-    def records(self) -> Quantity:
-        return (self.rounds * given("weight_stages", self.kind.weight_stages)).named("records")
-
-    @cached_property
-    def passes(self) -> Quantity:
-        return (self.records * self.act_stages).named("passes")
-
-    @cached_property
-    def subs(self) -> Quantity:
-        outputs = given("out_features", self.kind.out_features)
-        lanes = given("lanes", self.design.lanes)
-        return maximum(ceil_div(outputs, lanes), MIN_DISTANCE).named("subs")
-
-    @cached_property
-    def groups(self) -> Quantity:
-        return ceil_div(self.subs, given("subs_per_group", self.design.subs_per_group)).named(
-            "groups"
-        )
-
-    @cached_property
-    def in_beats(self) -> Quantity:
-        floats = given("floats_per_beat", self.design.floats)
-        width = given("in_features", self.kind.in_features)
-        return maximum(ceil_div(width, floats), MIN_DISTANCE).named("in_beats", "beats")
-
-    @cached_property
-    def out_beats(self) -> Quantity:
-        """Result beats of a token."""
-        return (self.subs * given("beats_per_sub", self.design.out_beats)).named(
-            "out_beats", "beats"
-        )
-
-    # Transactions ------------------------------------------------------------------------------
-
-    @cached_property
-    def x_beats(self) -> Quantity:
-        return (self.t * self.in_beats).named("x_beats", "beats")
-
-    @cached_property
-    def y_beats(self) -> Quantity:
-        beats = self.t * self.out_beats
-        return (beats * 2 if self.accumulators else beats).named("y_beats", "beats")
-
-    @cached_property
-    def acts(self) -> Quantity:
-        return (self.rounds * self.t).named("acts")
-
-    @cached_property
-    def found(self) -> Quantity:
-        return (self.rounds * self.act_stages * self.t).named("found", "codes")
-
-    @cached_property
-    def items(self) -> Quantity:
-        """Codes or vectors that rows are asked for with."""
-        return (self.passes * self.t).named("items")
-
-    @cached_property
-    def indices(self) -> Quantity:
-        return (self.records * self.subs).named("indices", "words")
-
-    @cached_property
-    def index_beats(self) -> Quantity:
-        per_record = given("index_beats_per_record", self.design.index_beats(self.kind), "beats")
-        return (self.records * per_record).named("index_beats", "beats")
-
-    @cached_property
-    def row_beats(self) -> Quantity:
-        """Beats that rows are made of: tables, fetched rows, or shifts and codebooks."""
-        design, kind = self.design, self.kind
-        if self.mode == "online":
-            rest = design.record_beats(kind) - design.index_beats(kind)
-            beats = self.records * given("codebook_beats", rest, "beats", "shifts and codebooks")
-        else:
-            row = given("beats_of_a_row", design.row_beats(kind), "beats", "all groups of a code")
-            count = (
-                self.t
-                if self.mode == "row_fetch"
-                else given("act_centroids", design.lut.act_centroids)
-            )
-            beats = self.passes * count * row
-        return beats.named("row_beats", "beats")
-
-    @cached_property
-    def jobs(self) -> Quantity:
-        """Bursts of a channel."""
-        bursts = {"online": self.records, "table": self.passes, "row_fetch": self.items}
-        return (self.records + bursts[self.mode]).named("jobs", "bursts")
-
-    @cached_property
-    def rows(self) -> Quantity:
-        return (self.items * self.groups).named("rows")
-
-    @cached_property
-    def sums(self) -> Quantity:
-        return (self.items * self.subs).named("sums")
-
-    @cached_property
-    def centroid_words(self) -> Quantity:
-        search_passes = given("search_passes", self.design.search_passes, "cycles/code")
-        return (self.rounds * self.act_stages * search_passes).named("centroid_words")
-
-    @cached_property
-    def centroid_beats(self) -> Quantity:
-        return given("centroid_beats", self.design.centroid_beats(self.kind), "beats")
-
-    @cached_property
-    def parameter_beats(self) -> Quantity:
-        return given("parameter_beats", self.design.parameter_beats(self.kind), "beats")
-
-    def streams(self) -> dict[str, Quantity]:
-        """Transactions by the name of the stream, as the C simulation counts them."""
-        design, kind = self.design, self.kind
-        zero = given("none", 0)
-        search = design.search
-        out = {
-            "x_beats": self.x_beats,
-            "quantize_input/z": self.x_beats,
-            "quantize_input/quantized": self.x_beats,
-            "quantize_input/largest": self.t,
-            "token_scales": self.t,
-            "input_scales": self.in_beats,
-            "block_shifts": given(
-                "shift_beats", design.block_shift_packing.beats(design.passes(kind)), "beats"
-            ),
-            "gather_beats": given(
-                "gather_beats",
-                design.gather_packing.beats(design.rounds(kind) * design.gather_steps),
-                "beats",
-            ),
-            "output_scales": self.out_beats,
-            "biases": self.out_beats if kind.bias else zero,
-            "act": self.acts,
-            "sums": self.sums,
-            "totals": self.sums,
-            "y_beats": self.y_beats,
-            "index_beats": self.index_beats,
-            "row_beats": self.row_beats,
-            "jobs": self.jobs,
-            "indices": self.indices,
-            "rows": self.rows,
-        }
-        if search:
-            out |= {"centroids": self.centroid_words, "found": self.found}
-        if self.mode != "online":
-            fetch = self.mode == "row_fetch"
-            out |= {"codes": self.items, "to_table": zero if fetch else self.items}
-            out["to_fetch"] = self.items if fetch else zero
-        else:
-            out["vectors"] = self.items
-        return out
-
-
-def _row_cycles(run: Run, loop_gap: Quantity) -> Quantity:
-    design = run.design
-    if run.mode == "online":
-        interval = given(
-            "row_interval",
-            max(design.codebook_packing.beats_per_word, min(4, design.subs_per_group)),
-            "cycles/row",
-        )
-        stages = run.act_stages
-        per_record = stages * run.groups + stages * run.t * run.groups * interval
-        return run.records * (per_record + (1 + stages) * loop_gap)
-    interval = given("beats_per_row", design.row_packing.beats_per_word, "cycles/row")
-    if run.mode == "row_fetch":
-        return run.rows * interval
-    load = (run.row_beats / run.passes).named("load_table", "cycles/pass")
-    serve = (run.t * run.groups * interval).named("serve_rows", "cycles/pass")
-    return run.passes * (maximum(load, serve) + loop_gap)
-
-
-def shift_words(run: Run) -> Quantity:
-    """Cycles in which the accumulators take in the block exponents of a call."""
-    beats = given("beats_per_shift", run.design.block_shift_packing.beats_per_word)
-    return (run.passes * beats).named("shift_words", "cycles")
-
-
-def process_cycles(run: Run, timing: Timing, flattened: bool = False) -> dict[str, Quantity]:
-    """Busy cycles of every process in a call: iterations of its loops times their interval."""
-    design = run.design
-    loop_gap = given("loop_gap", 0 if flattened else timing.loop_gap, "cycles", "assumed")
-    index_interval = given("beats_per_index", design.index_packing.beats_per_word, "cycles/word")
-    gather_steps = given("gather_steps", design.gather_steps, "cycles/position")
-    out = {
-        "read_parameters": run.parameter_beats,
-        "read_input": run.x_beats,
-        "scale": run.x_beats,
-        "round": run.t * (run.in_beats + loop_gap),
-        "gather": run.x_beats + run.acts * gather_steps,
-        "repeat": run.items,
-        "bursts": run.index_beats + run.row_beats,
-        "unpack": run.records * (run.subs * index_interval + loop_gap),
-        "rows": _row_cycles(run, loop_gap),
-        "lookup": run.sums,
-        "start": run.sums,
-        "accumulate": shift_words(run) + run.sums + run.t * run.out_beats,
-        "write_output": run.y_beats,
-    }
-    if design.search:
-        words = given("words_per_beat", design.centroid_packing.per_beat, "words/beat")
-        out["read_centroids"] = run.centroid_beats * words
-        search_passes = given("search_passes", design.search_passes, "cycles/code")
-        out["search"] = run.found * search_passes
-    if run.mode != "online":
-        out["route"] = run.items
-        out["plan"] = 2 * (run.jobs - run.records)  # a row or table, sometimes indices with it
-    return {name: cycles.named(name, "cycles") for name, cycles in out.items()}
-
-
-def index_stalls(run: Run) -> Quantity:
-    """Cycles in which look-ups wait for indices: the first token of a record takes them as they are
-    unpacked, of which the stream ahead of the look-up holds only INDEX_FIFO words."""
-    interval = given("beats_per_index", run.design.index_packing.beats_per_word, "cycles/word")
-    return run.records * maximum(run.subs - INDEX_FIFO, 0) * (interval - 1)
 
 
 @dataclass(frozen=True)
@@ -373,8 +106,9 @@ class Engine:
         tokens: int,
         before: Quantity | None = None,
     ) -> Call:
-        """The call in whichever mode takes fewer cycles."""
-        calls = [self.call(design, kind, tokens, mode, before) for mode in modes_of(design)]
+        """The call in whichever mode takes fewer cycles; one token never takes a whole table."""
+        modes = modes_of(design)[-1:] if tokens == 1 else modes_of(design)
+        calls = [self.call(design, kind, tokens, mode, before) for mode in modes]
         return min(calls, key=lambda call: call.cycles.value)
 
     # Phases ------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ def settings(
         plan = model_engines(model, quant, EngineConfig())
         for schedule, clock in itertools.product(space.schedules, space.clocks_mhz):
             assumed = BLOCKS if schedule.on_chip else (ASSUMED,)
-            kernels = KERNELS[:1] if schedule.on_chip else KERNELS
+            kernels = KERNELS[1:] if schedule.on_chip else KERNELS
             for engines in _engines(plan, device, space, schedule):
                 for kernel, block, head in itertools.product(kernels, assumed, space.heads):
                     design = _design(model, engines, kernel, space.stored, context)
