@@ -347,18 +347,33 @@ def store_key(key: int, size: int, position: int, keys: int) -> None:
 
 
 @inline
-def _scores(queries: Any, outs: Any, keys: int, size: int, blocks: int) -> None:
-    """outs[n][key] = queries[n] . key for all keys of the first `blocks` blocks."""
-    for block in range(blocks):
-        at = keys + 4 * KEYS * size * block
-        total = outer_zero(queries)
-        for i in range(size):
-            total = outer_fma(total, queries, 4 * i, at + 4 * KEYS * i)
-        outer_store(total, outs, 4 * KEYS * block)
+def score_keys(queries: Any, scores: Any, keys: int, size: int, first: int) -> None:
+    """Scores of a few queries for the KEYS keys from `first` on.
+
+    queries, scores: tuples of addresses; scores[n][key] = queries[n] . key.
+    """
+    at = keys + 4 * size * first
+    total = outer_zero(queries)
+    for i in range(size):
+        total = outer_fma(total, queries, 4 * i, at + 4 * KEYS * i)
+    outer_store(total, scores, 4 * first)
 
 
 @inline
-def _softmax(scores: int, count: int, padded: int, scale: Any) -> Any:
+def mix_values(weights: Any, outs: Any, values: int, wide: int, first: int, end: int) -> None:
+    """outs[n] += sum over keys first .. end, in order, of weights[n][key] * values[key].
+
+    weights, outs: tuples of addresses; values: f32[keys, wide], wide a multiple of KEYS.
+    """
+    for i in range(0, wide, KEYS):
+        total = outer_load(outs, 4 * i)
+        for key in range(first, end):
+            total = outer_fma(total, weights, 4 * key, values + 4 * (key * wide + i))
+        outer_store(total, outs, 4 * i)
+
+
+@inline
+def softmax(scores: int, count: int, padded: int, scale: Any) -> Any:
     """scores[i] = e^(scale (score - max)) for i < count, 0 to `padded`; returns the sum."""
     for i in range(count, padded):
         store_f32(scores + 4 * i, np.float32(-np.inf))
@@ -380,53 +395,3 @@ def _softmax(scores: int, count: int, padded: int, scale: Any) -> Any:
     for i in range((count + LANES - 1) // LANES * LANES, padded):
         store_f32(scores + 4 * i, np.float32(0))
     return sum_lanes(total)
-
-
-@inline
-def _mix(weights: Any, outs: Any, values: int, wide: int, count: int) -> None:
-    """outs[n] = sum over keys, in order, of weights[n][key] * values[key]; rows of `wide` values.
-
-    KEYS keys at a time, so that a row's cache lines are used while they are near.
-    """
-    for i in range(0, wide, KEYS):
-        outer_store(outer_zero(outs), outs, 4 * i)
-    for first in range(0, count, KEYS):
-        end = min(first + KEYS, count)
-        for i in range(0, wide, KEYS):
-            total = outer_load(outs, 4 * i)
-            for key in range(first, end):
-                total = outer_fma(total, weights, 4 * key, values + 4 * (key * wide + i))
-            outer_store(total, outs, 4 * i)
-
-
-@inline
-def attend(
-    queries: Any,
-    scores: Any,
-    outs: Any,
-    lengths: Any,
-    keys: int,
-    values: int,
-    size: int,
-    scale: Any,
-) -> None:
-    """Attention of a few queries over one key-value head.
-
-    queries, scores, outs: tuples of addresses; lengths: tuple, keys each query may see. scores:
-    room for the longest, rounded up to KEYS, and one more; outs: head_dim rounded up to KEYS. A
-    query's result does not depend on its neighbours: keys it may not see get weight 0.
-    """
-    longest = 0
-    for length in lengths:
-        longest = max(longest, length)
-    blocks = (longest + KEYS - 1) // KEYS
-    wide = (size + KEYS - 1) // KEYS * KEYS
-    _scores(queries, scores, keys, size, blocks)
-    for n in range(len(queries)):
-        total = _softmax(scores[n], lengths[n], blocks * KEYS, scale)
-        store_f32(scores[n] + 4 * blocks * KEYS, np.float32(1) / total)
-    _mix(scores, outs, values, wide, longest)
-    for n in range(len(queries)):
-        factor = splat(f32x8, load_f32(scores[n] + 4 * blocks * KEYS))
-        for i in range(0, 4 * wide, 32):
-            store(outs[n] + i, mul(load(f32x8, outs[n] + i), factor))

@@ -14,12 +14,14 @@ import numpy as np
 from lutllm.emulator.floats import (
     BF16,
     KEYS,
-    attend,
     head_rows,
+    mix_values,
     read_row,
     rms_norm,
     rotate,
+    score_keys,
     silu_product,
+    softmax,
     split_words,
     store_key,
     stored_bytes,
@@ -34,7 +36,7 @@ from lutllm.emulator.team import barrier, share
 QKV, OUT, GATE_UP, DOWN = 0, 1, 2, 3
 LINEARS = 4
 #: Queries that share the loads of keys and values.
-QUERIES = 4
+QUERIES = 8
 
 #: Sizes, constants and stored float tensors of a model. *_kind: `floats.KINDS`.
 DECODER = record_type(
@@ -171,68 +173,97 @@ def _attend_queries(
     first: int,
     count: int,
     start: int,
-    scores: int,
+    room: int,
 ) -> None:
     """Up to QUERIES queries of one key-value head; query n is head n % share of token n // share.
 
-    scores: room of this thread, QUERIES rows of capacity + KEYS float32, then as many outputs.
+    The cache is read once, KEYS keys at a time. A query's result does not depend on the others:
+    keys it may not see get weight 0. room: QUERIES rows of capacity float32, then outputs.
     """
     size = dec.head_dim
     wide = (size + KEYS - 1) // KEYS * KEYS
     keys = layer.keys + 4 * size * group * buf.capacity
     values = layer.values + 4 * wide * group * buf.capacity
-    row = 4 * (buf.capacity + KEYS)
-    temp = scores + QUERIES * row
-    end = first + count
-    for n in range(first, end, 2 if count < QUERIES else QUERIES):
-        q0, length0 = _query(dec, buf, group, n, start)
-        q1, length1 = _query(dec, buf, group, min(n + 1, end - 1), start)  # maybe once more
-        done = min(end - n, 2)
-        if count < QUERIES:
-            attend(
-                (q0, q1),
-                (scores, scores + row),
-                (temp, temp + 4 * wide),
-                (length0, length1),
-                keys,
-                values,
-                size,
-                dec.score_scale,
-            )
+    outs = room + 4 * QUERIES * buf.capacity
+    longest = _length(dec, first + count - 1, start)
+    for key in range(0, longest, KEYS):
+        _score_block(dec, buf, group, first, count, keys, key, room)
+    for n in range(count):
+        row = room + 4 * n * buf.capacity
+        length = _length(dec, first + n, start)
+        total = softmax(row, length, (longest + KEYS - 1) // KEYS * KEYS, dec.score_scale)
+        target = _mixed(dec, buf, group, first + n)
+        store_f32(target, np.float32(1) / total)  # kept there until the end
+        for i in range(wide):
+            store_f32(outs + 4 * (n * wide + i), np.float32(0))
+    for key in range(0, longest, KEYS):
+        _mix_block(buf, count, values, wide, key, min(key + KEYS, longest), room, outs)
+    for n in range(count):
+        target = _mixed(dec, buf, group, first + n)
+        factor = load_f32(target)
+        for i in range(size):
+            store_f32(target + 4 * i, load_f32(outs + 4 * (n * wide + i)) * factor)
+
+
+@inline
+def _score_block(
+    dec: Any, buf: Any, group: int, first: int, count: int, keys: int, key: int, room: int
+) -> None:
+    """Four queries at a time, or two; the last one again where there are fewer."""
+    row = 4 * buf.capacity
+    size = dec.head_dim
+    last = count - 1
+    for n in range(0, count, 4):
+        b = min(n + 1, last)
+        q0 = _query(dec, buf, group, first + n)
+        q1 = _query(dec, buf, group, first + b)
+        if count - n <= 2:
+            score_keys((q0, q1), (room + n * row, room + b * row), keys, size, key)
+            continue
+        c, d = min(n + 2, last), min(n + 3, last)
+        q2 = _query(dec, buf, group, first + c)
+        q3 = _query(dec, buf, group, first + d)
+        rows = (room + n * row, room + b * row, room + c * row, room + d * row)
+        score_keys((q0, q1, q2, q3), rows, keys, size, key)
+
+
+@inline
+def _mix_block(
+    buf: Any, count: int, values: int, wide: int, key: int, end: int, room: int, outs: int
+) -> None:
+    """As `_score_block`. Repeated queries add to outputs beyond the last, which nobody reads."""
+    row = 4 * buf.capacity
+    step = 4 * wide
+    for n in range(0, count, 4):
+        at, out = room + n * row, outs + n * step
+        if count - n <= 2:
+            mix_values((at, at + row), (out, out + step), values, wide, key, end)
         else:
-            q2, length2 = _query(dec, buf, group, n + 2, start)
-            q3, length3 = _query(dec, buf, group, n + 3, start)
-            attend(
-                (q0, q1, q2, q3),
-                (scores, scores + row, scores + 2 * row, scores + 3 * row),
-                (temp, temp + 4 * wide, temp + 8 * wide, temp + 12 * wide),
-                (length0, length1, length2, length3),
-                keys,
-                values,
-                size,
-                dec.score_scale,
-            )
-            done = QUERIES
-        for j in range(done):
-            target = buf.mixed + _mixed_offset(dec, buf, group, n + j)
-            for i in range(size):
-                store_f32(target + 4 * i, load_f32(temp + 4 * (j * wide + i)))
+            rows = (at, at + row, at + 2 * row, at + 3 * row)
+            targets = (out, out + step, out + 2 * step, out + 3 * step)
+            mix_values(rows, targets, values, wide, key, end)
 
 
 @inline
-def _query(dec: Any, buf: Any, group: int, n: int, start: int) -> tuple[int, int]:
-    """Address of query n of a key-value head, and how many keys it may see."""
+def _query(dec: Any, buf: Any, group: int, n: int) -> int:
+    """Address of query n of a key-value head."""
     per_group = dec.heads // dec.kv_heads
-    t = n // per_group
     head = group * per_group + n % per_group
-    return buf.qkv + t * buf.qkv_bytes + 4 * dec.head_dim * head, start + t + 1
+    return buf.qkv + n // per_group * buf.qkv_bytes + 4 * dec.head_dim * head
 
 
 @inline
-def _mixed_offset(dec: Any, buf: Any, group: int, n: int) -> int:
+def _mixed(dec: Any, buf: Any, group: int, n: int) -> int:
+    """Address of the attention output of query n."""
     per_group = dec.heads // dec.kv_heads
     head = group * per_group + n % per_group
-    return n // per_group * buf.mixed_bytes + 4 * dec.head_dim * head
+    return buf.mixed + n // per_group * buf.mixed_bytes + 4 * dec.head_dim * head
+
+
+@inline
+def _length(dec: Any, n: int, start: int) -> int:
+    """Keys that query n may see."""
+    return start + n // (dec.heads // dec.kv_heads) + 1
 
 
 @inline
@@ -240,17 +271,20 @@ def _attention(
     dec: Any, layer: Any, buf: Any, tokens: int, start: int, member: int, members: int
 ) -> None:
     queries = dec.heads // dec.kv_heads * tokens
-    size = QUERIES if tokens > 1 else 2  # smaller parts of a single token, for even shares
+    size = min(QUERIES, queries)
+    if tokens == 1:  # whole heads if that gives every member as much, else smaller parts
+        while size > 2 and dec.kv_heads * ((queries + size - 1) // size) % members:
+            size = (size + 1) // 2
     blocks = (queries + size - 1) // size
     items = dec.kv_heads * blocks
-    scores = buf.scores + member * buf.scores_bytes
+    room = buf.scores + member * buf.scores_bytes
     # later tokens see more keys: dealing blocks out in turn shares the work evenly
     low, high = (member, items) if tokens > 1 else share(items, member, members)
     step = members if tokens > 1 else 1
     for item in range(low, high, step):
         first = item % blocks * size
         count = min(size, queries - first)
-        _attend_queries(dec, layer, buf, item // blocks, first, count, start, scores)
+        _attend_queries(dec, layer, buf, item // blocks, first, count, start, room)
 
 
 @inline

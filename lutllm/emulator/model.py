@@ -170,7 +170,7 @@ class LutModel:
         self.cache.addresses(self._layers)
         self._buffers["capacity"] = capacity
         wide = -(-self.config.head_dim // KEYS) * KEYS
-        width = QUERIES * (capacity + KEYS + wide)
+        width = QUERIES * (capacity + wide)
         self._buffers["scores_bytes"] = self._array("scores", (self.team.size, width), np.float32)
         for name, table in zip(("cos", "sin"), rope_tables(self.config, capacity), strict=True):
             self._arrays[name] = np.ascontiguousarray(table)
