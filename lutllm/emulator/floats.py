@@ -355,6 +355,7 @@ def score_keys(queries: Any, scores: Any, keys: int, size: int, first: int) -> N
     at = keys + 4 * size * first
     total = outer_zero(queries)
     for i in range(size):
+        prefetch(at + 4 * KEYS * (i + size))  # the next KEYS keys
         total = outer_fma(total, queries, 4 * i, at + 4 * KEYS * i)
     outer_store(total, scores, 4 * first)
 
@@ -368,6 +369,7 @@ def mix_values(weights: Any, outs: Any, values: int, wide: int, first: int, end:
     for i in range(0, wide, KEYS):
         total = outer_load(outs, 4 * i)
         for key in range(first, end):
+            prefetch(values + 4 * ((key + KEYS) * wide + i))
             total = outer_fma(total, weights, 4 * key, values + 4 * (key * wide + i))
         outer_store(total, outs, 4 * i)
 
