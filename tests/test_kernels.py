@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 
 from lutllm import intmath
 from lutllm.config import LutConfig
+from lutllm.emulator import jit
 from lutllm.emulator.cpu import ISA, SETS, choose_isa
 from lutllm.emulator.layout import QUAD, SEGMENT, UNIT, Arena, cut_panels, cut_segments, pack
 from lutllm.emulator.linear import run_linear
@@ -238,3 +242,38 @@ def test_team_reports_errors_and_goes_on():
     assert sorted(seen) == [0, 1]
     with pytest.raises(ConfigError, match="threads is 0"):
         Team(0)
+
+
+def test_team_survives_a_fork():
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    linear = random_linear(LutConfig(), 64, 64, 1)
+    x = random_input(2, 64)
+    check(linear, x, TEAMS[2])
+    child = os.fork()
+    if child == 0:
+        try:
+            check(linear, x, TEAMS[2])
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_cache_depends_on_sources_and_can_be_moved(tmp_path, monkeypatch):
+    monkeypatch.setenv("LUTLLM_CACHE_DIR", str(tmp_path / "kernels"))
+    jit.cache_dir.cache_clear()
+    try:
+        path = Path(jit.cache_dir())
+        assert path.parent == tmp_path / "kernels"
+        assert path.is_dir()
+        monkeypatch.setattr(jit, "ISA", "other")
+        jit.cache_dir.cache_clear()
+        assert Path(jit.cache_dir()) != path
+        (tmp_path / "file").touch()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        monkeypatch.setenv("LUTLLM_CACHE_DIR", str(tmp_path / "file"))
+        jit.cache_dir.cache_clear()
+        assert Path(jit.cache_dir()).is_dir()  # a temporary folder instead
+    finally:
+        jit.cache_dir.cache_clear()

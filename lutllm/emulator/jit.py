@@ -42,7 +42,8 @@ def _digest() -> str:
     triple, name, features = compiler_target()
     parts = [numba.__version__, llvmlite.__version__, triple, name, *sorted(features), ISA]
     total = hashlib.sha256("\n".join(parts).encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    for source in [*sorted(here.glob("*.py")), here.parent / "config.py"]:
         total.update(source.read_bytes())
     return total.hexdigest()[:16]
 

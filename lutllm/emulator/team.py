@@ -8,6 +8,7 @@ on how many members there are.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import weakref
@@ -44,15 +45,15 @@ def share(count: int, member: int, members: int) -> tuple[int, int]:
     return count * member // members, count * (member + 1) // members
 
 
-def _serve(jobs: queue.SimpleQueue, done: queue.SimpleQueue) -> None:
+def _serve(jobs: queue.SimpleQueue) -> None:
     while (job := jobs.get()) is not None:
-        function, args = job
+        done, function, args = job
         try:
             function(*args)
             done.put(None)
         except BaseException as cause:
             done.put(cause)
-        del job, function, args
+        del job, done, function, args
 
 
 def _dismiss(queues: list[queue.SimpleQueue]) -> None:
@@ -68,24 +69,29 @@ class Team:
         if not 1 <= self.size <= MAX_THREADS:
             raise ConfigError(f"threads is {self.size}; it must be 1 to {MAX_THREADS}")
         self._arrivals = np.zeros(16, np.int64)  # a cache line of its own
-        self._jobs: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in range(self.size - 1)]
-        self._done: queue.SimpleQueue = queue.SimpleQueue()
         self._busy = threading.Lock()
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._jobs: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in range(self.size - 1)]
         for i, jobs in enumerate(self._jobs):
-            threading.Thread(
-                target=_serve, args=(jobs, self._done), name=f"lutllm-{i + 1}", daemon=True
-            ).start()
+            name = f"lutllm-{i + 1}"
+            threading.Thread(target=_serve, args=(jobs,), name=name, daemon=True).start()
         weakref.finalize(self, _dismiss, self._jobs)
 
     def run(self, function: Callable[..., Any], *args: Any) -> None:
         """Call function(*args, arrivals, member, size) in every member and wait for all."""
         with self._busy:
+            if self._process != os.getpid():  # after a fork there are no threads
+                self._start()
             self._arrivals[:] = 0
             arrivals = self._arrivals.ctypes.data + 64
+            done: queue.SimpleQueue = queue.SimpleQueue()  # of this run: an interrupt leaves none
             for member, jobs in enumerate(self._jobs, 1):
-                jobs.put((function, (*args, arrivals, member, self.size)))
+                jobs.put((done, function, (*args, arrivals, member, self.size)))
             function(*args, arrivals, 0, self.size)
-            failures = [self._done.get() for _ in self._jobs]
+            failures = [done.get() for _ in self._jobs]
         for cause in failures:
             if cause is not None:
                 raise cause
