@@ -40,9 +40,8 @@ from lutllm.emulator.team import Team, barrier, share
 
 #: Tokens whose rows are generated together.
 TOKEN_BLOCK = 32
-#: Tokens coded together, and the least that are not split by slots.
+#: Tokens coded together.
 CODE_TOKENS = 16
-CODE_FEW = 4
 _ACC_BYTES = 4 * TILE * PANEL_TILES
 _ROWS_AT = TOKEN_BLOCK * _ACC_BYTES + 2 * SEGMENT * TILE
 
@@ -82,40 +81,34 @@ def code_inputs(
 
     x: f32[D] of token t at x + t * x_bytes. act receives i8[Sa, orders, slots * v] per token, every
     act_bytes; scales f32[tokens] (scheme "weight"); codes u8[tokens, Sa, slots] unless 0. Few
-    tokens are split by slots; many are taken in turn, see `turns` in `apply_tables`.
+    tokens are split by slots (by token where each needs its largest input); many are taken in
+    turn, see `turns` in `apply_tables`.
     """
-    if tokens < CODE_FEW:
-        first, end = share(lin.slots // UNIT, member, members)
+    first_slot, end_slot = 0, lin.slots
+    t, end = 0, tokens
+    in_turn = tokens >= CODE_TOKENS * members
+    if in_turn:
+        t = atomic_add(turns, CODE_TOKENS)
+    elif lin.by_weight and tokens > 1:
+        t, end = share(tokens, member, members)
+    else:
+        low, high = share(lin.slots // UNIT, member, members)
+        first_slot, end_slot = low * UNIT, high * UNIT
+    while t < end:
         _code_some(
             lin,
-            tokens,
-            x,
-            x_bytes,
-            first * UNIT,
-            end * UNIT,
-            act,
-            act_bytes,
-            scales,
-            codes,
-            scratch,
-        )
-        return
-    t = atomic_add(turns, CODE_TOKENS)
-    while t < tokens:
-        _code_some(
-            lin,
-            min(CODE_TOKENS, tokens - t),
+            min(CODE_TOKENS, end - t),
             x + t * x_bytes,
             x_bytes,
-            0,
-            lin.slots,
+            first_slot,
+            end_slot,
             act + t * act_bytes,
             act_bytes,
             scales + 4 * t,
             codes + t * lin.act_stages * lin.slots if codes else 0,
             scratch,
         )
-        t = atomic_add(turns, CODE_TOKENS)
+        t = atomic_add(turns, CODE_TOKENS) if in_turn else t + CODE_TOKENS
 
 
 @inline
