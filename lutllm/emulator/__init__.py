@@ -1,5 +1,15 @@
 """The emulator: runs an artifact on a CPU, bit-exact with `lutllm.intmath`.
 
+    reference   the whole decoder in plain numpy, what the rest is tested against
+    cpu, jit    what the processor offers; compiled kernels and their cache
+    simd        vector values inside Numba functions
+    layout      a LUT linear in the order the kernels read it
+    plain, avx2 kernel sets: the same functions; `kernels` is the set in use
+    linear      a LUT linear over a block of tokens, from those functions
+    floats      norms, rotary embedding, attention, activation function, head
+    forward     the whole decoder as one kernel that a `team` of threads runs together
+    cache, sampling, model, bench
+
 Imports are lazy so that reading an artifact does not load the compiler.
 """
 
