@@ -14,6 +14,7 @@ from codegen.csim import compile_testbench, trusted_sources
 from codegen.decoder_golden import DecoderGolden, read_decoder_golden
 from codegen.manifest import Design, read_design
 from fpga.decoder_design import DecoderDesign
+from lutllm.config import ACT_LIMIT, STAGE_BITS, TINY_INPUT
 from lutllm.errors import ArtifactError, ConfigError
 
 #: Largest difference from the emulator, as a share of the largest magnitude of the same vector.
@@ -179,10 +180,10 @@ def _rounded(design: Design, name: str, x: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         z = x * scales
         if engine.search:
-            limit = np.float32(511 * 8 ** (kind.act_stages - 1))
+            limit = np.float32(ACT_LIMIT << (STAGE_BITS * (kind.act_stages - 1)))
             return np.rint(np.clip(z, -limit, limit))
         top = np.abs(z).max(axis=1, keepdims=True)
-        return np.rint(z * np.where(top > 0, np.float32(127) / top, np.float32(0)))
+        return np.rint(z * np.where(top > TINY_INPUT, np.float32(127) / top, np.float32(0)))
 
 
 def _first(where: np.ndarray, errors: np.ndarray, labels: list[str]) -> dict[str, Any] | None:

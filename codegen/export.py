@@ -25,11 +25,12 @@ from codegen.manifest import (
     write_cases,
     write_manifest,
 )
-from codegen.plan import plan_engines, select_linears
+from codegen.plan import select_linears
 from codegen.render import design_sources
 from fpga.decoder_design import DecoderConfig, DecoderDesign
 from fpga.design import EngineConfig, EngineDesign
 from fpga.device import Device, load_device
+from fpga.engine_plan import plan_engines
 from lutllm.artifact import Artifact, artifact_hash
 from lutllm.errors import ArtifactError, ConfigError, ResourceError
 from lutllm.lut_linear import LutLinear
@@ -66,7 +67,7 @@ def export(
     """
     artifact = Artifact.open(artifact_path)
     shapes = select_linears(artifact, layers)
-    engines = plan_engines(artifact, shapes, engine or EngineConfig())
+    engines = plan_engines(artifact.model, artifact.quant, shapes, engine or EngineConfig())
     _check_widths(engines, load_device(device))
     whole = len(shapes) == len(artifact.model.linears())
     if decoder_golden is not None and not whole:

@@ -66,13 +66,22 @@ def table_rows(linear: LutLinear, design: EngineDesign, kind: LayerKind) -> np.n
     offset = 1 << (config.table_bits - 1)
     stages = []
     for t in range(config.act_stages):
-        table = intmath.full_table(linear, t)  # i8[Ka, Sw, P, B, Kw]
+        table = intmath.full_table(linear, t)  # i16[Ka, Sw, P, B, Kw]
         stages.append(np.moveaxis(table, 0, 2))  # [Sw, P, Ka, B, Kw]
     entries = np.moveaxis(np.stack(stages), (2, 1), (0, 1))  # [P, Sw, Sa, Ka, B, Kw]
     per_channel = _by_channel(entries, design, kind)
     padded = _pad_axis(per_channel, -2, design.groups(kind))
-    biased = (padded.astype(np.int16) + offset).astype(np.uint8)
-    return pack_words(pack_codes(biased, config.table_bits), design.row_packing)
+    biased = (padded.astype(np.int32) + offset).astype("<u2")
+    return pack_words(_pack_entries(biased, config.table_bits), design.row_packing)
+
+
+def _pack_entries(entries: np.ndarray, bits: int) -> np.ndarray:
+    """As `pack_codes`, for up to 16 bits. u16[..., n] -> u8[..., bytes]."""
+    if bits <= 8:
+        return pack_codes(entries.astype(np.uint8), bits)
+    flat = entries[..., None].view(np.uint8)
+    used = np.unpackbits(flat, axis=-1, bitorder="little", count=bits)
+    return np.packbits(used.reshape(*entries.shape[:-1], -1), axis=-1, bitorder="little")
 
 
 def codebook_rows(

@@ -150,6 +150,7 @@ class LayerKind:
     out_features: int
     act_stages: int
     weight_stages: int
+    table_bits: int
     bias: bool
     names: tuple[str, ...]
 
@@ -169,9 +170,9 @@ class LayerKind:
 
 @dataclass(frozen=True)
 class EngineDesign:
-    """An engine for linears that share everything in `lut` but the number of stages.
+    """An engine for linears that share everything in `lut` but stages and width of entries.
 
-    lut.act_stages and lut.weight_stages are the most that any of its kinds has.
+    lut.act_stages, lut.weight_stages and lut.table_bits are the most that any of its kinds has.
     """
 
     name: str
@@ -454,7 +455,7 @@ class EngineDesign:
             ("int", "ACT_CENTROIDS", lut.act_centroids, "per activation codebook"),
             ("int", "WEIGHT_CENTROIDS", lut.weight_centroids, "per weight codebook"),
             ("int", "GROUP_SIZE", lut.group_size, "outputs per weight codebook"),
-            ("int", "TABLE_BITS", lut.table_bits, "bits of a table entry"),
+            ("int", "TABLE_BITS", lut.table_bits, "bits of the widest table entry"),
             ("int", "BLOCK_POSITIONS", lut.block_positions, "positions under one exponent"),
             ("int", "MAX_ACT_STAGES", lut.act_stages, "residual stages of an activation code"),
             ("int", "MAX_WEIGHT_STAGES", lut.weight_stages, "residual stages of a weight code"),

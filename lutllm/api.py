@@ -42,9 +42,7 @@ def plan(
 
     checkpoint = open_checkpoint(source)
     calibration = pipeline.CalibrationConfig(calib_tokens, _context(checkpoint, calib_tokens))
-    return pipeline.plan(
-        checkpoint, config or QuantConfig(recipe(DEFAULT_RECIPE).config), calibration
-    )
+    return pipeline.plan(checkpoint, config or recipe(DEFAULT_RECIPE).quant(), calibration)
 
 
 def quantize(
@@ -76,7 +74,7 @@ def quantize(
     from quant import pipeline
 
     begun = time.monotonic()
-    out, config = Path(out), config or QuantConfig(recipe(DEFAULT_RECIPE).config)
+    out, config = Path(out), config or recipe(DEFAULT_RECIPE).quant()
     checkpoint = open_checkpoint(source)
     calibration = pipeline.CalibrationConfig(calib_tokens, _context(checkpoint, calib_tokens))
     tokenizer = checkpoint.tokenizer()
@@ -453,7 +451,7 @@ def explore(
 
     return commands.explore(
         source,
-        quants or {DEFAULT_RECIPE: QuantConfig(recipe(DEFAULT_RECIPE).config)},
+        quants or {DEFAULT_RECIPE: recipe(DEFAULT_RECIPE).quant()},
         Budget(decode_tokens_per_s, prefill_ms, max_share),
         heads=(head,),
         **options,

@@ -21,6 +21,12 @@ SCHEMES = ("co", "weight")
 STAGE_BITS = 3
 #: Largest magnitude of a quantized activation in the units of a first-stage centroid (10 bits).
 ACT_LIMIT = 511
+#: In scheme "weight", inputs up to this magnitude are zero.
+TINY_INPUT = 1e-30
+MAX_TABLE_BITS = 16
+#: Entries of weight stages after the first have at most this many bits: what those stages add is
+#: several times smaller, and so is its rounding.
+RESIDUAL_TABLE_BITS = 8
 
 
 def _check_range(owner: str, name: str, value: Any, low: int, high: int) -> None:
@@ -49,7 +55,7 @@ class LutConfig:
     group_size      G, output rows per weight codebook
     act_stages      Sa, residual stages of the activation code (scheme "co")
     weight_stages   Sw, residual stages of the weight code
-    table_bits      width of a signed table entry
+    table_bits      width of a signed table entry, see `entry_bits`
     block_positions positions that share one accumulator exponent
     """
 
@@ -73,7 +79,7 @@ class LutConfig:
             ("group_size", 1, 1 << 20),
             ("act_stages", 1, 3),
             ("weight_stages", 1, 4),
-            ("table_bits", 4, 8),
+            ("table_bits", 4, MAX_TABLE_BITS),
             ("block_positions", 1, 16),
         ):
             _check_range("quantization config", name, getattr(self, name), low, high)
@@ -87,6 +93,12 @@ class LutConfig:
     def code_bits(self) -> int:
         """Bits of one packed weight code."""
         return max(1, (self.weight_centroids - 1).bit_length())
+
+    def entry_bits(self, weight_stage: int) -> int:
+        """Width of the table entries of a weight stage."""
+        if weight_stage == 0:
+            return self.table_bits
+        return min(self.table_bits, RESIDUAL_TABLE_BITS)
 
     @property
     def index_bits_per_weight(self) -> float:

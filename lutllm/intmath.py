@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lutllm.config import ACT_LIMIT, STAGE_BITS
+from lutllm.config import ACT_LIMIT, STAGE_BITS, TINY_INPUT
 from lutllm.lut_linear import LutLinear
 
 
@@ -35,7 +35,8 @@ def quantize_activation(x: np.ndarray, linear: LutLinear) -> tuple[np.ndarray, n
     x: f32[T, D]. Returns x_int i32[T, P, v] and token_scale f32[T] or None.
 
     co:     x_int = clamp(rint(x * input_scale), +-ACT_LIMIT << frac), frac = 3 (Sa - 1)
-    weight: z = x * input_scale; top = max |z|; x_int = rint(z * (127 / top)); scale = top / 127
+    weight: z = x * input_scale; top = max |z|; x_int = rint(z * (127 / top)); scale = top / 127;
+            a token with top <= TINY_INPUT is zero: 127 / top must be finite
     rint rounds halves to even, as IEEE 754 does.
     """
     z = gather_input(x, linear.input_perm) * linear.input_scale
@@ -43,7 +44,7 @@ def quantize_activation(x: np.ndarray, linear: LutLinear) -> tuple[np.ndarray, n
     if linear.config.scheme == "weight":
         top = np.abs(z).max(axis=1)
         inverse = np.zeros_like(top)
-        np.divide(np.float32(127), top, out=inverse, where=top > 0)
+        np.divide(np.float32(127), top, out=inverse, where=top > TINY_INPUT)
         token_scale = top / np.float32(127)
         z = z * inverse[:, None]
         limit = 127
@@ -75,32 +76,33 @@ def _pick(centroids: np.ndarray, codes: np.ndarray) -> np.ndarray:
     return centroids[np.arange(len(centroids))[None, :], codes]
 
 
-def table_entry(dot: np.ndarray, shift: np.ndarray, table_bits: int) -> np.ndarray:
-    """saturate(round(dot / 2^shift)), halves away from zero, to a signed `table_bits` integer.
+def table_entry(dot: np.ndarray, shift: np.ndarray, bits: np.ndarray | int) -> np.ndarray:
+    """saturate(round(dot / 2^shift)), halves away from zero, to a signed integer of `bits` bits.
 
-    dot: i32, shift: i32 >= 1, broadcast together. The rounding is
+    dot: i32, shift: i32 >= 1, bits: 4 to 16, broadcast together. Returns i16. The rounding is
     (dot - (dot < 0) + 2^(shift-1)) >> shift. Halves rounded up would give every entry a bias of
     2^-(shift+1), which adds up over positions to an offset common to all outputs.
     """
-    limit = 1 << (table_bits - 1)
+    limit = np.int32(1) << (bits - 1)
     rounded = (dot - (dot < 0) + (np.int32(1) << (shift - 1))) >> shift
-    return np.clip(rounded, -limit, limit - 1).astype(np.int8)
+    return np.clip(rounded, -limit, limit - 1).astype(np.int16)
 
 
 def table_rows(activation: np.ndarray, linear: LutLinear, act_stage: int) -> np.ndarray:
     """The table row of every position, group and weight stage for given integer vectors.
 
     activation: i32[N, P, v]: centroids (scheme "co") or x_int (scheme "weight").
-    Returns i8[N, Sw, P, B, Kw].
+    Returns i16[N, Sw, P, B, Kw].
     """
     codebook = linear.weight_codebook.astype(np.int32)
     dot = np.einsum("npv,spbkv->nspbk", activation.astype(np.int32), codebook)
     shift = linear.table_shift[act_stage].astype(np.int32)[None, :, :, :, None]
-    return table_entry(dot, shift, linear.config.table_bits)
+    bits = np.array([linear.config.entry_bits(s) for s in range(linear.config.weight_stages)])
+    return table_entry(dot, shift, bits[:, None, None, None])
 
 
 def full_table(linear: LutLinear, act_stage: int = 0) -> np.ndarray:
-    """The 2D tables of scheme "co": i8[Ka, Sw, P, B, Kw], row a for activation centroid a."""
+    """The 2D tables of scheme "co": i16[Ka, Sw, P, B, Kw], row a for activation centroid a."""
     assert linear.act_codebook is not None
     return table_rows(np.swapaxes(linear.act_codebook[act_stage], 0, 1), linear, act_stage)
 
@@ -108,7 +110,7 @@ def full_table(linear: LutLinear, act_stage: int = 0) -> np.ndarray:
 def lookup_accumulate(rows: np.ndarray, linear: LutLinear, act_stage: int) -> np.ndarray:
     """Integer sum over positions for one activation stage.
 
-    rows: i8[T, Sw, P, B, Kw] from `table_rows`. Returns i32[T, M]:
+    rows: i16[T, Sw, P, B, Kw] from `table_rows`. Returns i32[T, M]:
     sum over stages and blocks of (sum over the block of row[weight code]) << block_shift.
     """
     config = linear.config

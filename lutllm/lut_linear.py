@@ -171,4 +171,5 @@ def accumulator_bound(config: LutConfig, positions: int, block_shift: np.ndarray
     blocks = np.arange(block_shift.shape[-1])
     sizes = np.minimum(config.block_positions, positions - blocks * config.block_positions)
     per_block = sizes.astype(np.int64) << block_shift.astype(np.int64)
-    return int(per_block.sum()) << (config.table_bits - 1)
+    per_stage = per_block.sum(axis=(0, 2)).tolist()
+    return sum(total << (config.entry_bits(s) - 1) for s, total in enumerate(per_stage))

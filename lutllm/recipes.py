@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from lutllm.config import LutConfig
+from lutllm.config import LutConfig, QuantConfig
 from lutllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A configuration of every linear, and what it is for."""
+    """A configuration of every linear with named exceptions (`QuantConfig`), and what it is for."""
 
     config: LutConfig
     purpose: str
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def quant(self, seed: int = 0) -> QuantConfig:
+        return QuantConfig(self.config, self.overrides, seed)
 
 
 #: Four positions under one exponent: of sixteen, one with large values would leave the others
 #: little resolution.
 _BLOCK = 4
+#: Where rounding table entries to 8 bits costs perplexity: down_proj reads activations with heavy
+#: tails, and attention amplifies errors in queries and keys. See docs/BENCHMARKS.md.
+_WIDE: dict[str, dict[str, Any]] = {
+    "*.down_proj": {"table_bits": 16},
+    "*.qkv_proj": {"table_bits": 16},
+}
 
 RECIPES = {
     "paper": Recipe(
@@ -28,18 +39,22 @@ RECIPES = {
     "tiny": Recipe(
         LutConfig(scheme="weight", block_positions=_BLOCK),
         "weights coded, 2 index bits per weight, rows computed",
+        _WIDE,
     ),
     "balanced": Recipe(
         LutConfig(scheme="weight", block_positions=_BLOCK, weight_centroids=64),
         "weights coded, 3 index bits",
+        _WIDE,
     ),
     "accurate": Recipe(
         LutConfig(scheme="weight", block_positions=_BLOCK, weight_stages=2),
         "weights coded in two stages, 4 index bits",
+        _WIDE,
     ),
     "lossless": Recipe(
         LutConfig(scheme="weight", block_positions=_BLOCK, weight_centroids=32, weight_stages=2),
         "weights coded in two stages, 5 index bits",
+        _WIDE,
     ),
 }
 DEFAULT_RECIPE = "paper"

@@ -67,17 +67,19 @@ def _clip_loss(
     code_share: np.ndarray,
     worth: np.ndarray,
     level: np.ndarray,
-    limit: int,
+    limits: np.ndarray,
     out: np.ndarray,
 ) -> None:
     """Expected squared rounding and saturation error of a position at lower and lower levels.
 
     worth: i64[P, B, Sw] exponent of a dot; level: i64[P, Sw] exponent of an entry that holds
-    all; out: f64[P, Sw, trials], the error with entries of 2^(level - trial).
+    all; limits: i64[Sw], the largest entry; out: f64[P, Sw, trials], the error with entries of
+    2^(level - trial).
     """
     _, groups, stages, count, v = integers.shape
     for p in prange(integers.shape[0]):
         for s in range(stages):
+            limit = np.float32(limits[s])
             for trial in range(out.shape[2]):
                 unit = 2.0 ** (level[p, s] - trial)
                 total = 0.0
@@ -94,7 +96,7 @@ def _clip_loss(
                             exact = dot * scale
                             entry = np.floor(abs(exact) + np.float32(0.5))
                             entry = entry if exact > 0 else -entry
-                            entry = min(np.float32(limit), max(np.float32(-limit - 1), entry))
+                            entry = min(limit, max(-limit - np.float32(1), entry))
                             gap = entry - exact
                             total += frequency[a, p] * share * gap * gap
                 out[p, s, trial] = total * unit * unit
@@ -116,11 +118,11 @@ def choose_levels(
     positions, _, stages = worth.shape
     size = config.block_positions
     blocks = -(-positions // size)
-    limit = (1 << (config.table_bits - 1)) - 1
+    limits = np.array([(1 << (config.entry_bits(s) - 1)) - 1 for s in range(stages)])
     vectors = np.ascontiguousarray(use.vectors, np.float32)
     top = np.empty(worth.shape, np.float32)
     _largest_dot(vectors, integers, top)
-    fits = np.maximum(np.ceil(np.log2(np.maximum(top, 1) / (limit + 0.49))), 1).astype(np.int64)
+    fits = np.maximum(np.ceil(np.log2(np.maximum(top, 1) / (limits + 0.49))), 1).astype(np.int64)
     # A position that is zero in every vector seen may still be met: its shift must be valid.
     used = (integers != 0).any(axis=(3, 4))
     lowest = np.where(used, worth + 1, _NO_LEVEL)
@@ -139,7 +141,7 @@ def choose_levels(
         code_share,
         np.ascontiguousarray(np.maximum(worth, _NO_LEVEL)),
         per_position,
-        limit,
+        limits,
         loss,
     )
     padded = np.zeros((blocks * size, stages, _CLIP_TRIALS))

@@ -21,10 +21,9 @@ from fpga.performance.explore import Budget, Candidate, Space, explore
 from fpga.performance.published import PUBLISHED_INT8, PUBLISHED_NETLIST, PublishedModel
 from fpga.performance.resources import NAMES, add_up
 from fpga.performance.timing import EMITTED, ON_CHIP, OVERLAPPED, Schedule
-from lutllm.config import QuantConfig
 from lutllm.recipes import recipe
 
-QUANTS = {name: QuantConfig(recipe(name).config) for name in ("paper", "tiny")}
+QUANTS = {name: recipe(name).quant() for name in ("paper", "tiny")}
 MODEL = "qwen3-1.7b"
 #: The goals for Qwen3-1.7B: 1.1 ms a token with the head, 55 ms for 128 tokens.
 GOALS = Budget(decode_tokens_per_s=1000 / 1.1, prefill_ms=55)

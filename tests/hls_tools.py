@@ -32,6 +32,7 @@ def kind_of(linear: LutLinear) -> LayerKind:
         out_features=linear.out_features,
         act_stages=linear.config.act_stages,
         weight_stages=linear.config.weight_stages,
+        table_bits=linear.config.table_bits,
         bias=linear.bias is not None,
         names=(linear.name,),
     )
@@ -53,6 +54,7 @@ def engine_for(linears: Sequence[LutLinear], config: EngineConfig) -> EngineDesi
         linears[0].config,
         act_stages=max(linear.config.act_stages for linear in linears),
         weight_stages=max(linear.config.weight_stages for linear in linears),
+        table_bits=max(linear.config.table_bits for linear in linears),
     )
     return EngineDesign("lut_linear", config, most, tuple(kind_of(linear) for linear in linears))
 
@@ -150,6 +152,7 @@ class Units:
             "subs": 4,
             "act_stages": 1,
             "weight_stages": 1,
+            "table_bits": 8,
             "in_beats": 4,
         }
         assert set(call) <= set(fields)

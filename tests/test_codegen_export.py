@@ -12,8 +12,9 @@ import pytest
 from codegen.csim import run_csim
 from codegen.export import export
 from codegen.manifest import MANIFEST, read_design
-from codegen.plan import plan_engines, select_linears
+from codegen.plan import select_linears
 from fpga.design import EngineConfig
+from fpga.engine_plan import plan_engines
 from lutllm.artifact import Artifact
 from lutllm.config import LutConfig, QuantConfig
 from lutllm.errors import ArtifactError, ConfigError, ResourceError
@@ -82,7 +83,7 @@ def test_exported_model_simulates_exactly(artifact: Path, tmp_path: Path) -> Non
 
 def test_mixed_schemes_make_two_engines(mixed: Path, tmp_path: Path) -> None:
     opened = Artifact.open(mixed)
-    engines = plan_engines(opened, select_linears(opened, None), ENGINE)
+    engines = plan_engines(opened.model, opened.quant, select_linears(opened, None), ENGINE)
     assert [engine.lut.scheme for engine in engines] == ["co", "weight"]
     names = [[kind.name for kind in engine.kinds] for engine in engines]
     assert names == [["qkv_proj", "gate_up_proj", "down_proj", "down_proj_v2"], ["o_proj"]]

@@ -19,11 +19,12 @@ from codegen.decoder_images import plan_decoder
 from codegen.export import export
 from codegen.lint import lint_kernel
 from codegen.manifest import MANIFEST, file_entry, read_design
-from codegen.plan import plan_engines, select_linears
+from codegen.plan import select_linears
 from codegen.render import decoder_connections
 from fpga.decoder_design import DecoderConfig, DecoderDesign
 from fpga.design import EngineConfig
 from fpga.device import load_device
+from fpga.engine_plan import plan_engines
 from lutllm import intmath
 from lutllm.artifact import Artifact
 from lutllm.config import LutConfig, QuantConfig
@@ -263,7 +264,7 @@ def test_second_export_has_the_same_bytes(
 
 def planned(source: Path, config: DecoderConfig, engine: EngineConfig = ENGINE) -> DecoderDesign:
     artifact = Artifact.open(source)
-    engines = plan_engines(artifact, select_linears(artifact, None), engine)
+    engines = plan_engines(artifact.model, artifact.quant, select_linears(artifact, None), engine)
     return plan_decoder(artifact, engines, config)
 
 

@@ -38,6 +38,18 @@ MATRIX: dict[str, tuple[LutConfig, EngineConfig, list[Shape]]] = {
         EngineConfig(channels=4, centroid_ports=1, rows="online", max_tokens=4),
         RAGGED,
     ),
+    "16-bit entries, two stages": (
+        LutConfig(
+            scheme="weight", weight_stages=2, group_size=64, table_bits=16, block_positions=4
+        ),
+        EngineConfig(channels=8, max_tokens=4),
+        RAGGED,
+    ),
+    "12-bit tables": (
+        LutConfig(group_size=64, act_centroids=16, table_bits=12, block_positions=4),
+        EngineConfig(channels=8, lanes_per_cycle=32, max_tokens=4),
+        [(130, 200, True)],
+    ),
     "4-bit tables, blocks of 12": (
         LutConfig(table_bits=4, group_size=96, block_positions=12),
         EngineConfig(channels=12, lanes_per_cycle=48, max_tokens=4),

@@ -65,6 +65,12 @@ CONFIGS = {
         LutConfig(scheme="weight", vec_len=3, group_size=24, weight_stages=2),
         EngineConfig(channels=8, lanes_per_cycle=12, gather_lanes=4),
     ),
+    "16-bit entries": (
+        LutConfig(
+            scheme="weight", group_size=24, weight_stages=2, table_bits=16, block_positions=4
+        ),
+        EngineConfig(channels=8, lanes_per_cycle=12, gather_lanes=4),
+    ),
     "coded online": (
         LutConfig(act_stages=2, group_size=32, weight_centroids=20, table_bits=7),
         EngineConfig(channels=8, lanes_per_cycle=8, rows="online"),
@@ -241,6 +247,7 @@ def test_online_rows_equal_reference(units: Units, engines: dict, name: str) -> 
         tokens=TOKENS,
         rounds=rounds,
         weight_stages=lut.weight_stages,
+        table_bits=lut.table_bits,
         act_stages=lut.act_stages,
         groups=engine.groups(kind),
         subs=engine.subs(kind),
@@ -351,12 +358,13 @@ def test_accumulate_shifts_and_dequantizes(
 
 
 def special_input(linear: LutLinear) -> np.ndarray:
-    """Halves to round to even, values beyond the limits, zeros, and ordinary ones."""
+    """Halves to round to even, values beyond the limits, zeros, ordinary and tiny ones."""
     rng = np.random.default_rng(6)
-    x = rng.standard_normal((4, linear.in_features)).astype(np.float32) * 4
+    x = rng.standard_normal((5, linear.in_features)).astype(np.float32) * 4
     x[0] = rng.integers(-20, 20, linear.in_features) + np.float32(0.5)
     x[1, ::3], x[1, 1::3] = 1e30, -1e30
     x[2] = 0
+    x[4] *= np.float32(1e-34)
     return x
 
 

@@ -53,6 +53,16 @@ CASES: list[tuple[dict[str, Any], int, int, int]] = [
     ({"weight_centroids": 100, "table_bits": 6, "block_positions": 5}, 64, 100, 2),
     ({"table_bits": 4, "block_positions": 3, "weight_stages": 4}, 64, 1100, 20),
     ({"block_positions": 1}, 40, 64, 1),
+    ({"scheme": "weight", "table_bits": 16, "weight_stages": 2}, 600, 1100, 40),
+    ({"scheme": "weight", "table_bits": 16, "weight_stages": 2, "block_positions": 4}, 576, 700, 1),
+    (
+        {"scheme": "weight", "table_bits": 11, "weight_centroids": 64, "weight_stages": 2},
+        97,
+        230,
+        2,
+    ),
+    ({"table_bits": 12, "act_stages": 2, "weight_stages": 2, "block_positions": 3}, 250, 200, 3),
+    ({"table_bits": 16, "vec_len": 4}, 99, 192, 2),
     ({"group_size": 1 << 20}, 64, 1300, 2),
     ({"group_size": 1}, 20, 30, 2),
     ({}, 2000, 128, 2),
@@ -95,7 +105,7 @@ def random_cases(count: int) -> Iterator[tuple[LutConfig, int, int, int]]:
             group_size=int(rng.choice([1, 30, 64, 100, 512])),
             act_stages=1 if scheme == "weight" else int(rng.integers(1, 4)),
             weight_stages=int(rng.integers(1, 4)),
-            table_bits=int(rng.integers(4, 9)),
+            table_bits=int(rng.integers(4, 17)),
             block_positions=int(rng.integers(1, 17)),
         )
         yield config, *(int(rng.integers(1, high)) for high in (150, 150, 6))
@@ -128,9 +138,15 @@ def extreme(config: LutConfig, table_shift: int, block_shift: int) -> LutLinear:
 
 
 @pytest.mark.parametrize("scheme", ["co", "weight"])
-@pytest.mark.parametrize("shifts", [(1, 0), (7, 14), (8, 15), (8, 18), (24, 0)])
-def test_saturation_and_extreme_shifts(scheme, shifts):
-    linear = extreme(LutConfig(scheme=scheme), *shifts)
+@pytest.mark.parametrize(
+    ("bits", "shifts"),
+    [
+        *((8, shifts) for shifts in [(1, 0), (7, 14), (8, 15), (8, 18), (24, 0)]),
+        *[(9, (6, 0)), (16, (1, 0)), (16, (1, 11)), (13, (2, 14))],
+    ],
+)
+def test_saturation_and_extreme_shifts(scheme, bits, shifts):
+    linear = extreme(LutConfig(scheme=scheme, table_bits=bits), *shifts)
     check(linear, random_input(3, 40) * 100, TEAMS[2])
 
 
@@ -154,9 +170,17 @@ def test_sums_at_their_bound(value, positions):
     check(linear, x, TEAMS[1])
 
 
-def test_every_sum_of_unsigned_bytes_is_exact():
+def test_a_tiny_token_is_zero():
+    linear = random_linear(LutConfig(scheme="weight"), 40, 64, 3)
+    x = random_input(4, 40) * np.float32([[1], [1e-34], [1e-38], [1e-45]])
+    assert not intmath.quantize_activation(x, linear)[0][1:].any()
+    check(linear, x, TEAMS[2])
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_every_sum_of_unsigned_bytes_is_exact(bits):
     """Rows of one value each, for all byte values: the sum's low byte and carry both count."""
-    config = LutConfig(scheme="weight", weight_centroids=16)
+    config = LutConfig(scheme="weight", weight_centroids=16, table_bits=bits)
     for seed in range(20):
         linear = random_linear(config, 2 * (SEGMENT - seed), 256, 6)
         rng = np.random.default_rng(seed)

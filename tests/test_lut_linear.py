@@ -34,12 +34,34 @@ def test_packing_is_least_significant_bit_first() -> None:
 
 
 @settings(max_examples=80, deadline=None)
-@given(dot=st.integers(-(1 << 18), 1 << 18), shift=st.integers(1, 15), bits=st.integers(4, 8))
+@given(dot=st.integers(-(1 << 18), 1 << 18), shift=st.integers(1, 15), bits=st.integers(4, 16))
 def test_table_entry_rounds_halves_outward_and_saturates(dot: int, shift: int, bits: int) -> None:
     entry = int(intmath.table_entry(np.int32(dot), np.int32(shift), bits))
     limit = 1 << (bits - 1)
     rounded = int(np.sign(dot) * np.floor(abs(dot) / 2**shift + 0.5))
     assert entry == max(-limit, min(limit - 1, rounded))
+
+
+def test_residual_stages_have_narrow_entries() -> None:
+    linear = random_linear(LutConfig(scheme="weight", weight_stages=3, table_bits=12), 40, 64)
+    linear.table_shift[...] = 1
+    rows = intmath.table_rows(np.full((1, linear.num_positions, 2), 127), linear, 0)
+    assert rows[:, 0].max() == 2047
+    assert rows[:, 1:].max() == 127
+    bound = accumulator_bound(linear.config, 20, np.zeros((1, 3, 2), np.uint8))
+    assert bound == 20 * (2048 + 128 + 128)
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-38, 9e-31])
+def test_a_tiny_token_is_zero(size: float) -> None:
+    """127 / top would overflow below 4e-37."""
+    linear = random_linear(LutConfig(scheme="weight"), 40, 64)
+    linear.input_scale[...] = 1
+    x = np.full((1, 40), size, np.float32)
+    x_int, scale = intmath.quantize_activation(x, linear)
+    assert not x_int.any()
+    assert np.isfinite(scale).all()
+    assert intmath.quantize_activation(np.float32([[2e-30] * 40]), linear)[0].max() == 127
 
 
 CONFIGS = [

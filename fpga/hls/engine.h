@@ -116,6 +116,7 @@ struct LinearCall {
     int subs;    // sub-blocks of LANES outputs
     int act_stages;
     int weight_stages;
+    int table_bits;  // of an entry of the first weight stage, where rows are computed
     int in_beats;       // beats of one token's input, float32
     int channel_base;   // first beat of the linear in the memory of every channel
     int centroid_base;  // in the memory of every centroid port
@@ -144,6 +145,7 @@ struct Engine : C {
     static constexpr int PES_BITS = PES * VECTOR_BITS;  // the centroids of one search pass
 
     // Rows and look-up.
+    static constexpr int RESIDUAL_TABLE_BITS = 8;  // at most, of weight stages after the first
     static constexpr int ENTRY_OFFSET = 1 << (C::TABLE_BITS - 1);  // entries are offset binary
     static constexpr int ROW_BITS = C::WEIGHT_CENTROIDS * C::TABLE_BITS;
     static constexpr int WEIGHT_CODE_BITS = bits_for(C::WEIGHT_CENTROIDS);
@@ -257,6 +259,7 @@ LinearCall make_call(int slot, int tokens, bool row_fetch, bool accumulators) {
     static_assert(ROUNDS * K::ACT_STAGES * K::WEIGHT_STAGES <= E::MAX_PASSES, "passes fit");
     static_assert(K::ACT_STAGES <= E::MAX_ACT_STAGES, "activation stages fit");
     static_assert(K::WEIGHT_STAGES <= E::MAX_WEIGHT_STAGES, "weight stages fit");
+    static_assert(K::TABLE_BITS <= E::TABLE_BITS, "entries fit");
     LinearCall call;
     call.tokens = tokens;
     call.row_fetch = row_fetch;
@@ -267,6 +270,7 @@ LinearCall make_call(int slot, int tokens, bool row_fetch, bool accumulators) {
     call.subs = SUBS;
     call.act_stages = K::ACT_STAGES;
     call.weight_stages = K::WEIGHT_STAGES;
+    call.table_bits = K::TABLE_BITS;
     call.in_beats = IN_BEATS;
     call.channel_base = K::CHANNEL_BASE + slot * K::CHANNEL_BEATS;
     call.centroid_base = K::CENTROID_BASE + slot * K::CENTROID_BEATS;

@@ -9,6 +9,7 @@
 namespace lutllm {
 
 constexpr int ACT_LIMIT = 511;  // largest integer activation in units of a first-stage centroid
+constexpr float TINY_INPUT = 1e-30f;  // a token with no larger input is zero
 
 // rint(value) for |value| <= 2^21. Adding 1.5 * 2^23 leaves the integer in the low mantissa bits.
 inline int round_half_even(float value) {
@@ -69,7 +70,7 @@ void round_input(typename E::token_beats& z, typename E::token_floats& largest,
 token_loop:
     for (int token = 0; token < call.tokens; token++) {
         const float top = largest.read();
-        const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
+        const float inverse = top > TINY_INPUT ? 127.0f / top : 0.0f;
         token_scales.write(E::SEARCH ? 1.0f : top / 127.0f);
     beat_loop:
         for (int b = 0; b < call.in_beats; b++) {

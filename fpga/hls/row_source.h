@@ -158,21 +158,20 @@ record_loop:
     }
 }
 
-// saturate((dot - (dot < 0) + 2^(shift - 1)) >> shift) to TABLE_BITS, as offset binary: halves
-// round away from zero. shift is 1 to 24.
+// saturate((dot - (dot < 0) + 2^(shift - 1)) >> shift) to -limit .. limit - 1, as offset binary:
+// halves round away from zero. shift is 1 to 24.
 template <class E>
-ap_uint<E::TABLE_BITS> table_entry(int dot, int shift) {
+ap_uint<E::TABLE_BITS> table_entry(int dot, int shift, int limit) {
 #pragma HLS INLINE
-    const int limit = 1 << (E::TABLE_BITS - 1);
     const int rounded = (dot - (dot < 0 ? 1 : 0) + (1 << (shift - 1))) >> shift;
     const int entry = rounded < -limit ? -limit : rounded > limit - 1 ? limit - 1 : rounded;
-    return ap_uint<E::TABLE_BITS>(entry + limit);
+    return ap_uint<E::TABLE_BITS>(entry + E::ENTRY_OFFSET);
 }
 
 // The row of an integer vector: its dot products with the Kw centroids of a group.
 template <class E>
 typename E::row_t compute_row(typename E::item_t vector, const ap_uint<E::CODEBOOK_BITS>& codebook,
-                              int shift) {
+                              int shift, int limit) {
 #pragma HLS INLINE
     typename E::row_t row;
 entry_loop:
@@ -188,7 +187,7 @@ entry_loop:
             dot += x * c;
         }
         row.range(k * E::TABLE_BITS + E::TABLE_BITS - 1, k * E::TABLE_BITS) =
-            table_entry<E>(dot.to_int(), shift);
+            table_entry<E>(dot.to_int(), shift, limit);
     }
     return row;
 }
@@ -202,8 +201,13 @@ void rows_online(typename E::lead_beats& beats, typename E::items& vectors, type
     ap_uint<E::CODEBOOK_BITS> kept[E::MAX_GROUPS];
 #pragma HLS BIND_STORAGE variable=kept type=RAM_2P impl=LUTRAM
     const int records = call.rounds * call.weight_stages;
+    const int residual_bits = call.table_bits < E::RESIDUAL_TABLE_BITS ? call.table_bits
+                                                                       : E::RESIDUAL_TABLE_BITS;
+    int weight_stage = 0;
 record_loop:
     for (int i = 0; i < records; i++) {
+        const int limit = 1 << ((weight_stage == 0 ? call.table_bits : residual_bits) - 1);
+        advance(weight_stage, call.weight_stages);
     stage_loop:
         for (int t = 0; t < call.act_stages; t++) {
             WordReader<8, E::AXI_BITS> shift_reader;
@@ -224,7 +228,7 @@ record_loop:
             const ap_uint<E::CODEBOOK_BITS> codebook = first ? reader.read(beats) : kept[group];
             if (first) kept[group] = codebook;
             if (group == 0) vector = vectors.read();
-            rows.write(compute_row<E>(vector, codebook, shifts[stage][group].to_int()));
+            rows.write(compute_row<E>(vector, codebook, shifts[stage][group].to_int(), limit));
             if (advance(group, call.groups) && advance(token, call.tokens)) stage++;
         }
     }

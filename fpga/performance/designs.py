@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from fpga.decoder_design import DecoderConfig, DecoderDesign
 from fpga.design import EngineConfig, EngineDesign, LayerKind, ceil_div
-from lutllm.config import LutConfig, QuantConfig
-from lutllm.model_config import LinearShape, ModelConfig
+from fpga.engine_plan import plan_engines
+from lutllm.config import QuantConfig
+from lutllm.model_config import ModelConfig
 
 HEAD = "lm_head"
 DEFAULT_DECODER = DecoderConfig()
@@ -17,43 +18,8 @@ DEFAULT_DECODER = DecoderConfig()
 def model_engines(
     model: ModelConfig, quant: QuantConfig, config: EngineConfig
 ) -> list[EngineDesign]:
-    """One engine per distinct quantization (stages aside), as an export plans them."""
-    members: dict[LutConfig, list[tuple[LinearShape, LutConfig]]] = {}
-    for shape in model.linears():
-        lut = quant.for_linear(shape.name)
-        key = dataclasses.replace(lut, act_stages=1, weight_stages=1)
-        members.setdefault(key, []).append((shape, lut))
-    engines = []
-    for i, (key, linears) in enumerate(members.items()):
-        most = dataclasses.replace(
-            key,
-            act_stages=max(lut.act_stages for _, lut in linears),
-            weight_stages=max(lut.weight_stages for _, lut in linears),
-        )
-        name = "lut_linear" if len(members) == 1 else f"lut_linear_{i}"
-        engines.append(EngineDesign(name, config, most, _kinds(model, linears)))
-    return engines
-
-
-def _kinds(
-    model: ModelConfig, linears: list[tuple[LinearShape, LutConfig]]
-) -> tuple[LayerKind, ...]:
-    """Linears of one shape and depth of stages, in order of first use."""
-    found: dict[tuple[str, int, int, int, int], list[str]] = {}
-    for shape, lut in linears:
-        suffix = shape.name.rsplit(".", 1)[-1]
-        sizes = (shape.in_features, shape.out_features)
-        key = (suffix, *sizes, lut.act_stages, lut.weight_stages)
-        found.setdefault(key, []).append(shape.name)
-    kinds: list[LayerKind] = []
-    for (suffix, inputs, outputs, act_stages, weight_stages), names in found.items():
-        twins = sum(kind.name.split("_v")[0] == suffix for kind in kinds)
-        name = f"{suffix}_v{twins + 1}" if twins else suffix
-        bias = model.qkv_bias and suffix == "qkv_proj"
-        kinds.append(
-            LayerKind(name, inputs, outputs, act_stages, weight_stages, bias, tuple(names))
-        )
-    return tuple(kinds)
+    """The engines of all linears of a model."""
+    return plan_engines(model, quant, list(model.linears()), config)
 
 
 def decoder_design(
@@ -79,6 +45,7 @@ def with_head(model: ModelConfig, engines: Sequence[EngineDesign]) -> list[Engin
         width,
         first.lut.act_stages,
         first.lut.weight_stages,
+        first.lut.table_bits,
         False,
         tuple(f"{HEAD}.{i}" for i in range(slices)),
     )

@@ -90,8 +90,9 @@ def quantization(args: argparse.Namespace) -> QuantConfig | None:
     changes = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.recipe is None and not changes:
         return None
-    base = dataclasses.asdict(recipe(args.recipe or DEFAULT_RECIPE).config)
-    return QuantConfig(LutConfig.from_dict({**base, **changes}))
+    base = recipe(args.recipe or DEFAULT_RECIPE)
+    default = LutConfig.from_dict({**dataclasses.asdict(base.config), **changes})
+    return QuantConfig(default, base.overrides)
 
 
 def run(args: argparse.Namespace) -> Outcome:

@@ -8,7 +8,6 @@ from typing import Any
 
 from lutllm.cli.common import Outcome, Result, add_command, non_negative_number, table
 from lutllm.cli.estimate import HEADS, SCHEDULE_HELP, SCHEDULES, add_target, grid
-from lutllm.config import QuantConfig
 from lutllm.recipes import RECIPES, recipe
 
 #: One recipe of either scheme.
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> Outcome:
     names = args.recipe or DEFAULT_RECIPES
     found = api.explore(
         args.source,
-        {name: QuantConfig(recipe(name).config) for name in names},
+        {name: recipe(name).quant() for name in names},
         decode_tokens_per_s=args.decode_tokens_per_s,
         prefill_ms=args.prefill_ms,
         max_share=args.max_lut,

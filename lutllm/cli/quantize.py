@@ -121,8 +121,9 @@ def build_config(args: argparse.Namespace) -> QuantConfig:
     """The recipe with the values given on the command line."""
     names = ("scheme", *(option.replace("-", "_") for option in _SIZES))
     changes = {n: v for n in names if (v := getattr(args, n)) is not None}
-    values = {**dataclasses.asdict(recipe(args.recipe).config), **changes}
-    overrides: dict[str, dict[str, Any]] = {}
+    base = recipe(args.recipe)
+    values = {**dataclasses.asdict(base.config), **changes}
+    overrides = {pattern: dict(fields) for pattern, fields in base.overrides.items()}
     for text in args.override:
         pattern, field, value = parse_override(text)
         overrides.setdefault(pattern, {})[field] = value

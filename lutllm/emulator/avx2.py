@@ -31,6 +31,7 @@ from lutllm.emulator.plain import (
     segment_place,
     segment_slots,
     segment_vector,
+    segment_wide,
 )
 from lutllm.emulator.simd import (
     Vector,
@@ -322,16 +323,29 @@ def make_rows(lin: Any, group: int, segment: int, act_stage: int, act: int, rows
     factors = lin.shift + 2 * (act_stage * lin.groups * lin.stream_slots + place)
     vectors = act + segment_vector(lin, segment)
     mask = _pair_mask()
+    wide = segment_wide(lin, segment)
+    bits = lin.table_bits if wide else min(lin.table_bits, 8)
     for pair in range(segment_slots(lin, segment) // 2):
         at = book + 64 * pair
         prefetch(at + AHEAD // 2)
         entry0, entry1 = _pair_entries(at, vectors + 4 * pair, factors + 4 * pair, mask)
-        if lin.table_bits < 8:
-            top = splat(i16x16, (1 << (lin.table_bits - 1)) - 1)
-            low = splat(i16x16, -(1 << (lin.table_bits - 1)))
+        if bits != 8:  # to 8 bits they are packed with saturation
+            top = splat(i16x16, (1 << (bits - 1)) - 1)
+            low = splat(i16x16, -(1 << (bits - 1)))
             entry0 = vmax(vmin(entry0, top), low)
             entry1 = vmax(vmin(entry1, top), low)
+        if wide:
+            store(rows + SEGMENT * 16 + 32 * pair, _low_bytes(entry0, entry1))
+            entry0, entry1 = ashr(entry0, 8), ashr(entry1, 8)
         store(rows + 32 * pair, bxor(packsswb(entry0, entry1), splat(i8x32, 0x80)))
+
+
+@inline
+def _low_bytes(first: Vector, second: Vector) -> Vector:
+    """The low bytes of two i16x16, in the order of packsswb."""
+    byte, middle = splat(i16x16, 255), splat(i16x16, 128)
+    first, second = sub(band(first, byte), middle), sub(band(second, byte), middle)
+    return bxor(packsswb(first, second), splat(i8x32, 0x80))
 
 
 @inline
@@ -595,6 +609,7 @@ def lookup(
         plain.lookup(lin, segment, codes, tiles, rows, rows_bytes, vectors, acc, acc_bytes, scratch)
         return
     slots = segment_slots(lin, segment)
+    low_plane = SEGMENT * 16 if segment_wide(lin, segment) else 0
     tile_bytes = slots * TILE // 2
     pairs = tiles // 2 * 2 if vectors >= SPLIT_VECTORS else 0
     for tile in range(0, pairs, 2):
@@ -603,9 +618,17 @@ def lookup(
         for n in range(vectors):
             shift = segment_field(lin, segment, SEGMENT_COLUMNS + n % lin.act_stages)
             target = acc + n // lin.act_stages * acc_bytes + 4 * TILE * tile
-            _lookup_two(scratch, rows + n * rows_bytes, slots, shift, target)
+            own = rows + n * rows_bytes
+            if low_plane:
+                _lookup_two(scratch, own + low_plane, slots, shift, target)
+                shift += 8
+            _lookup_two(scratch, own, slots, shift, target)
     for tile in range(pairs, tiles):
         for n in range(vectors):
             shift = segment_field(lin, segment, SEGMENT_COLUMNS + n % lin.act_stages)
             target = acc + n // lin.act_stages * acc_bytes + 4 * TILE * tile
-            _lookup_tile(codes + tile * tile_bytes, rows + n * rows_bytes, slots, shift, target)
+            own = rows + n * rows_bytes
+            if low_plane:
+                _lookup_tile(codes + tile * tile_bytes, own + low_plane, slots, shift, target)
+                shift += 8
+            _lookup_tile(codes + tile * tile_bytes, own, slots, shift, target)

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from lutllm.config import LutConfig
 from lutllm.emulator.cpu import ISA
 from lutllm.emulator.jit import kernel
 from lutllm.lut_linear import LutLinear
@@ -45,8 +46,10 @@ def record_type(fields: str, *floats: str) -> np.dtype:
 #: fast_*        1 where the layout is that of the vector kernels, see `Packing`
 #: slots         of the longest weight stage, whole UNITs; stream_slots: of all segments
 #: orders        slot orders: 1, or one for each weight stage
-#: row_stride    bytes of one generated row; row_bias is added to each entry, and sum_bias is what
-#:               that adds to every accumulator (modulo 2^32)
+#: row_stride    bytes of one generated row in one plane; row_bias is added to each entry, and
+#:               sum_bias is what that adds to every accumulator (modulo 2^32)
+#: row_planes    1: entries are bytes. 2: the first weight stage has wider ones, as a plane of rows
+#:               of high bytes (signed) and, SEGMENT rows further, a plane of low bytes (unsigned)
 #: slot_bytes    bytes of the weight codebook of one slot; code_bytes, of one tile of one slot
 #: copies        for orders after the first: i32[orders - 1, slots], the slot there of a slot of the
 #:               first order, -1 = none
@@ -54,7 +57,7 @@ LINEAR = record_type(
     """
     in_features out_features vec_len act_centroids weight_centroids act_stages weight_stages
     by_weight table_bits slots orders stream_slots groups segments panels tiles
-    fast_search fast_rows fast_lookup row_stride row_bias sum_bias slot_bytes code_bytes
+    fast_search fast_rows fast_lookup row_stride row_planes row_bias sum_bias slot_bytes code_bytes
     perm scale copies act_codebook weight_codebook shift codes segment_table panel_table
     output_scale bias
     """
@@ -74,7 +77,7 @@ class Packing:
     rows:   weight codebook of two slots as 64 bytes: centroids 0-7 of the first, of the second,
             8-15 of the first, of the second; multipliers i16 2^(15 - shift); else [slot][Kw][v]
             and shifts u8
-    lookup: rows are 16 entries + 128 as u8; else i8[Kw]
+    lookup: rows are 16 entries + 128 as u8; else i8[Kw]; low bytes are u8 in both
     """
 
     search: bool
@@ -242,8 +245,9 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
         "fast_rows": int(packing.rows),
         "fast_lookup": int(packing.lookup),
         "row_stride": 16 if packing.lookup else config.weight_centroids,
+        "row_planes": _row_planes(config),
         "row_bias": row_bias,
-        "sum_bias": row_bias * _summands(segments),
+        "sum_bias": _sum_bias(config, segments) if packing.lookup else 0,
         "slot_bytes": centroids * config.vec_len,
         "code_bytes": code_bytes,
     }
@@ -291,12 +295,22 @@ def _stream(slot_position: np.ndarray, segments: np.ndarray) -> tuple[np.ndarray
     return stage, np.concatenate(position)
 
 
-def _summands(segments: np.ndarray) -> int:
-    """Entries that the vector kernels add up, each times 2^shift: quads beyond whole UNITs are
-    filled up with zero entries."""
-    count = segments[:, 2]
-    entries = UNIT * (count // UNIT + count % UNIT // QUAD)
-    return int((entries[:, None] << segments[:, SEGMENT_COLUMNS:]).sum())
+def _row_planes(config: LutConfig) -> int:
+    """Bytes of an entry of the first weight stage."""
+    return 1 if config.table_bits <= 8 else 2
+
+
+def _sum_bias(config: LutConfig, segments: np.ndarray) -> int:
+    """What the vector kernels add to every accumulator beside the entries.
+
+    128 for each byte they add up, times 2^shift; quads beyond whole UNITs are filled up with zero
+    entries. Low bytes carry no 128, but where a quad is filled up the fill does.
+    """
+    count, stage = segments[:, 2], segments[:, 4]
+    bytes_added = UNIT * (count // UNIT + count % UNIT // QUAD)
+    wide = (stage == 0) & (_row_planes(config) == 2)
+    each = np.where(wide, (bytes_added << 8) + bytes_added - count, bytes_added)
+    return 128 * int((each[:, None] << segments[:, SEGMENT_COLUMNS:]).sum())
 
 
 def _copies(slot_position: np.ndarray) -> np.ndarray:

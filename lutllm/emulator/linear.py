@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lutllm.config import TINY_INPUT
 from lutllm.emulator.jit import inline, kernel
 from lutllm.emulator.kernels import (
     code_slots,
@@ -42,13 +43,18 @@ from lutllm.emulator.team import Team, barrier, share
 TOKEN_BLOCK = 32
 #: Tokens coded together.
 CODE_TOKENS = 16
+_TINY = np.float32(TINY_INPUT)
 _ACC_BYTES = 4 * TILE * PANEL_TILES
 _ROWS_AT = TOKEN_BLOCK * _ACC_BYTES + 2 * SEGMENT * TILE
 
 
 def scratch_bytes(record: np.ndarray) -> int:
     """Scratch one thread needs for linears like `record` (LINEAR[n])."""
-    rows = (record["row_stride"] * record["act_stages"]).max() * SEGMENT * TOKEN_BLOCK
+    rows = (
+        (record["row_stride"] * record["row_planes"] * record["act_stages"]).max()
+        * SEGMENT
+        * TOKEN_BLOCK
+    )
     search = 128 * (1 + record["act_centroids"].max()) + 4 * CODE_TOKENS * record["slots"].max()
     return int(max(_ROWS_AT + rows, search))
 
@@ -131,7 +137,7 @@ def _code_some(
         return
     for t in range(tokens):
         top = largest_input(lin, x + t * x_bytes, scratch)
-        inverse = np.float32(127) / top if top > 0 else np.float32(0)
+        inverse = np.float32(127) / top if top > _TINY else np.float32(0)
         quantize_slots(lin, x + t * x_bytes, inverse, first, end, act + t * act_bytes, scratch)
         if first == 0:
             store_f32(scales + 4 * t, top / np.float32(127))
@@ -269,7 +275,7 @@ def _sum_panel(
     group, offset = load_i64(table), load_i64(table + 32)
     split = scratch + TOKEN_BLOCK * _ACC_BYTES
     rows = scratch + _ROWS_AT
-    rows_bytes = SEGMENT * lin.row_stride
+    rows_bytes = SEGMENT * lin.row_stride * lin.row_planes
     vectors = tokens * lin.act_stages
     for segment in range(lin.segments):
         slots = segment_slots(lin, segment)

@@ -12,7 +12,7 @@ import numpy as np
 
 from lutllm.config import ACT_LIMIT, STAGE_BITS
 from lutllm.emulator.jit import inline
-from lutllm.emulator.layout import SEGMENT_COLUMNS, TILE
+from lutllm.emulator.layout import SEGMENT, SEGMENT_COLUMNS, TILE
 from lutllm.emulator.simd import (
     load_f32,
     load_i8,
@@ -162,6 +162,12 @@ def segment_place(lin: Any, segment: int) -> int:
 
 
 @inline
+def segment_wide(lin: Any, segment: int) -> bool:
+    """Whether the entries of a segment have two bytes."""
+    return lin.row_planes == 2 and segment_field(lin, segment, 4) == 0
+
+
+@inline
 def segment_vector(lin: Any, segment: int) -> int:
     """Offset of the segment's first activation element in i8[orders, slots * v]."""
     order, first = segment_field(lin, segment, 0), segment_field(lin, segment, 1)
@@ -170,7 +176,7 @@ def segment_vector(lin: Any, segment: int) -> int:
 
 @inline
 def make_rows(lin: Any, group: int, segment: int, act_stage: int, act: int, rows: int) -> None:
-    """Table rows of one segment: row_stride bytes per slot at `rows`.
+    """Table rows of one segment: row_stride bytes per slot at `rows`, in one plane or two.
 
     act: i8[orders, slots * v], the activation vectors of one token and activation stage.
     """
@@ -179,7 +185,9 @@ def make_rows(lin: Any, group: int, segment: int, act_stage: int, act: int, rows
     book = lin.weight_codebook + place * lin.slot_bytes
     shifts = lin.shift + act_stage * lin.groups * lin.stream_slots + place
     vector = act + segment_vector(lin, segment)
-    limit = 1 << (lin.table_bits - 1)
+    wide = segment_wide(lin, segment)
+    bits = lin.table_bits if wide else min(lin.table_bits, 8)
+    limit = 1 << (bits - 1)
     for slot in range(segment_slots(lin, segment)):
         shift = load_u8(shifts + slot)
         for k in range(lin.weight_centroids):
@@ -190,7 +198,11 @@ def make_rows(lin: Any, group: int, segment: int, act_stage: int, act: int, rows
                 )
             entry = (dot - (dot < 0) + (1 << (shift - 1))) >> shift
             entry = max(-limit, min(limit - 1, entry))
-            store_i8(rows + slot * lin.row_stride + k, entry + lin.row_bias)
+            at = rows + slot * lin.row_stride + k
+            if wide:
+                store_i8(at + SEGMENT * lin.row_stride, entry & 255)
+                entry = entry >> 8
+            store_i8(at, entry + lin.row_bias)
 
 
 @inline
@@ -213,11 +225,13 @@ def lookup(
     i32[tiles, TILE] of token t at acc + t * acc_bytes. scratch is not used here.
     """
     slots = segment_slots(lin, segment)
+    wide = segment_wide(lin, segment)
     for n in range(vectors):
         shift = segment_field(lin, segment, SEGMENT_COLUMNS + n % lin.act_stages)
         for tile in range(tiles):
             _lookup_tile(
                 lin,
+                wide,
                 codes + tile * slots * lin.code_bytes,
                 rows + n * rows_bytes,
                 slots,
@@ -227,7 +241,9 @@ def lookup(
 
 
 @inline
-def _lookup_tile(lin: Any, codes: int, rows: int, slots: int, shift: int, acc: int) -> None:
+def _lookup_tile(
+    lin: Any, wide: bool, codes: int, rows: int, slots: int, shift: int, acc: int
+) -> None:
     for slot in range(slots):
         row = rows + slot * lin.row_stride
         tile = codes + slot * lin.code_bytes
@@ -237,5 +253,7 @@ def _lookup_tile(lin: Any, codes: int, rows: int, slots: int, shift: int, acc: i
             else:
                 byte = load_u8(tile + 4 * (i % 8) + 2 * (i // 8 % 2) + i // 16 % 2)
                 code = byte >> 4 if i >= TILE // 2 else byte & 15
-            entry = load_i8(row + code) << shift
-            store_i32(acc + 4 * i, load_i32(acc + 4 * i) + entry)
+            entry = load_i8(row + code)
+            if wide:
+                entry = (entry << 8) + load_u8(row + SEGMENT * lin.row_stride + code)
+            store_i32(acc + 4 * i, load_i32(acc + 4 * i) + (entry << shift))

@@ -11,7 +11,7 @@ struct Config {
     static constexpr int ACT_CENTROIDS = 64;  // per activation codebook
     static constexpr int WEIGHT_CENTROIDS = 16;  // per weight codebook
     static constexpr int GROUP_SIZE = 512;  // outputs per weight codebook
-    static constexpr int TABLE_BITS = 8;  // bits of a table entry
+    static constexpr int TABLE_BITS = 8;  // bits of the widest table entry
     static constexpr int BLOCK_POSITIONS = 16;  // positions under one exponent
     static constexpr int MAX_ACT_STAGES = 1;  // residual stages of an activation code
     static constexpr int MAX_WEIGHT_STAGES = 1;  // residual stages of a weight code
@@ -40,6 +40,7 @@ struct QkvProj {
     static constexpr int OUT_FEATURES = 1152;
     static constexpr int ACT_STAGES = 1;
     static constexpr int WEIGHT_STAGES = 1;
+    static constexpr int TABLE_BITS = 8;
     static constexpr bool BIAS = true;
     static constexpr int CHANNEL_BASE = 0;
     static constexpr int CHANNEL_BEATS = 4088;
@@ -56,6 +57,7 @@ struct OProj {
     static constexpr int OUT_FEATURES = 896;
     static constexpr int ACT_STAGES = 1;
     static constexpr int WEIGHT_STAGES = 1;
+    static constexpr int TABLE_BITS = 8;
     static constexpr bool BIAS = false;
     static constexpr int CHANNEL_BASE = 98112;
     static constexpr int CHANNEL_BEATS = 2184;
@@ -72,6 +74,7 @@ struct GateUpProj {
     static constexpr int OUT_FEATURES = 9728;
     static constexpr int ACT_STAGES = 1;
     static constexpr int WEIGHT_STAGES = 1;
+    static constexpr int TABLE_BITS = 8;
     static constexpr bool BIAS = false;
     static constexpr int CHANNEL_BASE = 150528;
     static constexpr int CHANNEL_BEATS = 22176;
@@ -88,6 +91,7 @@ struct DownProj {
     static constexpr int OUT_FEATURES = 896;
     static constexpr int ACT_STAGES = 1;
     static constexpr int WEIGHT_STAGES = 1;
+    static constexpr int TABLE_BITS = 8;
     static constexpr bool BIAS = false;
     static constexpr int CHANNEL_BASE = 682752;
     static constexpr int CHANNEL_BEATS = 11856;

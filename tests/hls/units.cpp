@@ -183,9 +183,9 @@ static void run_command(const std::string& command, const LinearCall& call) {
 }
 
 int main(int argc, char** argv) {
-    if (argc != 12) return 5;
-    int number[10];
-    for (int i = 0; i < 10; i++) number[i] = std::atoi(argv[i + 2]);
+    if (argc != 13) return 5;
+    int number[11];
+    for (int i = 0; i < 11; i++) number[i] = std::atoi(argv[i + 2]);
     LinearCall call = LinearCall();
     call.tokens = number[1];
     call.row_fetch = number[2] != 0;
@@ -196,7 +196,8 @@ int main(int argc, char** argv) {
     call.subs = number[6];
     call.act_stages = number[7];
     call.weight_stages = number[8];
-    call.in_beats = number[9];
+    call.table_bits = number[9];
+    call.in_beats = number[10];
     const std::string command = argv[1];
     UNITS_DISPATCH(number[0])
     return 0;

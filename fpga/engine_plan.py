@@ -1,0 +1,67 @@
+"""Which engines a quantized model needs and which linears each of them runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from fpga.design import EngineConfig, EngineDesign, LayerKind
+from lutllm.config import LutConfig, QuantConfig
+from lutllm.model_config import LinearShape, ModelConfig
+
+
+def plan_engines(
+    model: ModelConfig, quant: QuantConfig, shapes: Sequence[LinearShape], config: EngineConfig
+) -> list[EngineDesign]:
+    """Engines for the linears `shapes`, one for all that can share it, in order of first use."""
+    members: dict[LutConfig, list[tuple[LinearShape, LutConfig]]] = {}
+    for shape in shapes:
+        lut = quant.for_linear(shape.name)
+        members.setdefault(_shared(lut), []).append((shape, lut))
+    engines = []
+    for i, (key, linears) in enumerate(members.items()):
+        most = dataclasses.replace(
+            key,
+            act_stages=max(lut.act_stages for _, lut in linears),
+            weight_stages=max(lut.weight_stages for _, lut in linears),
+            table_bits=max(lut.table_bits for _, lut in linears),
+        )
+        name = "lut_linear" if len(members) == 1 else f"lut_linear_{i}"
+        engines.append(EngineDesign(name, config, most, _kinds(model, linears)))
+    return engines
+
+
+def _shared(lut: LutConfig) -> LutConfig:
+    """What linears of one engine have in common: all but the number of stages.
+
+    Where rows are computed, entries of any width run in the lanes of the widest; stored tables
+    would have to be stored as wide.
+    """
+    key = dataclasses.replace(lut, act_stages=1, weight_stages=1)
+    return dataclasses.replace(key, table_bits=8) if lut.scheme == "weight" else key
+
+
+def _kinds(
+    model: ModelConfig, linears: Sequence[tuple[LinearShape, LutConfig]]
+) -> tuple[LayerKind, ...]:
+    """Linears of one shape, depth of stages and width of entries, in order of first use."""
+    found: dict[LayerKind, list[str]] = {}
+    for shape, lut in linears:
+        suffix = shape.name.rsplit(".", 1)[-1]
+        kind = LayerKind(
+            name=suffix,
+            in_features=shape.in_features,
+            out_features=shape.out_features,
+            act_stages=lut.act_stages,
+            weight_stages=lut.weight_stages,
+            table_bits=lut.table_bits,
+            bias=model.qkv_bias and suffix == "qkv_proj",
+            names=(),
+        )
+        found.setdefault(kind, []).append(shape.name)
+    kinds: list[LayerKind] = []
+    for kind, names in found.items():
+        twins = sum(k.name == kind.name or k.name.startswith(f"{kind.name}_v") for k in kinds)
+        name = f"{kind.name}_v{twins + 1}" if twins else kind.name
+        kinds.append(dataclasses.replace(kind, name=name, names=tuple(names)))
+    return tuple(kinds)
