@@ -68,7 +68,7 @@ def export(
     artifact = Artifact.open(artifact_path)
     shapes = select_linears(artifact, layers)
     engines = plan_engines(artifact.model, artifact.quant, shapes, engine or EngineConfig())
-    _check_widths(engines, load_device(device))
+    _check_device(engines, load_device(device))
     whole = len(shapes) == len(artifact.model.linears())
     if decoder_golden is not None and not whole:
         raise ConfigError("a golden run of the decoder needs all layers; leave `layers` out")
@@ -108,7 +108,7 @@ def write_design(
     decoder: the kernel that runs the whole model; its embedding and norms come from `artifact`.
     """
     board = load_device(device)
-    _check_widths(engines, board)
+    _check_device(engines, board)
     sources = design_sources(engines, board, model, artifact_hash, decoder)
     image_bytes = sum(sum(image_files(engine).values()) for engine in engines)
     if decoder:
@@ -171,7 +171,12 @@ def _write_decoder(
     return decoder_entry(record, tensors)
 
 
-def _check_widths(engines: list[EngineDesign], device: Device) -> None:
+def _check_device(engines: list[EngineDesign], device: Device) -> None:
+    if device.flow == "none":
+        raise ConfigError(
+            f"device is {device.name}: no build flow of this board is known, it is there for "
+            "`lutllm estimate`; export for v80"
+        )
     for engine in engines:
         if engine.config.axi_bits > device.port_bits:
             raise ConfigError(

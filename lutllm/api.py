@@ -5,6 +5,7 @@ Heavy modules are imported inside the functions.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from lutllm.version import __version__
 if TYPE_CHECKING:
     from calib.evaluate import Perplexity
     from codegen.decoder_golden import DecoderGolden
+    from fpga.design_file import DesignChoices
     from lutllm.checkpoint import Checkpoint
     from lutllm.emulator import LutModel
     from lutllm.tokenizer import Tokenizer
@@ -302,7 +304,7 @@ def export(
     out: Source,
     *,
     device: str = "v80",
-    engine: Source | None = None,
+    design: Source | dict[str, Any] | None = None,
     golden_layers: int = 1,
     golden_tokens: int = 32,
     prompt_tokens: int = 16,
@@ -311,16 +313,16 @@ def export(
 ) -> dict[str, Any]:
     """Write FPGA kernels, memory images and a testbench for an artifact into `out`.
 
-    engine         JSON file of an engine configuration, as `explore` writes it; None = the default
+    design         choices of engine and decoder or their JSON file, as `explore` writes it;
+                   None = the defaults
     golden_layers  decoder layers whose linears get golden vectors for C simulation: the inputs
                    that the emulator gives them for the first golden_tokens tokens of our text
     prompt_tokens  tokens of our text that the decoder continues in C simulation
     new_tokens     by so many tokens of its own
     """
     from codegen.export import export as run_export
-    from fpga.performance.commands import read_engine
 
-    config = None if engine is None else read_engine(engine)
+    choices = _choices(design)
     model = load(artifact)
     ids = _golden_words(model, max(golden_tokens, prompt_tokens))
     inputs = _golden_inputs(model, ids[:golden_tokens], golden_layers)
@@ -329,12 +331,21 @@ def export(
         artifact,
         out,
         device=device,
-        engine=config,
+        engine=choices.engine,
+        decoder=choices.decoder,
         golden=inputs,
         golden_tokens=golden_tokens,
         decoder_golden=run,
         progress=progress,
     )
+
+
+def _choices(design: Source | dict[str, Any] | None) -> DesignChoices:
+    from fpga.design_file import DesignChoices
+
+    if isinstance(design, dict):
+        return DesignChoices.from_dict(design)
+    return DesignChoices() if design is None else DesignChoices.read(design)
 
 
 def _golden_words(model: LutModel, tokens: int) -> list[int]:
@@ -377,7 +388,7 @@ def golden_run(model: LutModel, prompt: list[int], new_tokens: int) -> DecoderGo
 def estimate(
     source: Source,
     quant: QuantConfig | None = None,
-    engine: Source | dict[str, Any] | None = None,
+    design: Source | dict[str, Any] | None = None,
     *,
     device: str = "v80",
     prompt_tokens: int = 128,
@@ -395,34 +406,30 @@ def estimate(
     """Speed, size, fit and power of a model on an FPGA, from its configuration alone.
 
     source  artifact, folder with config.json, config.json, or the name of a known model
-    engine  an engine configuration or its JSON file; None takes that of an export
+    design  choices of engine and decoder or their JSON file, as `explore` writes it; None takes
+            those of an export
     vocab_ports, query_tokens
-            of the decoder kernel; None takes those of an export
+            of the decoder kernel, in place of those of `design`
     head, attention_macs, vector_lanes
             assumed for the schedules that are not exported yet
     fpga/performance/commands.py explains the rest.
     """
-    from fpga.decoder_design import DecoderConfig
-    from fpga.design import EngineConfig
     from fpga.performance import commands
     from fpga.performance.timing import Assumed
 
     blocks = {"attention_macs": attention_macs, "vector_lanes": vector_lanes}
     kernel = {"vocab_ports": vocab_ports, "query_tokens": query_tokens}
     assumed = Assumed(head=head, **{k: v for k, v in blocks.items() if v is not None})
-    decoder = DecoderConfig(**{k: v for k, v in kernel.items() if v is not None})
-    if isinstance(engine, dict):
-        config = EngineConfig.from_dict(engine)
-    else:
-        config = EngineConfig() if engine is None else commands.read_engine(engine)
+    choices = _choices(design)
+    changes = {k: v for k, v in kernel.items() if v is not None}
+    decoder = dataclasses.replace(choices.decoder, **changes)
     return commands.estimate(
         source,
         quant,
-        config,
+        dataclasses.replace(choices, decoder=decoder),
         device=device,
         prompt_tokens=prompt_tokens,
         context=context,
-        decoder=decoder,
         schedule=schedule,
         assumed=assumed,
         clock_mhz=clock_mhz,

@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 
 import lutllm
+from codegen.manifest import read_design
+from fpga.decoder_design import DecoderConfig
+from fpga.design import EngineConfig
+from fpga.design_file import DesignChoices
 from lutllm import api
 from lutllm.artifact import artifact_hash
 from lutllm.cli import COMMANDS, build_parser, main
@@ -350,9 +354,16 @@ def test_eval_of_an_artifact(quantized, checkpoint, tmp_path, capsys):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="C simulation needs g++")
 def test_export_and_csim(quantized, tmp_path, capsys):
     design = tmp_path / "design"
-    assert main(["export", str(quantized[0]), "-o", str(design), "--json"]) == 0
+    choices = DesignChoices(EngineConfig(channels=8), DecoderConfig(vocab_ports=4))
+    choices.write(tmp_path / "choices.json")
+    words = ["export", str(quantized[0]), "-o", str(design), "--json"]
+    assert main([*words, "--design", str(tmp_path / "choices.json")]) == 0
     exported = json.loads(capsys.readouterr().out)
     assert exported["device"] == "v80"
+    written = read_design(design)
+    assert written.engines[0].config.channels == 8
+    assert written.decoder is not None
+    assert written.decoder.design.config.vocab_ports == 4
     assert exported["artifact_hash"] == artifact_hash(quantized[0])
     assert all((design / name).is_file() for name in exported["files"])
     assert main(["csim", str(design), "--tokens", "2", "--layers", "1", "--json"]) == 0

@@ -171,3 +171,9 @@ def test_bad_golden_inputs_are_refused(artifact: Path, tmp_path: Path) -> None:
     bad = {name: np.full((3, 72), np.nan, np.float32)}
     with pytest.raises(ConfigError, match="not finite"):
         export(artifact, tmp_path / "b", engine=ENGINE, golden=bad)
+
+
+def test_devices_without_a_build_flow_are_refused(mixed: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"device is u280: no build flow .* export for v80"):
+        export(mixed, tmp_path / "design", device="u280", golden={})
+    assert not (tmp_path / "design").exists()

@@ -11,8 +11,9 @@ import pytest
 import lutllm
 from fpga.decoder_design import DecoderConfig
 from fpga.design import EngineConfig
+from fpga.design_file import DesignChoices
 from fpga.device import device_names, load_device
-from fpga.performance.commands import model_names, read_engine, read_source
+from fpga.performance.commands import model_names, read_source
 from fpga.performance.csynth import compare, read_report
 from fpga.performance.designs import decoder_design, model_engines
 from fpga.performance.estimate import Estimate, Setting, costs_on
@@ -78,8 +79,8 @@ def test_what_does_not_fit_is_exit_status_1(capsys):
 
 def test_a_32b_model_fits_without_tables(tmp_path, capsys):
     wide = dataclasses.replace(WIDE, max_tokens=32)
-    (tmp_path / "wide.json").write_text(json.dumps(wide.to_dict()))
-    engine = ["--engine", str(tmp_path / "wide.json"), "--recipe", "tiny", "--vocab-ports", "32"]
+    DesignChoices(wide).write(tmp_path / "wide.json")
+    engine = ["--design", str(tmp_path / "wide.json"), "--recipe", "tiny", "--vocab-ports", "32"]
     later = ["--schedule", "overlapped"]
     assert main(["estimate", "qwen3-32b", *engine, *later, "--quiet", "--json"]) == 0
     # the exported kernel keeps the caches of 4096 positions behind one port each
@@ -100,7 +101,7 @@ def test_explanation_and_table(capsys):
     [
         (["no-such-model"], "one of llama-3.2-1b"),
         (["qwen3-8b", "--device", "v90"], "device 'v90' is not known"),
-        (["qwen3-8b", "--engine", "/nowhere.json"], "/nowhere.json: file not found"),
+        (["qwen3-8b", "--design", "/nowhere.json"], "/nowhere.json: file not found"),
         (["qwen3-8b", "--recipe", "magic"], "no recipe 'magic'"),
         (["../qwen3-8b"], "no such file or folder"),
     ],
@@ -122,15 +123,34 @@ def test_artifact_brings_its_quantization(tmp_path):
         lutllm.estimate(tmp_path, WEIGHT)
 
 
-def test_engine_file(tmp_path):
-    path = tmp_path / "engine.json"
-    path.write_text(json.dumps(WIDE.to_dict()))
-    assert read_engine(path) == WIDE
+def test_design_file(tmp_path):
+    path = tmp_path / "design.json"
+    choices = DesignChoices(WIDE, DecoderConfig(vocab_ports=16))
+    choices.write(path)
+    assert DesignChoices.read(path) == choices
     found = lutllm.estimate("qwen3-0.6b", WEIGHT, path)
     assert found["engine"] == WIDE.to_dict()
-    path.write_text('{"channels": 16, "chanels": 3}')
-    with pytest.raises(ConfigError, match=r"engine.json: engine config: unknown field 'chanels'"):
-        read_engine(path)
+    assert found == lutllm.estimate("qwen3-0.6b", WEIGHT, choices.to_dict())
+    assert found == lutllm.estimate(
+        "qwen3-0.6b", WEIGHT, {"engine": WIDE.to_dict()}, vocab_ports=16
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"engine": {"channels": 16, "chanels": 3}}', "engine config: unknown field 'chanels'"),
+        ('{"decoder": {"ports": 3}}', "decoder config: unknown field 'ports'"),
+        ('{"decoder": {"vocab_ports": 0}}', "vocab_ports is 0"),
+        ('{"channels": 16}', "design: unknown field 'channels'"),
+        ('{"engine": 5}', r"design.json: design: engine is 5"),
+    ],
+)
+def test_bad_design_files_are_refused(text, message, tmp_path):
+    path = tmp_path / "design.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        DesignChoices.read(path)
 
 
 # Models and devices ------------------------------------------------------------------------------

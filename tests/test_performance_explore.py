@@ -11,8 +11,9 @@ import pytest
 from codegen.export import export
 from codegen.manifest import read_design
 from fpga.design import EngineConfig, EngineDesign
+from fpga.design_file import DesignChoices
 from fpga.device import load_device
-from fpga.performance.commands import read_engine, read_source
+from fpga.performance.commands import read_source
 from fpga.performance.designs import model_engines
 from fpga.performance.explore import Budget, Space, choose, explore, pareto, settings
 from fpga.performance.run import Run, process_cycles
@@ -103,11 +104,11 @@ def test_candidates_fit_the_share(found):
 
 
 def test_command_writes_a_config_that_engines_take(tmp_path, capsys):
-    out = tmp_path / "engine.json"
+    out = tmp_path / "design.json"
     words = ["explore", "qwen2.5-0.5b", "--recipe", "tiny", "--json", "-o", str(out)]
     assert main([*words, "--decode-tokens-per-s", "100"]) == 0
     found = json.loads(capsys.readouterr().out)
-    config = read_engine(out)
+    config = DesignChoices.read(out).engine
     assert config == EngineConfig.from_dict(found["chosen"]["engine"])
     small = read_source("qwen2.5-0.5b").model
     assert model_engines(small, QUANTS["weight"], config)[0].config == config
@@ -119,24 +120,22 @@ def test_a_chosen_design_is_exported_and_estimated_alike(tmp_path, capsys):
     """Explore, export with what was written, estimate: one engine."""
     quant = QuantConfig(LutConfig(group_size=64))
     art = write_artifact(tmp_path / "art", tiny_config("qwen3"), quant)
-    out = tmp_path / "engine.json"
+    out = tmp_path / "design.json"
     assert main(["explore", str(art), "--json", "-q", "-o", str(out)]) == 0
     chosen = json.loads(capsys.readouterr().out)["chosen"]
-    files = export(art, tmp_path / "design", engine=read_engine(out), layers=1, golden={})
+    choices = DesignChoices.read(out)
+    assert choices.to_dict() == {"engine": chosen["engine"], "decoder": chosen["decoder"]}
+    files = export(art, tmp_path / "design", engine=choices.engine, layers=1, golden={})
     assert files["engines"] == ["lut_linear"]
-    rendered = read_design(tmp_path / "design").engines[0]
-    assert rendered.config.to_dict() == chosen["engine"]
-    kernel = chosen["decoder"]
-    words = [str(art), "--engine", str(out), "--vocab-ports", str(kernel["vocab_ports"])]
-    words += ["--query-tokens", str(kernel["query_tokens"]), "--json"]
-    assert main(["estimate", *words]) == 0
+    assert read_design(tmp_path / "design").engines[0].config.to_dict() == chosen["engine"]
+    assert main(["estimate", str(art), "--design", str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["decode_ms_per_token"] == pytest.approx(chosen["decode_ms_per_token"])
     assert found["prefill_ms"] == pytest.approx(chosen["prefill_ms"])
 
 
 def test_budget_beyond_reach_is_exit_status_1(tmp_path, capsys):
-    out = tmp_path / "engine.json"
+    out = tmp_path / "design.json"
     words = ["explore", "qwen3-32b", "--recipe", "tiny", "-o", str(out)]
     assert main([*words, "--decode-tokens-per-s", "1000"]) == 1
     assert "none is within the budget" in capsys.readouterr().out

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fpga.decoder_design import MAX_CONTEXT, DecoderConfig
-from fpga.design import EngineConfig
+from fpga.decoder_design import MAX_CONTEXT
+from fpga.design_file import DesignChoices
 from fpga.device import load_device
 from fpga.performance.csynth import compare, read_report
-from fpga.performance.designs import DEFAULT_DECODER, decoder_design
+from fpga.performance.designs import decoder_design
 from fpga.performance.estimate import Estimate, Setting, costs_on
 from fpga.performance.explore import Budget, Exploration, Space
 from fpga.performance.explore import explore as run_explore
@@ -26,6 +25,7 @@ from lutllm.errors import CheckpointError, ConfigError
 from lutllm.model_config import ModelConfig
 from lutllm.recipes import DEFAULT_RECIPE, recipe
 
+DEFAULT_CHOICES = DesignChoices()
 MODEL_FOLDER = Path(__file__).parent.parent / "models"
 
 
@@ -70,14 +70,6 @@ def read_source(source: str | Path) -> Source:
     return Source(ModelConfig.from_hf(config), QuantConfig.from_dict(quant), stored)
 
 
-def read_engine(path: str | Path) -> EngineConfig:
-    """An engine configuration as `explore` writes it: a JSON object of EngineConfig fields."""
-    try:
-        return EngineConfig.from_dict(read_json(Path(path), ConfigError))
-    except (TypeError, ConfigError) as cause:
-        raise ConfigError(f"{path}: {cause}") from None
-
-
 def find_schedule(name: str) -> Schedule:
     if name not in SCHEDULES:
         raise ConfigError(f"schedule is {name!r}; choose one of {', '.join(SCHEDULES)}")
@@ -87,12 +79,11 @@ def find_schedule(name: str) -> Schedule:
 def estimate(
     source: str | Path,
     quant: QuantConfig | None = None,
-    engine: EngineConfig | None = None,
+    choices: DesignChoices = DEFAULT_CHOICES,
     *,
     device: str = "v80",
     prompt_tokens: int = 128,
     context: int = 160,
-    decoder: DecoderConfig = DEFAULT_DECODER,
     schedule: str = "emitted",
     assumed: Assumed = ASSUMED,
     clock_mhz: float = 0.0,
@@ -102,18 +93,19 @@ def estimate(
     """Speed, size, fit and power of a model on a board, as plain numbers.
 
     quant      of a source that is not an artifact; None = the default recipe
-    engine     None = the defaults of EngineConfig, as an export takes them
+    choices    the defaults are those of an export
     csynth     a Vitis HLS report; adds "comparison"
     explained  adds "explanation": every headline number with its formula
     """
     found = read_source(source)
     if found.quant is not None and quant is not None:
         raise ConfigError(f"{source}: is quantized already; leave out the quantization options")
-    chosen = found.quant or quant or QuantConfig(recipe(DEFAULT_RECIPE).config)
+    chosen = found.quant or quant or recipe(DEFAULT_RECIPE).quant()
+    decoder = choices.decoder
     positions = max(prompt_tokens, context)
     if (decoder.context or MAX_CONTEXT) < positions:
         decoder = dataclasses.replace(decoder, context=positions)
-    design = decoder_design(found.model, chosen, engine or EngineConfig(), decoder, found.stored)
+    design = decoder_design(found.model, chosen, choices.engine, decoder, found.stored)
     board = load_device(device)
     setting = Setting(board, find_schedule(schedule), assumed, clock_mhz=clock_mhz)
     result = Estimate(design, setting, prompt_tokens, context)
@@ -172,7 +164,7 @@ def explore(
     out: str | Path | None = None,
     plot: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Search for the best design within a budget; `out` gets its engine configuration.
+    """Search for the best design within a budget; `out` gets its choices (fpga/design_file.py).
 
     quants  by name; an artifact has its own and needs none
     plot    an image of the front; needs matplotlib
@@ -191,8 +183,7 @@ def explore(
     )
     found = run_explore(model.model, board, space, budget, prompt_tokens, context)
     if out is not None and found.chosen is not None:
-        text = json.dumps(found.chosen.engine.to_dict(), indent=2)
-        Path(out).write_text(text + "\n", encoding="utf-8")
+        DesignChoices(found.chosen.engine, found.chosen.design.config).write(out)
     if plot is not None:
         from fpga.performance.plots import plot_front
 

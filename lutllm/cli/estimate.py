@@ -35,7 +35,7 @@ HEADS = ("lut", "int8", "bf16", "none")
 def add_parser(commands: Any) -> None:
     parser = add_command(commands, "estimate", "speed, size and fit on an FPGA", run)
     add_target(parser)
-    parser.add_argument("--engine", type=Path, metavar="FILE", help="engine config, JSON")
+    parser.add_argument("--design", type=Path, metavar="FILE", help=DESIGN_HELP)
     parser.add_argument("--schedule", choices=SCHEDULES, default="emitted", help=SCHEDULE_HELP)
     parser.add_argument("--clock-mhz", type=non_negative_number, default=0.0, metavar="X")
     kernel = parser.add_argument_group("decoder kernel")
@@ -54,6 +54,7 @@ def add_parser(commands: Any) -> None:
     add_quantization(parser)
 
 
+DESIGN_HELP = "choices of engine and decoder kernel, as lutllm explore writes them"
 SCHEDULE_HELP = (
     "emitted: the decoder kernel as it is exported, step after step; not exported yet: on-chip: "
     "attention and head over many ports; overlapped: and memory is read ahead"
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> Outcome:
     found = api.estimate(
         args.source,
         quantization(args),
-        args.engine,
+        args.design,
         device=args.device,
         prompt_tokens=args.prompt_tokens,
         context=args.context,

@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
         metavar="FRACTION",
         help="of LUTs and of any other resource of the device (default 0.8)",
     )
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the engine config")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the design chosen")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="image of the front (matplotlib)")
     space = parser.add_argument_group("space")
     space.add_argument(
@@ -89,7 +89,7 @@ def _text(found: Result, out: Path | None) -> str:
             ("power", f"{chosen['power_w']:.0f} W, {chosen['joule_per_token']:.3g} J/token"),
         ]
         if out is not None:
-            rows.append(("engine config", str(out)))
+            rows.append(("design", str(out)))
     return f"{table(rows)}\n\n{_front(found)}" if found["front"] else table(rows)
 
 

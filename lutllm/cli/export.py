@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lutllm.cli.common import Outcome, add_command, format_bytes, positive
+from lutllm.cli.estimate import DESIGN_HELP
 
 
 def add_parser(commands: Any) -> None:
@@ -14,9 +15,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("artifact", type=Path, metavar="ART")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--device", default="v80", metavar="NAME", help="default v80")
-    parser.add_argument(
-        "--engine", type=Path, metavar="FILE", help="engine config, as lutllm explore writes it"
-    )
+    parser.add_argument("--design", type=Path, metavar="FILE", help=DESIGN_HELP)
     parser.add_argument(
         "--golden-layers",
         type=positive,
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> Outcome:
         args.artifact,
         args.out,
         device=args.device,
-        engine=args.engine,
+        design=args.design,
         golden_layers=args.golden_layers,
         progress=not args.quiet,
     )
