@@ -130,6 +130,8 @@ pass_loop:
 #pragma HLS ARRAY_PARTITION variable=sum type=complete
         key_loop:
             for (int key = 0; key <= keys; key++) {
+// The beats of a key take as long to arrive; within them `sum` is updated, one product and sum.
+#pragma HLS PIPELINE II=D::HEAD_BEATS
                 typename D::scores_t found;
                 if (key < keys) found = scores.read();
                 typename D::step_t step;

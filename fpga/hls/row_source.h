@@ -152,6 +152,7 @@ void plan_codebooks(typename E::jobs& jobs, LinearCall call) {
     int record = call.channel_base;
 record_loop:
     for (int i = 0; i < call.rounds * call.weight_stages; i++) {
+#pragma HLS PIPELINE II=2
         jobs.write(make_job<E>(record + index_beats, codebook_beats, false));
         jobs.write(make_job<E>(record, index_beats, true));
         record += index_beats + codebook_beats;
