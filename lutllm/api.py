@@ -56,6 +56,7 @@ def quantize(
     calib_tokens: int = 8192,
     eval_text: Source | None = None,
     eval_tokens: int = 4096,
+    bits: float | None = None,
     distill_minutes: float = 0,
     resume: bool = False,
     progress: bool = False,
@@ -68,6 +69,8 @@ def quantize(
     eval_text    text for perplexity before and after; None takes the end of the calibration text,
                  which is then not calibrated on
     eval_tokens  how many of its tokens, 0 to leave the perplexities out
+    bits         index bits a weight on average: the weight stages of every linear are chosen by
+                 measured sensitivity (`quant.mixed`); None leaves them as in config
     distill_minutes  time to train codebooks, scales and norms towards the float model, which
                  then has to fit in memory
     resume       continue a run that was interrupted, from its last finished layer
@@ -81,6 +84,9 @@ def quantize(
     calibration = pipeline.CalibrationConfig(calib_tokens, _context(checkpoint, calib_tokens))
     tokenizer = checkpoint.tokenizer()
     calib_ids, windows = _texts(tokenizer, calib, calibration, eval_text, eval_tokens)
+    allocation = None
+    if bits is not None:
+        config, allocation = _mixed(checkpoint, config, bits, calib_ids, calibration, progress)
     inputs = {
         "lutllm_version": __version__,
         "source": checkpoint.source,
@@ -104,7 +110,7 @@ def quantize(
             resume=resume,
             progress=progress,
         )
-        report |= inputs
+        report |= inputs | {"allocation": allocation}
         write_json(out / "report.json", report)
     report |= _perplexities(checkpoint, out, windows, progress)
     report["peak_rss_bytes"] = pipeline.peak_rss_bytes()
@@ -112,6 +118,20 @@ def quantize(
     write_json(out / "report.json", report)
     write_model_card(out, report)
     return report
+
+
+def _mixed(
+    checkpoint: Checkpoint,
+    config: QuantConfig,
+    bits: float,
+    calib_ids: np.ndarray,
+    calibration: CalibrationConfig,
+    progress: bool,
+) -> tuple[QuantConfig, dict[str, Any]]:
+    from calib.text import windows
+    from quant.mixed import mixed_precision
+
+    return mixed_precision(checkpoint, config, bits, windows(calib_ids, calibration.ctx), progress)
 
 
 def _finished(out: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from lutllm.cli.common import (
     format_bytes,
     format_perplexity,
     natural,
+    non_negative_number,
     positive,
     table,
 )
@@ -62,6 +63,13 @@ def add_parser(commands: Any) -> None:
         "may be repeated",
     )
     setting.add_argument("--seed", type=natural, default=0, metavar="N")
+    setting.add_argument(
+        "--bits",
+        type=non_negative_number,
+        metavar="X",
+        help="index bits a weight on average; weight stages of every linear are then chosen by "
+        "measured sensitivity",
+    )
     text = parser.add_argument_group("text")
     text.add_argument("--calib", type=Path, metavar="FILE", help="calibration text (default: ours)")
     text.add_argument("--calib-tokens", type=positive, default=8192, metavar="N")
@@ -100,6 +108,8 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.plan:
         found = api.plan(args.source, config, calib_tokens=args.calib_tokens)
         return Outcome(found, _plan_text(found), 0 if found["supported"] else 1)
+    if args.bits is not None and args.weight_stages is not None:
+        raise ConfigError("--bits chooses the weight stages; leave out --weight-stages")
     if args.out is None:
         raise ConfigError("no output folder; add -o OUT (or --plan to only see the estimate)")
     report = api.quantize(
@@ -110,6 +120,7 @@ def run(args: argparse.Namespace) -> Outcome:
         calib_tokens=args.calib_tokens,
         eval_text=args.eval_text,
         eval_tokens=args.eval_tokens,
+        bits=args.bits,
         distill_minutes=args.distill_minutes,
         resume=args.resume,
         progress=not args.quiet,
