@@ -352,6 +352,18 @@ def test_eval_of_an_artifact(quantized, checkpoint, tmp_path, capsys):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="C simulation needs g++")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--bits", "3", "--plan"], "--plan measures nothing"),
+        (["--bits", "3", "--weight-stages", "2"], "--bits chooses the weight stages"),
+    ],
+)
+def test_bits_that_contradict_are_refused(words, message, capsys):
+    assert main(["quantize", "nowhere", "-o", "out", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_export_and_csim(quantized, tmp_path, capsys):
     design = tmp_path / "design"
     choices = DesignChoices(EngineConfig(channels=8), DecoderConfig(vocab_ports=4))

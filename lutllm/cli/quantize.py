@@ -106,6 +106,8 @@ def run(args: argparse.Namespace) -> Outcome:
     from lutllm import api
 
     if args.plan:
+        if args.bits is not None:
+            raise ConfigError("--plan measures nothing; leave out --bits")
         found = api.plan(args.source, config, calib_tokens=args.calib_tokens)
         return Outcome(found, _plan_text(found), 0 if found["supported"] else 1)
     if args.bits is not None and args.weight_stages is not None:
