@@ -37,13 +37,15 @@ SAVE_INTERVAL_S = 60.0
 class DistillConfig:
     """steps of `windows` windows each; learning_rate is relative to the size of a codebook.
 
-    Norm weights and output scales learn at `scale_rate` times that rate.
+    Norm weights and output scales learn at `scale_rate` times that rate, activation codebooks at
+    `act_rate` times it.
     """
 
     steps: int = 100
     windows: int = 2
     learning_rate: float = 1e-3
     scale_rate: float = 0.3
+    act_rate: float = 1.0
     warmup: int = 5
     seed: int = 0
 
@@ -119,8 +121,10 @@ class Student:
         """Adam parameter groups; `factor` scales the rate to the size of the parameter."""
         linears = [s for layer in self.linears for s in layer.values()]
         slow = config.scale_rate
+        act = [s.act_books for s in linears if s.act_books is not None]
         groups: list[dict[str, Any]] = [
             {"params": [s.books for s in linears], "factor": 1.0},
+            *([{"params": act, "factor": config.act_rate}] if act else []),
             {"params": [s.gain for s in linears], "factor": slow},
         ]
         for value in self._norms:

@@ -70,6 +70,50 @@ class _CodedProduct(torch.autograd.Function):
         return grad_z, grad_books, None, None
 
 
+@njit(cache=True, parallel=True)
+def _collect_centroids(gradient: np.ndarray, codes: np.ndarray, out: np.ndarray) -> None:
+    """out f32[P, Ka, v] = sum over tokens of gradient f32[P, v, T] at their codes u8[P, T]."""
+    for p in prange(len(codes)):
+        out[p] = 0
+        for j in range(gradient.shape[1]):
+            for t in range(codes.shape[1]):
+                out[p, codes[p, t], j] += gradient[p, j, t]
+
+
+class _CodedActivation(torch.autograd.Function):
+    """Activations replaced by the centroids that code them, stage by stage.
+
+    The gradient goes straight through to the activations, and to every centroid from the tokens
+    that it stands for.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: torch.Tensor, centroids: torch.Tensor, fine: float) -> torch.Tensor:
+        limit = np.float32(ACT_LIMIT)
+        rest = np.clip(np.rint(z.numpy() * fine) / np.float32(fine), -limit, limit)
+        rest = np.ascontiguousarray(rest.T).reshape(centroids.shape[1], -1, len(z))
+        total = np.zeros_like(rest)
+        ctx.codes = []
+        for stage in centroids.numpy():
+            codes = assign(rest, stage)
+            chosen = take_centroids(stage, codes)
+            rest = rest - chosen
+            total += chosen
+            ctx.codes.append(codes)
+        ctx.save_for_backward(centroids)
+        return torch.from_numpy(np.ascontiguousarray(total.reshape(-1, len(z)).T))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad,) = gradients
+        (centroids,) = ctx.saved_tensors
+        out = torch.empty_like(centroids)
+        by_slot = np.ascontiguousarray(grad.numpy().T).reshape(centroids.shape[1], -1, len(grad))
+        for stage, codes in zip(out.numpy(), ctx.codes, strict=True):
+            _collect_centroids(by_slot, codes, stage)
+        return grad, out, None
+
+
 def _decoded(books: torch.Tensor, codes: np.ndarray, group_size: int) -> torch.Tensor:
     """f32[C, M]."""
     _, positions, rows = codes.shape
@@ -86,7 +130,8 @@ def round_through(x: torch.Tensor) -> torch.Tensor:
 class StudentLinear:
     """A LUT linear with trainable codebooks and output scale.
 
-    parameters: `books` f32[Sw, P, B, Kw, v] in units of `rms` integers, `gain` f32[M] around 1.
+    parameters: `books` f32[Sw, P, B, Kw, v] in units of `rms` integers, `gain` f32[M] around 1, and
+    in scheme "co" `act_books` f32[Sa, P, Ka, v] in units of theirs.
     """
 
     def __init__(self, linear: LutLinear):
@@ -103,10 +148,13 @@ class StudentLinear:
         self._bias = None if linear.bias is None else torch.from_numpy(np.array(linear.bias))
         self.books = (integers / self._rms).requires_grad_()
         self.gain = torch.ones(linear.out_features).requires_grad_()
-        self._centroids = None
+        self.act_books = None
         if linear.act_codebook is not None:
-            fine = STAGE_BITS * np.arange(config.act_stages)[:, None, None, None]
-            self._centroids = linear.act_codebook / np.float32(2.0) ** fine.astype(np.float32)
+            act = torch.from_numpy(linear.act_codebook.astype(np.float32))
+            self._act_rms = act.pow(2).mean((2, 3), keepdim=True).sqrt().clamp(min=1.0)
+            self.act_books = (act / self._act_rms).requires_grad_()
+            stage = STAGE_BITS * torch.arange(config.act_stages)
+            self._act_unit = torch.exp2(-stage.float())[:, None, None, None]
 
     def _units(self) -> np.ndarray:
         """What an integer of a codebook is worth in accumulator units: f32[Sw, P, B, 1, 1]."""
@@ -117,11 +165,17 @@ class StudentLinear:
         return np.exp2(left[:, :, None] - right)[..., None, None].astype(np.float32)
 
     def parameters(self) -> list[torch.Tensor]:
-        return [self.books, self.gain]
+        act = [] if self.act_books is None else [self.act_books]
+        return [self.books, self.gain, *act]
 
     def integers(self) -> torch.Tensor:
         """Codebooks as the integers that will be stored, gradients passed through."""
         return round_through((self.books * self._rms).clamp(-127, 127))
+
+    def act_integers(self) -> torch.Tensor:
+        """Activation codebooks likewise, scheme "co"."""
+        assert self.act_books is not None
+        return round_through((self.act_books * self._act_rms).clamp(-127, 127))
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """x: f32[T, D] -> f32[T, M]."""
@@ -139,29 +193,20 @@ class StudentLinear:
         if config.scheme == "weight":
             top = z.detach().abs().amax(1, keepdim=True).clamp(min=1e-30)
             return round_through(z * (127 / top)), top / 127
-        z = z / (1 << (STAGE_BITS * (config.act_stages - 1)))
-        coded = torch.from_numpy(self._coded(z.detach()))
-        return z + (coded - z).detach(), None
-
-    def _coded(self, z: torch.Tensor) -> np.ndarray:
-        config = self.linear.config
-        assert self._centroids is not None
-        fine = np.float32(1 << (STAGE_BITS * (config.act_stages - 1)))
-        limit = np.float32(ACT_LIMIT)
-        rest = np.clip(np.rint(z.numpy() * fine) / fine, -limit, limit)
-        rest = np.ascontiguousarray(rest.T).reshape(-1, config.vec_len, len(z))
-        total = np.zeros_like(rest)
-        for centroids in self._centroids:
-            chosen = take_centroids(centroids, assign(rest, centroids))
-            rest = rest - chosen
-            total += chosen
-        return np.ascontiguousarray(total.reshape(-1, len(z)).T)
+        fine = float(1 << (STAGE_BITS * (config.act_stages - 1)))
+        centroids = self.act_integers() * self._act_unit
+        return _CodedActivation.apply(z / fine, centroids, fine), None
 
     def trained(self) -> LutLinear:
         """The layer with its trained codebooks and scales."""
         with torch.no_grad():
             integers = self.integers().numpy().astype(np.int8)
             scale = (self._output_scale * self.gain).numpy()
-        linear = dataclasses.replace(self.linear, weight_codebook=integers, output_scale=scale)
+            act = None
+            if self.act_books is not None:
+                act = self.act_integers().numpy().astype(np.int8)
+        linear = dataclasses.replace(
+            self.linear, act_codebook=act, weight_codebook=integers, output_scale=scale
+        )
         linear.validate()
         return linear

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from calib.decoder import FloatDecoder
+from lutllm import intmath
 from lutllm.artifact import Artifact
 from lutllm.checkpoint import Checkpoint, open_checkpoint
 from lutllm.config import LutConfig, QuantConfig
@@ -16,7 +17,7 @@ from lutllm.intmath import lut_linear
 from quant.baseline import relative_error
 from quant.distill import DistillConfig, Student, distill, divergence, trained_tensors
 from quant.pipeline import CalibrationConfig, quantize
-from quant.student import StudentLinear
+from quant.student import StudentLinear, _decoded
 from tests.helpers import random_input, random_linear
 from tests.quant_problem import data, run
 from tests.tiny_models import make_model, tiny_config, write_hf
@@ -87,6 +88,40 @@ def test_gradients_equal_those_of_the_decoded_weight() -> None:
     (y * probe).sum().backward()
     assert torch.allclose(books.grad, student.books.grad, rtol=1e-3, atol=1e-4)
     assert torch.allclose(x2.grad, x.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_activation_centroids_get_the_gradient_of_their_tokens(stages: int) -> None:
+    linear = random_linear(LutConfig(act_stages=stages, act_centroids=5, group_size=48), 20, 70)
+    student = StudentLinear(linear)
+    x = torch.from_numpy(random_input(9, 20)).requires_grad_()
+    probe = torch.randn(9, 70, generator=torch.Generator().manual_seed(0))
+    (student.apply(x) * probe).sum().backward()
+
+    # The same with the codes of intmath and torch indexing.
+    x_int, _ = intmath.quantize_activation(x.detach().numpy(), linear)
+    codes = torch.from_numpy(intmath.search(x_int, linear.act_codebook).astype(np.int64))
+    books = student.act_books.detach().clone().requires_grad_()
+    centroids = books * student._act_rms * student._act_unit
+    p = torch.arange(linear.num_positions)[None]
+    z = sum(centroids[t][p, codes[:, t]] for t in range(stages)).flatten(1)
+    weight = _decoded((student.integers() * student._unit).detach(), student._codes, 48)
+    (z @ weight * student._output_scale * probe).sum().backward()
+    assert torch.allclose(books.grad, student.act_books.grad, rtol=1e-3, atol=1e-4)
+    straight = (probe * student._output_scale) @ weight.t() * student._scale
+    straight = straight / 8 ** (stages - 1)
+    expected = torch.zeros_like(x).index_add(1, student._index, straight)
+    assert torch.allclose(x.grad, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_trained_activation_centroids_are_stored() -> None:
+    linear = random_linear(LutConfig(group_size=48), 20, 70)
+    student = StudentLinear(linear)
+    with torch.no_grad():
+        student.act_books *= -1
+    trained = student.trained()
+    assert np.array_equal(trained.act_codebook, -linear.act_codebook)
+    assert np.array_equal(trained.weight_codebook, linear.weight_codebook)
 
 
 def test_divergence_and_its_gradient() -> None:
