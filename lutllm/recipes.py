@@ -11,11 +11,17 @@ from lutllm.errors import ConfigError
 
 @dataclass(frozen=True)
 class Recipe:
-    """A configuration of every linear with named exceptions (`QuantConfig`), and what it is for."""
+    """A configuration of every linear with named exceptions (`QuantConfig`), and what it is for.
+
+    bits  index bits a weight on average, with weight stages by measured sensitivity when a
+          checkpoint is quantized; None: as configured. What the configuration says stands in for
+          plans and estimates, which measure nothing.
+    """
 
     config: LutConfig
     purpose: str
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    bits: float | None = None
 
     def quant(self, seed: int = 0) -> QuantConfig:
         return QuantConfig(self.config, self.overrides, seed)
@@ -42,9 +48,10 @@ RECIPES = {
         _WIDE,
     ),
     "balanced": Recipe(
-        LutConfig(scheme="weight", block_positions=_BLOCK, weight_centroids=64),
-        "weights coded, 3 index bits",
-        _WIDE,
+        LutConfig(scheme="weight", block_positions=_BLOCK, weight_stages=2),
+        "weights coded in one to three stages where they matter, 3 index bits",
+        _WIDE | {"*.gate_up_proj": {"weight_stages": 1}},
+        bits=3.0,
     ),
     "accurate": Recipe(
         LutConfig(scheme="weight", block_positions=_BLOCK, weight_stages=2),
@@ -52,9 +59,10 @@ RECIPES = {
         _WIDE,
     ),
     "lossless": Recipe(
-        LutConfig(scheme="weight", block_positions=_BLOCK, weight_centroids=32, weight_stages=2),
-        "weights coded in two stages, 5 index bits",
-        _WIDE,
+        LutConfig(scheme="weight", block_positions=_BLOCK, weight_stages=3),
+        "weights coded in one to three stages where they matter, 5 index bits",
+        _WIDE | {"*.gate_up_proj": {"weight_stages": 2}},
+        bits=5.0,
     ),
 }
 DEFAULT_RECIPE = "paper"
