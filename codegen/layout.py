@@ -56,7 +56,7 @@ def index_words(linear: LutLinear, design: EngineDesign, kind: LayerKind) -> np.
     per_channel = _by_channel(codes, design, kind)
     lanes, subs = design.lanes, design.subs(kind)
     padded = _pad_axis(per_channel, -1, subs * lanes)
-    words = pack_codes(padded.reshape(*padded.shape[:-1], subs, lanes), linear.config.code_bits)
+    words = pack_codes(padded.reshape(*padded.shape[:-1], subs, lanes), design.lut.code_bits)
     return pack_words(words, design.index_packing)
 
 
@@ -97,6 +97,7 @@ def codebook_rows(
     shifts = np.maximum(_pad_axis(_by_channel(shifts, design, kind), -1, groups), 1)
     codebook = np.swapaxes(linear.weight_codebook, 0, 1)  # [P, Sw, B, Kw, v]
     codebook = _pad_axis(_by_channel(codebook, design, kind), 3, groups)
+    codebook = _pad_axis(codebook, 4, design.lut.weight_centroids)
     words = as_bytes(codebook.reshape(*codebook.shape[:-2], -1))
     return (
         pack_words(shifts[..., None], design.shift_packing),

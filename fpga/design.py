@@ -170,9 +170,8 @@ class LayerKind:
 
 @dataclass(frozen=True)
 class EngineDesign:
-    """An engine for linears that share everything in `lut` but stages and width of entries.
-
-    lut.act_stages, lut.weight_stages and lut.table_bits are the most that any of its kinds has.
+    """An engine for linears that share everything in `lut` but stages and, where rows are computed,
+    size of weight codebooks and width of entries: `lut` has the most that any of its kinds has.
     """
 
     name: str

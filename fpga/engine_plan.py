@@ -24,6 +24,7 @@ def plan_engines(
             key,
             act_stages=max(lut.act_stages for _, lut in linears),
             weight_stages=max(lut.weight_stages for _, lut in linears),
+            weight_centroids=max(lut.weight_centroids for _, lut in linears),
             table_bits=max(lut.table_bits for _, lut in linears),
         )
         name = "lut_linear" if len(members) == 1 else f"lut_linear_{i}"
@@ -34,11 +35,13 @@ def plan_engines(
 def _shared(lut: LutConfig) -> LutConfig:
     """What linears of one engine have in common: all but the number of stages.
 
-    Where rows are computed, entries of any width run in the lanes of the widest; stored tables
-    would have to be stored as wide.
+    Where rows are computed, small codebooks and narrow entries run in the lanes of the largest;
+    stored tables would have to be stored as large.
     """
     key = dataclasses.replace(lut, act_stages=1, weight_stages=1)
-    return dataclasses.replace(key, table_bits=8) if lut.scheme == "weight" else key
+    if lut.scheme == "weight":
+        return dataclasses.replace(key, weight_centroids=2, table_bits=8)
+    return key
 
 
 def _kinds(

@@ -48,9 +48,9 @@ RECIPES = {
         _WIDE,
     ),
     "balanced": Recipe(
-        LutConfig(scheme="weight", block_positions=_BLOCK, weight_stages=2),
+        LutConfig(scheme="weight", block_positions=_BLOCK, weight_stages=2, weight_centroids=8),
         "weights coded in one to three stages where they matter, 3 index bits",
-        _WIDE | {"*.gate_up_proj": {"weight_stages": 1}},
+        _WIDE,
         bits=3.0,
     ),
     "accurate": Recipe(

@@ -1,23 +1,41 @@
-"""Mixed precision: the number of weight stages of every linear, chosen by measured sensitivity."""
+"""Mixed precision: weight stages and codebooks of every linear, chosen by measured sensitivity."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lutllm.checkpoint import Checkpoint
-from lutllm.config import QuantConfig
+from lutllm.config import LutConfig, QuantConfig
 from lutllm.errors import ConfigError
 from quant.allocation import allocate
 from quant.sensitivity import sensitivities
 
-STAGES = (1, 2, 3)
-#: Output error of a further weight stage, relative to that without it (16 centroids of 2 channels:
-#: 0.066 with one stage, 0.0082 with two, mean of the gate and up projections of SmolLM2-135M).
-ERROR_PER_STAGE = 0.12
+
+@dataclass(frozen=True)
+class Option:
+    """A way to code weights, and the output error it leaves, relative to the output's variation."""
+
+    weight_stages: int
+    weight_centroids: int
+    error: float
+
+    def fields(self) -> dict[str, Any]:
+        return {"weight_stages": self.weight_stages, "weight_centroids": self.weight_centroids}
+
+
+#: For vectors of two. Errors are means over the gate and up projections of SmolLM2-135M; that of
+#: 8 + 8 and of three stages follow from 6 dB a bit. All codebooks fit a byte shuffle.
+OPTIONS = (
+    Option(1, 16, 0.066),
+    Option(2, 8, 0.023),
+    Option(2, 16, 0.0082),
+    Option(3, 16, 0.001),
+)
 #: Windows that sensitivity is measured on.
 _WINDOWS = 4
 
@@ -29,45 +47,48 @@ def mixed_precision(
     windows: np.ndarray,
     progress: bool = False,
 ) -> tuple[QuantConfig, dict[str, Any]]:
-    """`config` with weight stages per linear, at most `bits` index bits a weight on average.
+    """`config` with one of OPTIONS per linear, at most `bits` index bits a weight on average.
 
     windows: i64[N, ctx] of calibration text. Returns the configuration and a record for the
-    report. Raises ConfigError when no choice of stages meets `bits`.
+    report. Raises ConfigError when no choice meets `bits`, or vec_len is not 2.
     """
     shapes = list(checkpoint.model.linears())
     sizes = np.array([s.in_features * s.out_features for s in shapes])
-    luts = [config.for_linear(s.name) for s in shapes]
-    per_stage = np.array([lut.code_bits / lut.vec_len for lut in luts])
-    low, high = (
-        float((sizes * per_stage * n).sum() / sizes.sum()) for n in (STAGES[0], STAGES[-1])
-    )
-    if not low <= bits <= high:
+    luts = [_coded(config.default, option) for option in OPTIONS]
+    per_weight = [lut.index_bits_per_weight for lut in luts]
+    if not min(per_weight) <= bits <= max(per_weight):
         raise ConfigError(
-            f"bits is {bits}; with 1 to {STAGES[-1]} stages of these codebooks index bits are "
-            f"{low:g} to {high:g}"
+            f"bits is {bits}; index bits can be {min(per_weight):g} to {max(per_weight):g}"
         )
+    if any(config.for_linear(s.name).vec_len != 2 for s in shapes):
+        raise ConfigError("bits are chosen for vectors of two; leave vec_len at 2")
     found = sensitivities(checkpoint, windows[:_WINDOWS], config.seed, progress)
-    stages = np.array(STAGES)
-    cost = np.array([found[s.name] for s in shapes])[:, None] * ERROR_PER_STAGE**stages
-    # Prices in bits: vec_len divides the size of a padded row, not always that of the weight.
-    price = np.rint(sizes[:, None] * per_stage[:, None] * stages).astype(np.int64)
-    chosen = stages[allocate(cost, price, int(bits * sizes.sum()))]
-    return _with_stages(config, [s.name for s in shapes], chosen), {
+    cost = np.outer([found[s.name] for s in shapes], [option.error for option in OPTIONS])
+    price = np.outer(sizes, [round(2 * b) for b in per_weight])  # in half bits, to be whole
+    chosen = allocate(cost, price, int(2 * bits * sizes.sum()))
+    rows = np.arange(len(shapes))
+    return _with_options(config, [s.name for s in shapes], [OPTIONS[i] for i in chosen]), {
         "bits": bits,
-        "index_bits": float((sizes * per_stage * chosen).sum() / sizes.sum()),
-        "expected_divergence": float((cost[np.arange(len(chosen)), chosen - STAGES[0]]).sum()),
+        "index_bits": float(price[rows, chosen].sum() / (2 * sizes.sum())),
+        "expected_divergence": float(cost[rows, chosen].sum()),
         "sensitivity": found,
     }
 
 
-def _with_stages(config: QuantConfig, names: list[str], stages: np.ndarray) -> QuantConfig:
-    """The most frequent number of stages as the default, an override for every other linear."""
-    common = Counter(stages.tolist()).most_common(1)[0][0]
-    default = dataclasses.replace(config.default, weight_stages=common)
+def _coded(lut: LutConfig, option: Option) -> LutConfig:
+    return dataclasses.replace(lut, vec_len=2, **option.fields())
+
+
+def _with_options(config: QuantConfig, names: list[str], options: list[Option]) -> QuantConfig:
+    """The most frequent option as the default, overrides for the other linears."""
+    common = Counter(options).most_common(1)[0][0]
+    default = _coded(config.default, common)
     overrides = {k: dict(v) for k, v in config.overrides.items()}
     for fields in overrides.values():
-        fields.pop("weight_stages", None)
-    for name, count in zip(names, stages.tolist(), strict=True):
-        if count != common:
-            overrides.setdefault(name, {})["weight_stages"] = count
-    return QuantConfig(default, {k: v for k, v in overrides.items() if v}, config.seed)
+        for name in common.fields():
+            fields.pop(name, None)
+    for name, option in zip(names, options, strict=True):
+        if option != common:
+            overrides.setdefault(name, {}).update(option.fields())
+    kept = {k: v for k, v in overrides.items() if v}
+    return dataclasses.replace(config, default=default, overrides=kept)

@@ -177,3 +177,18 @@ def test_devices_without_a_build_flow_are_refused(mixed: Path, tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"device is u280: no build flow .* export for v80"):
         export(mixed, tmp_path / "design", device="u280", golden={})
     assert not (tmp_path / "design").exists()
+
+
+def test_codebooks_and_entries_of_two_sizes_share_an_engine(tmp_path: Path) -> None:
+    quant = QuantConfig(
+        LutConfig(scheme="weight", group_size=64, weight_stages=2, weight_centroids=8),
+        {"*.down_proj": {"weight_centroids": 16, "table_bits": 16}, "*.o_proj": {"table_bits": 6}},
+    )
+    source = write_artifact(tmp_path / "artifact", tiny_config("qwen3"), quant)
+    files = export(source, tmp_path / "design", engine=ENGINE, golden_tokens=3)
+    assert files["engines"] == ["lut_linear"]
+    engine = read_design(tmp_path / "design").engines[0]
+    assert (engine.lut.weight_centroids, engine.lut.table_bits) == (16, 16)
+    found = run_csim(tmp_path / "design")
+    assert found["integer_mismatches"] == 0
+    assert found["tokens_equal"] == found["tokens_compared"] > 0

@@ -19,7 +19,6 @@ from lutllm.checkpoint import Checkpoint, open_checkpoint
 from lutllm.config import LutConfig, QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.model_config import LinearShape
-from quant import mixed
 from quant.allocation import allocate
 from quant.mixed import mixed_precision
 from quant.sensitivity import sensitivities
@@ -117,20 +116,21 @@ def test_bits_are_met_and_the_most_sensitive_get_more(checkpoint: Checkpoint) ->
     quant, record = mixed_precision(checkpoint, config, 2.9, WINDOWS)
     assert 2.3 < record["index_bits"] <= 2.9
     found = record["sensitivity"]
-    stages = {name: quant.for_linear(name).weight_stages for name in found}
+    given = {name: quant.for_linear(name).index_bits_per_weight for name in found}
     sizes = {s.name: s.in_features * s.out_features for s in checkpoint.model.linears()}
     worth = {name: found[name] / sizes[name] for name in found}
-    assert stages[max(worth, key=worth.__getitem__)] > stages[min(worth, key=worth.__getitem__)]
+    assert given[max(worth, key=worth.__getitem__)] > given[min(worth, key=worth.__getitem__)]
     for name in found:
         assert quant.for_linear(name).table_bits == (16 if name.endswith("down_proj") else 8)
     assert mixed_precision(checkpoint, config, 2.9, WINDOWS)[0] == quant
     uniform, _ = mixed_precision(checkpoint, config, 2.0, WINDOWS)
-    assert {uniform.for_linear(name).weight_stages for name in found} == {mixed.STAGES[0]}
+    assert {uniform.for_linear(name).index_bits_per_weight for name in found} == {2.0}
+    assert {option.index_bits_per_weight for option in map(quant.for_linear, found)} <= {2, 3, 4, 6}
 
 
 @pytest.mark.parametrize("bits", [1.9, 6.1])
 def test_bits_out_of_reach_are_refused(checkpoint: Checkpoint, bits: float) -> None:
-    with pytest.raises(ConfigError, match="index bits are 2 to 6"):
+    with pytest.raises(ConfigError, match="index bits can be 2 to 6"):
         mixed_precision(checkpoint, QuantConfig(), bits, WINDOWS)
 
 
@@ -142,7 +142,13 @@ def test_a_mixed_artifact_records_its_allocation(checkpoint: Checkpoint, tmp_pat
     report = api.quantize(checkpoint.source, tmp_path / "out", config, **options)
     assert report["allocation"]["index_bits"] <= 3.0
     artifact = Artifact.open(tmp_path / "out")
-    stages = {artifact.linear(s).config.weight_stages for s in artifact.model.linears()}
-    assert len(stages) > 1
+    found = {artifact.linear(s).config.index_bits_per_weight for s in artifact.model.linears()}
+    assert len(found) > 1
     again = api.quantize(checkpoint.source, tmp_path / "out", config, resume=True, **options)
     assert again["artifact_hash"] == report["artifact_hash"]
+
+
+def test_other_vectors_are_refused(checkpoint: Checkpoint) -> None:
+    config = QuantConfig(overrides={"*.o_proj": {"vec_len": 4}})
+    with pytest.raises(ConfigError, match="leave vec_len at 2"):
+        mixed_precision(checkpoint, config, 3.0, WINDOWS)
