@@ -340,7 +340,7 @@ class LutModel:
         finish = "length"
         tokens: list[int] = []
         while len(tokens) < max_tokens:
-            token = sampling.choose(_finite(logits, self.path), rng)
+            token = sampling.choose(check_finite(logits, self.path), rng)
             if token in self.tokenizer.eos_ids:
                 finish = "stop"
                 break
@@ -395,7 +395,7 @@ class _Stream:
         return "".join(self._pieces)
 
 
-def _finite(logits: np.ndarray, path: Path) -> np.ndarray:
+def check_finite(logits: np.ndarray, path: Path) -> np.ndarray:
     if not np.isfinite(logits).all():
         raise ArtifactError(
             f"{path}: the logits are not finite; the artifact is damaged, "
