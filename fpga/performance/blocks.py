@@ -148,7 +148,8 @@ class EmittedBlocks:
         rows = given("rows_per_port", self.design.vocab_rows)
         read = rows * self._row_beats * self.memory.beat_cycles / self.memory.streamed
         words = given("vocab_size", self.model.vocab_size)
-        norm = 3 * self._hidden_beats
+        passes = 5 if self.design.head_kind == "I8" else 3  # rounding looks for the largest first
+        norm = passes * self._hidden_beats
         return (norm + maximum(read.named("rows", "cycles"), words) + self._depth).named(
             "head", "cycles"
         )
