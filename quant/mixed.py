@@ -70,4 +70,5 @@ def _with_stages(config: QuantConfig, names: list[str], stages: np.ndarray) -> Q
     for name, count in zip(names, stages.tolist(), strict=True):
         if count != common:
             overrides.setdefault(name, {})["weight_stages"] = count
-    return QuantConfig(default, {k: v for k, v in overrides.items() if v}, config.seed)
+    kept = {k: v for k, v in overrides.items() if v}
+    return dataclasses.replace(config, default=default, overrides=kept)
