@@ -16,8 +16,8 @@ class Recipe:
     bits  index bits a weight on average, with weight stages by measured sensitivity when a
           checkpoint is quantized; None: as configured. What the configuration says stands in for
           plans and estimates, which measure nothing.
-    head  of `QuantConfig`: int8 rows cost next to no perplexity (docs/BENCHMARKS.md), and halve what
-          the head reads.
+    head  of `QuantConfig`; int8 rows cost next to no perplexity (docs/BENCHMARKS.md) and halve
+          what the head reads
     """
 
     config: LutConfig
