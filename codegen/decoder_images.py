@@ -1,7 +1,7 @@
 """Memory images of the decoder: rows of head and embedding, rotary tables, norms.
 
 `fpga/decoder_design.py` says where everything lies; here it is filled. Vectors start on a beat,
-values are little-endian, padding is zero.
+values are little-endian, padding is zero. An int8 row has its scale in its last four bytes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import numpy as np
 
 from fpga.decoder_design import DecoderConfig, DecoderDesign
 from fpga.design import EngineDesign
-from lutllm.artifact import Artifact
+from lutllm.artifact import EMBEDDING, HEAD, Artifact
 from lutllm.errors import ConfigError
 from lutllm.rope import rope_tables
 
-EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 ROTARY = "rotary"
 
@@ -43,19 +42,18 @@ class Span:
 
 
 def head_name(decoder: DecoderDesign) -> str:
-    return EMBEDDING if decoder.model.tie_word_embeddings else "lm_head.weight"
+    return EMBEDDING if decoder.model.tie_word_embeddings else HEAD
 
 
 def plan_decoder(
     artifact: Artifact, engines: list[EngineDesign], config: DecoderConfig
 ) -> DecoderDesign:
     """The decoder of an artifact whose linears `engines` run."""
-    tied = artifact.model.tie_word_embeddings
     return DecoderDesign(
         config=config,
         model=artifact.model,
         embed_kind=artifact.stored(EMBEDDING)[0],
-        head_kind=artifact.stored(EMBEDDING if tied else "lm_head.weight")[0],
+        head_kind=artifact.stored(artifact.head_name)[0],
         engines=tuple(engines),
     )
 
@@ -112,10 +110,21 @@ def _contents(decoder: DecoderDesign, artifact: Artifact, span: Span) -> list[by
     if len(span.files) == 1 and not span.files[0].endswith("vocab_0.bin"):
         return [_padded(artifact.float32(span.tensor).astype("<f4"), decoder.beat_bytes)]
     artifact.float32(span.tensor)  # refuses values that are not finite
-    _, rows = artifact.stored(span.tensor)
+    kind, rows = artifact.stored(span.tensor)
+    if kind == "I8":
+        row_bytes = decoder.row_beats(kind) * decoder.beat_bytes
+        rows = _rows_with_scales(rows, artifact.row_scales(span.tensor), row_bytes)
     ports = decoder.config.vocab_ports
     parts = (_padded(np.asarray(rows[p::ports]), decoder.beat_bytes) for p in range(ports))
     return [part.ljust(span.count, b"\0") for part in parts]
+
+
+def _rows_with_scales(rows: np.ndarray, scales: np.ndarray, row_bytes: int) -> np.ndarray:
+    """i8[V, H], f32[V] -> u8[V, row_bytes]: the row, zeros, the four bytes of its scale."""
+    out = np.zeros((len(rows), row_bytes), np.uint8)
+    out[:, : rows.shape[1]] = rows.view(np.uint8)
+    out[:, -4:] = np.ascontiguousarray(scales, "<f4").view(np.uint8).reshape(-1, 4)
+    return out
 
 
 def write_decoder_images(root: Path, decoder: DecoderDesign, artifact: Artifact) -> list[Span]:

@@ -14,10 +14,13 @@ from typing import Any
 from fpga.design import FLOAT_BITS, MIN_DISTANCE, EngineDesign, ceil_div
 from lutllm.config import reject_unknown
 from lutllm.errors import ConfigError
+from lutllm.int8_rows import hidden_limit
 from lutllm.model_config import ModelConfig
 
 #: Bits of a stored value of embedding and head, by its safetensors dtype.
-STORED_BITS = {"F32": 32, "F16": 16, "BF16": 16}
+STORED_BITS = {"F32": 32, "F16": 16, "BF16": 16, "I8": 8}
+#: Bits of the scale in the last bytes of an int8 row.
+SCALE_BITS = 32
 #: The projections of a layer in the order they run.
 PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 MAX_CONTEXT = 4096
@@ -149,7 +152,9 @@ class DecoderDesign:
         return ceil_div(self.model.vocab_size, self.config.vocab_ports)
 
     def row_beats(self, kind: str) -> int:
-        return self.beats(self.model.hidden_size, STORED_BITS[kind])
+        """Beats of a stored row, with the scale that int8 rows end in."""
+        bits = self.model.hidden_size * STORED_BITS[kind] + (SCALE_BITS if kind == "I8" else 0)
+        return ceil_div(bits, self.axi_bits)
 
     @property
     def embed_base(self) -> int:
@@ -224,6 +229,7 @@ class DecoderDesign:
             ("int", "CONTEXT", self.context, "positions"),
             ("int", "HEAD_BITS", STORED_BITS[self.head_kind], "of a stored value of the head"),
             ("bool", "HEAD_BF16", str(self.head_kind == "BF16").lower(), "not float16"),
+            ("int", "HEAD_LIMIT", hidden_limit(model.hidden_size), "largest integer of int8 heads"),
             ("int", "EMBED_BITS", STORED_BITS[self.embed_kind], "of one of the embedding"),
             ("bool", "EMBED_BF16", str(self.embed_kind == "BF16").lower(), "not float16"),
             ("int", "EMBED_BASE", self.embed_base, "first beat of the embedding"),

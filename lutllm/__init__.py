@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         load,
         plan,
         quantize,
+        serve,
         verify,
     )
     from lutllm.checkpoint import open_checkpoint
@@ -55,6 +56,7 @@ __all__ = [
     "open_checkpoint",
     "plan",
     "quantize",
+    "serve",
     "verify",
 ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -317,6 +318,34 @@ def bench(
     from lutllm.bench import run_bench
 
     return run_bench(load(path, threads=threads), prompt_tokens, decode_tokens)
+
+
+def serve(
+    path: Source,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    name: str | None = None,
+    queue: int = 16,
+    context: int | None = None,
+    threads: int | None = None,
+    ready: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Answer OpenAI-style HTTP requests for the artifact `path` until interrupted.
+
+    port   0 takes a free one
+    name   of the model for clients; None takes that of the folder
+    queue  requests that may wait behind the one that runs; more are refused
+    ready  gets the address once it listens
+
+    Needs the extra `serve`.
+    """
+    from lutllm.serve.run import serve as run_server
+    from lutllm.serve.settings import ServeConfig
+
+    config = ServeConfig(name or Path(path).resolve().name, queue)
+    model = load(path, threads=threads, context=context)
+    run_server(model, config, host, port, ready)
 
 
 def export(

@@ -16,6 +16,7 @@ import numpy as np
 
 from lutllm.config import QuantConfig
 from lutllm.errors import ArtifactError, CheckpointError, ConfigError
+from lutllm.int8_rows import ROW_LIMIT, dequantize_rows
 from lutllm.lut_linear import LutLinear, array_specs
 from lutllm.model_config import LinearShape, ModelConfig
 from lutllm.tensorfile import TensorFile, bf16_to_f32
@@ -27,6 +28,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_FLOATS = ("F32", "F16", "BF16")
 _KINDS: dict[Any, str] = {np.float32: "F32", np.int32: "I32", np.int8: "I8", np.uint8: "U8"}
 
 
@@ -143,16 +146,24 @@ class Artifact:
             )
             raise ArtifactError(f"{self.path}: {what}; the artifact does not match its config.json")
 
+    @property
+    def head_name(self) -> str:
+        """The tensor whose rows give the logits."""
+        return EMBEDDING if self.model.tie_word_embeddings else HEAD
+
+    def _row_tensors(self) -> tuple[str, ...]:
+        """Tensors with a row for every word."""
+        return (EMBEDDING,) if self.model.tie_word_embeddings else (EMBEDDING, HEAD)
+
     def float_tensors(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the tensors kept as floats."""
+        """Names and shapes of the tensors beside the LUT linears: norms, embedding and head."""
         model = self.model
         hidden = (model.hidden_size,)
-        out: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (model.vocab_size, model.hidden_size),
-            "model.norm.weight": hidden,
-        }
-        if not model.tie_word_embeddings:
-            out["lm_head.weight"] = (model.vocab_size, model.hidden_size)
+        out: dict[str, tuple[int, ...]] = {"model.norm.weight": hidden}
+        for name in self._row_tensors():
+            out[name] = (model.vocab_size, model.hidden_size)
+            if self.quant.head == "int8":
+                out[f"{name}_scale"] = (model.vocab_size,)
         for i in range(model.num_hidden_layers):
             out[f"model.layers.{i}.input_layernorm.weight"] = hidden
             out[f"model.layers.{i}.post_attention_layernorm.weight"] = hidden
@@ -162,7 +173,10 @@ class Artifact:
         return out
 
     def stored(self, name: str) -> tuple[str, np.ndarray]:
-        """safetensors dtype and mapped view of a float tensor (bfloat16 as u16), shape checked."""
+        """safetensors dtype and mapped view of one of `float_tensors` (bfloat16 as u16).
+
+        Shape and dtype are checked: rows of embedding and head are I8 where the config says so.
+        """
         file = self._files[self._where[name]]
         view = file.view(name)
         shape = self.float_tensors().get(name)
@@ -171,13 +185,30 @@ class Artifact:
                 f"{self.path}: {name} has shape {list(view.shape)}, expected {shape}"
             )
         kind = file.dtype(name)
-        if kind not in ("F32", "F16", "BF16"):
-            raise ArtifactError(f"{self.path}: {name} is {kind}; a float type is needed")
+        coded = self.quant.head == "int8" and name in self._row_tensors()
+        if kind not in (("I8",) if coded else _FLOATS):
+            wanted = "I8 is needed, as head is 'int8'" if coded else "a float type is needed"
+            raise ArtifactError(f"{self.path}: {name} is {kind}; {wanted}")
         return kind, view
 
+    def row_scales(self, name: str) -> np.ndarray:
+        """The scales f32[V] of the int8 rows `name`, checked: finite and not negative."""
+        kind, scale = self.stored(f"{name}_scale")
+        if kind != "F32":
+            raise ArtifactError(f"{self.path}: {name}_scale is {kind}; F32 is needed")
+        if not (np.isfinite(scale).all() and (scale >= 0).all()):
+            raise ArtifactError(f"{self.path}: {name}_scale holds a value that is not a scale")
+        return scale
+
     def float32(self, name: str) -> np.ndarray:
-        """A float tensor as float32, shape and finiteness checked."""
+        """A tensor as float32, shape and finiteness checked; int8 rows times their scales."""
         kind, view = self.stored(name)
+        if kind == "I8":
+            if view.min(initial=0) < -ROW_LIMIT:
+                raise ArtifactError(f"{self.path}: {name} holds -128; rows are -127 to 127")
+            return dequantize_rows(view, self.row_scales(name))
+        if name.endswith("_scale"):
+            return np.array(self.row_scales(name.removesuffix("_scale")))
         values = bf16_to_f32(view) if kind == "BF16" else np.array(view, np.float32)
         if not np.isfinite(values).all():
             raise ArtifactError(f"{self.path}: {name} holds a value that is not finite")

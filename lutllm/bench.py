@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lutllm.artifact import Artifact
-
 if TYPE_CHECKING:
     from lutllm.emulator import LutModel
 
@@ -32,7 +30,7 @@ def run_bench(model: LutModel, prompt_tokens: int, decode_tokens: int) -> dict[s
     model.reset()
     prefill_s = _seconds(lambda: model.prefill(ids))
     decode_s = _seconds(lambda: [model.decode(0) for _ in range(decode_tokens)])
-    token_bytes = model.table_bytes + head_bytes(Artifact.open(model.path))
+    token_bytes = model.table_bytes + model.head_bytes
     return {
         "prefill_tokens_per_s": prompt_tokens / prefill_s,
         "decode_tokens_per_s": decode_tokens / decode_s,
@@ -43,12 +41,6 @@ def run_bench(model: LutModel, prompt_tokens: int, decode_tokens: int) -> dict[s
         "decode_tokens": decode_tokens,
         "token_bytes": token_bytes,
     }
-
-
-def head_bytes(artifact: Artifact) -> int:
-    """Bytes of the matrix that gives the logits."""
-    tied = artifact.model.tie_word_embeddings
-    return artifact.stored("model.embed_tokens.weight" if tied else "lm_head.weight")[1].nbytes
 
 
 def memory_bytes_per_s(threads: int, size: int = MEMORY_BYTES) -> float:

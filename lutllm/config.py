@@ -16,6 +16,8 @@ from lutllm.errors import ConfigError
 
 FORMAT_VERSION = 1
 SCHEMES = ("co", "weight")
+#: How embedding and output head are stored: in the type of the checkpoint, or as int8 rows.
+HEADS = ("source", "int8")
 
 #: One further activation stage refines the grid of the stage before by this many bits.
 STAGE_BITS = 3
@@ -127,15 +129,18 @@ class QuantConfig:
     """The quantization of a model: a default for every linear and named exceptions.
 
     overrides maps a shell pattern over linear names ("*.mlp.down_proj") to the fields of LutConfig
-    that differ there; later patterns win.
+    that differ there; later patterns win. head is one of HEADS, for embedding and output head.
     """
 
     default: LutConfig = LutConfig()
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     seed: int = 0
+    head: str = "source"
 
     def __post_init__(self) -> None:
         _check_range("quantization config", "seed", self.seed, 0, 2**31 - 1)
+        if self.head not in HEADS:
+            raise ConfigError(f"head is {self.head!r}; choose one of {', '.join(HEADS)}")
         for pattern in self.overrides:
             self.for_linear(pattern)
 
@@ -155,6 +160,7 @@ class QuantConfig:
             "default": self.default.to_dict(),
             "overrides": {k: dict(v) for k, v in self.overrides.items()},
             "seed": self.seed,
+            "head": self.head,
         }
 
     @classmethod
@@ -169,6 +175,7 @@ class QuantConfig:
                 f"artifact format version {version!r}; this lutllm reads version {FORMAT_VERSION}: "
                 "quantize again or install the matching release"
             )
-        reject_unknown("quantization config", values, {"default", "overrides", "seed"})
+        reject_unknown("quantization config", values, {"default", "overrides", "seed", "head"})
         default = LutConfig.from_dict(values.get("default", {}))
-        return cls(default, values.get("overrides", {}), values.get("seed", 0))
+        overrides, seed = values.get("overrides", {}), values.get("seed", 0)
+        return cls(default, overrides, seed, values.get("head", "source"))

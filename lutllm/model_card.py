@@ -52,6 +52,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [(key, str(value)) for key, value in setting["default"].items()]
     for pattern, changes in setting["overrides"].items():
         rows.append((f"override `{pattern}`", ", ".join(f"{k} {v}" for k, v in changes.items())))
+    rows.append(("embedding and head", setting.get("head", "source")))
     rows.append(("seed", str(setting["seed"])))
     rows.append(("bits per weight, everything counted", f"{report['bits_per_weight']:.2f}"))
     rows += [

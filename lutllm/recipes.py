@@ -16,15 +16,18 @@ class Recipe:
     bits  index bits a weight on average, with weight stages by measured sensitivity when a
           checkpoint is quantized; None: as configured. What the configuration says stands in for
           plans and estimates, which measure nothing.
+    head  of `QuantConfig`; int8 rows cost next to no perplexity (docs/BENCHMARKS.md) and halve
+          what the head reads
     """
 
     config: LutConfig
     purpose: str
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     bits: float | None = None
+    head: str = "int8"
 
     def quant(self, seed: int = 0) -> QuantConfig:
-        return QuantConfig(self.config, self.overrides, seed)
+        return QuantConfig(self.config, self.overrides, seed, self.head)
 
 
 #: Four positions under one exponent: of sixteen, one with large values would leave the others

@@ -21,10 +21,12 @@ import torch.nn.functional as F
 from calib.decoder import FloatDecoder, LayerWeights, ResidentDecoder, rms_norm
 from lutllm.artifact import Artifact
 from lutllm.checkpoint import Checkpoint
+from lutllm.config import QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.lut_linear import LutLinear
 from lutllm.model_config import LinearShape
 from lutllm.progress import Progress
+from quant.head import stored_values
 from quant.student import StudentLinear
 
 #: Positions whose logits exist at once; the vocabulary is large.
@@ -63,9 +65,13 @@ class DistillConfig:
 
 @dataclass
 class Student:
-    """The quantized model: trainable linears and norms per layer, embedding and head fixed."""
+    """The quantized model: trainable linears and norms per layer, embedding and head fixed.
+
+    head: f32[vocab, hidden], the values that the artifact holds.
+    """
 
     decoder: FloatDecoder
+    config: QuantConfig
     layers: list[LayerWeights]
     linears: list[dict[str, StudentLinear]]
     final_norm: torch.Tensor
@@ -99,12 +105,12 @@ class Student:
             )
             linears.append({s.name: StudentLinear(artifact.linear(s)) for s in shapes})
         final = norm("model.norm.weight")
-        _, head = decoder.head()
-        return cls(decoder, layers, linears, final, head, norms)
+        head = torch.from_numpy(artifact.float32(artifact.head_name))
+        return cls(decoder, artifact.quant, layers, linears, final, head, norms)
 
     def hidden(self, ids: np.ndarray) -> torch.Tensor:
         """Normalised last hidden states f32[N, ctx, hidden]. ids: i64[N, ctx]."""
-        hidden = self.decoder.embed(ids)
+        hidden = stored_values(self.decoder.embed(ids), self.config)
         for weights, linears in zip(self.layers, self.linears, strict=True):
 
             def apply(
@@ -140,20 +146,24 @@ class Student:
 
 
 def divergence(
-    student: torch.Tensor, teacher: torch.Tensor, head: torch.Tensor, gradient: bool
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    heads: tuple[torch.Tensor, torch.Tensor],
+    gradient: bool,
 ) -> tuple[float, torch.Tensor | None]:
     """Mean KL(teacher || student) per position, and its gradient with respect to `student`.
 
-    student, teacher: f32[n, hidden], normalised; head: f32[vocab, hidden]. Logits are made in
-    chunks of positions, so memory does not grow with n.
+    student, teacher: f32[n, hidden], normalised; heads: f32[vocab, hidden] of each. Logits are made
+    in chunks of positions, so memory does not grow with n.
     """
+    own, other = heads
     total, parts = 0.0, []
     for first in range(0, len(student), _HEAD_CHUNK):
         part = student[first : first + _HEAD_CHUNK].detach().requires_grad_(gradient)
         with torch.no_grad():
-            target = F.log_softmax(teacher[first : first + _HEAD_CHUNK] @ head.t(), dim=-1)
+            target = F.log_softmax(teacher[first : first + _HEAD_CHUNK] @ other.t(), dim=-1)
         with torch.set_grad_enabled(gradient):
-            found = F.log_softmax(part @ head.t(), dim=-1)
+            found = F.log_softmax(part @ own.t(), dim=-1)
             loss = F.kl_div(found, target, reduction="sum", log_target=True) / len(student)
         total += float(loss.detach())
         if gradient:
@@ -234,7 +244,7 @@ def _train_step(
     """One Adam step; returns the loss before it."""
     target = teacher.hidden(ids).flatten(0, 1)
     hidden = student.hidden(ids).flatten(0, 1)
-    loss, gradient = divergence(hidden, target, student.head, gradient=True)
+    loss, gradient = divergence(hidden, target, (student.head, teacher.head), gradient=True)
     optimizer.zero_grad(set_to_none=True)
     hidden.backward(gradient)
     for group in optimizer.param_groups:
@@ -250,7 +260,7 @@ def _held_out(student: Student, teacher: ResidentDecoder, windows: np.ndarray) -
         divergence(
             student.hidden(part).flatten(0, 1),
             teacher.hidden(part).flatten(0, 1),
-            student.head,
+            (student.head, teacher.head),
             gradient=False,
         )[0]
         for part in np.split(windows, len(windows))

@@ -35,6 +35,7 @@ from lutllm.progress import Progress
 from lutllm.tensorfile import TensorFile, write_tensors
 from lutllm.version import __version__
 from quant.baseline import relative_error, round_to_nearest
+from quant.head import head_bytes, stored_tensors, stored_values
 from quant.linear import Effort, QuantizedLinear, quantize_linear
 from quant.refine import refine
 from quant.workspace import Workspace, check_output
@@ -93,7 +94,7 @@ def quantize(
     workspace = Workspace(out, _fingerprint(checkpoint, config, windows, effort), resume)
     layers = checkpoint.model.num_hidden_layers
     decoder = FloatDecoder(checkpoint)
-    streams = _initial_streams(decoder, windows, workspace)
+    streams = _initial_streams(decoder, windows, workspace, config)
     done = workspace.layers_done
     with Progress(layers, "quantizing layers", progress, done=done) as bar:
         for index in range(done, layers):
@@ -144,12 +145,14 @@ def _checkpoint_digest(checkpoint: Checkpoint) -> str:
 
 
 @torch.no_grad()
-def _initial_streams(decoder: FloatDecoder, windows: np.ndarray, workspace: Workspace) -> _Streams:
+def _initial_streams(
+    decoder: FloatDecoder, windows: np.ndarray, workspace: Workspace, config: QuantConfig
+) -> _Streams:
     saved = workspace.load_hidden()
     if saved is not None:
         return _Streams(torch.from_numpy(saved["exact"]), torch.from_numpy(saved["quantized"]))
     hidden = decoder.embed(windows)
-    return _Streams(hidden, hidden.clone())
+    return _Streams(hidden, stored_values(hidden, config))
 
 
 @torch.no_grad()
@@ -255,8 +258,11 @@ def _finish_files(workspace: Workspace, checkpoint: Checkpoint, config: QuantCon
     if workspace.refined is not None:
         return
     count = checkpoint.model.num_hidden_layers + 1
-    names = [n for n in checkpoint.names() if not n.startswith("model.layers.")]
-    _write_shard(folder / shard_name(count - 1, count), {n: checkpoint.stored(n) for n in names})
+    tensors: dict[str, tuple[str, np.ndarray]] = {}
+    for name in checkpoint.names():
+        if not name.startswith("model.layers."):
+            tensors |= stored_tensors(checkpoint, name, config)
+    _write_shard(folder / shard_name(count - 1, count), tensors)
     write_json(
         folder / "config.json",
         checkpoint.hf_config | {"quantization_config": config.to_dict()},
@@ -293,6 +299,7 @@ def _report(
         "quantization": config.to_dict(),
         "calibration": {"tokens": calibration.tokens, "ctx": calibration.ctx},
         "bits_per_weight": sizes["linear_bytes"] * 8 / sizes["linear_weights"],
+        "head_bytes": head_bytes(checkpoint, config),
         "artifact_bytes": sum(f.stat().st_size for f in content_files(folder)),
         "peak_rss_bytes": peak_rss_bytes(),
         "artifact_hash": artifact_hash(folder),
@@ -307,7 +314,7 @@ def peak_rss_bytes() -> int:
 
 
 def artifact_sizes(checkpoint: Checkpoint, config: QuantConfig) -> dict[str, int]:
-    """Bytes of the LUT linears (every array counted) and of the tensors kept as floats."""
+    """Bytes of the LUT linears (every array counted), and of norms, embedding and head."""
     linear_bytes, weights = 0, 0
     for shape in checkpoint.model.linears():
         specs = array_specs(config.for_linear(shape.name), shape.in_features, shape.out_features)
@@ -317,12 +324,13 @@ def artifact_sizes(checkpoint: Checkpoint, config: QuantConfig) -> dict[str, int
             int(np.prod(dims)) * np.dtype(dtype).itemsize for dtype, dims, _ in specs.values()
         )
         weights += shape.in_features * shape.out_features
-    float_bytes = sum(
+    norms = sum(
         2 * int(np.prod(checkpoint.shape(n)))
         for n in checkpoint.names()
-        if n.endswith(("norm.weight", "embed_tokens.weight", "lm_head.weight"))
+        if n.endswith("norm.weight")
     )
-    return {"linear_bytes": linear_bytes, "float_bytes": float_bytes, "linear_weights": weights}
+    rows = head_bytes(checkpoint, config)
+    return {"linear_bytes": linear_bytes, "float_bytes": norms + rows, "linear_weights": weights}
 
 
 def estimate_peak_rss(checkpoint: Checkpoint, calibration: CalibrationConfig) -> int:

@@ -17,7 +17,8 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 from lutllm.artifact import INDEX_NAME, linear_tensors, write_json
-from lutllm.config import LutConfig, QuantConfig
+from lutllm.config import HEADS, LutConfig, QuantConfig
+from lutllm.int8_rows import quantize_rows
 from lutllm.lut_linear import LutLinear
 from lutllm.model_config import LinearShape, ModelConfig
 from lutllm.tensorfile import f32_to_bf16, write_tensors
@@ -92,6 +93,16 @@ def store(values: np.ndarray, kind: str) -> tuple[str, np.ndarray]:
     return kind, values.astype(np.float16 if kind == "F16" else np.float32)
 
 
+def store_rows(
+    name: str, values: np.ndarray, head: str, kind: str
+) -> dict[str, tuple[str, np.ndarray]]:
+    """The tensors of embedding or head."""
+    if head == "source":
+        return {name: store(values, kind)}
+    weight, scale = quantize_rows(values)
+    return {name: ("I8", weight), f"{name}_scale": ("F32", scale)}
+
+
 def write_artifact(
     path: Path,
     config: dict[str, Any],
@@ -99,7 +110,7 @@ def write_artifact(
     seed: int = 0,
     kind: str = "BF16",
 ) -> Path:
-    """Write a random artifact; kind is the type of embedding and head."""
+    """Write a random artifact; kind is the type of embedding and head if not int8."""
     quant = quant or QuantConfig()
     model = ModelConfig.from_hf(config)
     rng = np.random.default_rng(seed)
@@ -116,7 +127,7 @@ def write_artifact(
         not config["tie_word_embeddings"]
     ):
         values = rng.standard_normal((model.vocab_size, model.hidden_size), np.float32)
-        floats[name] = store(values * np.float32(0.3), kind)
+        floats |= store_rows(name, values * np.float32(0.3), quant.head, kind)
     write("floats.safetensors", floats)
     for i in range(model.num_hidden_layers):
         tensors = layer_norms(model, i, rng)
@@ -169,6 +180,7 @@ def main() -> None:
     parser.add_argument("--scheme", default="co")
     parser.add_argument("--weight-stages", type=int, default=1)
     parser.add_argument("--act-stages", type=int, default=1)
+    parser.add_argument("--head", choices=HEADS, default="source")
     args = parser.parse_args()
     arch, sizes, tied = SHAPES[args.shape]
     if args.layers:
@@ -176,7 +188,7 @@ def main() -> None:
     lut = LutConfig(
         scheme=args.scheme, weight_stages=args.weight_stages, act_stages=args.act_stages
     )
-    write_artifact(args.out, hf_config(arch, sizes, tied), QuantConfig(lut))
+    write_artifact(args.out, hf_config(arch, sizes, tied), QuantConfig(lut, head=args.head))
     write_tokenizer(args.out, 300)
 
 

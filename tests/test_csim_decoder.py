@@ -26,7 +26,7 @@ from fpga.design import EngineConfig
 from fpga.device import load_device
 from fpga.engine_plan import plan_engines
 from lutllm import intmath
-from lutllm.artifact import Artifact
+from lutllm.artifact import EMBEDDING, HEAD, Artifact
 from lutllm.config import LutConfig, QuantConfig
 from lutllm.emulator import reference
 from lutllm.errors import ArtifactError, ConfigError
@@ -69,6 +69,20 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
         "BF16",
         DecoderConfig(vocab_ports=1, query_tokens=3),
         20,
+    ),
+    "int8": (
+        tiny_config("qwen2"),
+        QuantConfig(LutConfig(group_size=64), head="int8"),
+        "",
+        DecoderConfig(vocab_ports=4),
+        32,
+    ),
+    "int8 untied": (
+        tiny_config("llama"),
+        QuantConfig(LutConfig(scheme="weight", group_size=64), head="int8"),
+        "",
+        DecoderConfig(vocab_ports=3),
+        32,
     ),
 }
 
@@ -244,6 +258,21 @@ def test_manifest_says_where_tensors_lie(designs: Callable[[str], tuple[Path, Pa
     head = artifact.float32("lm_head.weight")
     np.testing.assert_array_equal(rows[:72], head[2])
     np.testing.assert_array_equal(rows[72:144], head[5])
+
+
+def test_int8_rows_carry_their_scales(designs: Callable[[str], tuple[Path, Path]]) -> None:
+    root, source = designs("int8 untied")
+    entry = json.loads((root / MANIFEST).read_text())["decoder"]
+    artifact = Artifact.open(source)
+    for name in (EMBEDDING, HEAD):
+        place = entry["tensors"][name]
+        raw = np.fromfile(root / "images/decoder/vocab_1.bin", np.int8)
+        rows = raw[place["offset"] : place["offset"] + place["bytes"]].reshape(-1, 96)
+        words = np.arange(1, 301, 3)  # behind port 1 of 3
+        np.testing.assert_array_equal(rows[: len(words), :72], artifact.stored(name)[1][words])
+        assert not rows[:, 72:92].any()
+        scales = np.ascontiguousarray(rows[: len(words), 92:]).view("<f4")[:, 0]
+        np.testing.assert_array_equal(scales, artifact.row_scales(name)[words])
 
 
 def test_second_export_has_the_same_bytes(

@@ -123,6 +123,7 @@ DECODERS = [
         "F32",
         DecoderConfig(context=40, vocab_ports=3, query_tokens=2),
     ),
+    ("qwen2", LutConfig(scheme="weight", group_size=64), "I8", DecoderConfig(vocab_ports=2)),
 ]
 
 
@@ -130,7 +131,8 @@ DECODERS = [
 def test_cycles_of_the_decoder_within_5_percent(arch, lut, stored, kernel, tmp_path):
     """From the first word of a prompt to the last word chosen: every step of every layer."""
     config = EngineConfig(channels=4, centroid_ports=2, lanes_per_cycle=32, max_tokens=8)
-    write_artifact(tmp_path / "art", tiny_config(arch), QuantConfig(lut), kind=stored)
+    quant = QuantConfig(lut, head="int8" if stored == "I8" else "source")
+    write_artifact(tmp_path / "art", tiny_config(arch), quant, kind=stored)
     export(tmp_path / "art", tmp_path / "d", engine=config, golden={}, decoder=kernel)
     design = read_design(tmp_path / "d")
     sources = add_clocks(trusted_sources(design, False))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from calib.decoder import FloatDecoder
+from calib.decoder import FloatDecoder, rms_norm
 from lutllm import intmath
-from lutllm.artifact import Artifact
+from lutllm.artifact import EMBEDDING, Artifact
 from lutllm.checkpoint import Checkpoint, open_checkpoint
 from lutllm.config import LutConfig, QuantConfig
 from lutllm.intmath import lut_linear
@@ -22,6 +23,7 @@ from tests.helpers import random_input, random_linear
 from tests.quant_problem import data, run
 from tests.tiny_models import make_model, tiny_config, write_hf
 
+CALIBRATION = CalibrationConfig(tokens=512, ctx=64)
 IDS = np.random.default_rng(0).integers(0, 300, 3000)
 WINDOWS = IDS[:2560].reshape(40, 64)
 CONFIG = QuantConfig(
@@ -36,8 +38,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Artifact
     checkpoint = open_checkpoint(write_hf(folder, make_model(tiny_config("qwen3"))))
     checkpoint.write_tokenizer = lambda dest: None  # type: ignore[method-assign]
     out = folder / "artifact"
-    calibration = CalibrationConfig(tokens=512, ctx=64)
-    quantize(checkpoint, out, CONFIG, IDS, calibration=calibration, progress=False)
+    quantize(checkpoint, out, CONFIG, IDS, calibration=CALIBRATION, progress=False)
     return checkpoint, Artifact.open(out)
 
 
@@ -128,15 +129,34 @@ def test_divergence_and_its_gradient() -> None:
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(300, 16, generator=generator).requires_grad_()
     teacher = torch.randn(300, 16, generator=generator)
-    head = torch.randn(50, 16, generator=generator)
+    head, other = torch.randn(2, 50, 16, generator=generator)
     found = torch.log_softmax(student @ head.t(), -1)
-    target = torch.log_softmax(teacher @ head.t(), -1)
+    target = torch.log_softmax(teacher @ other.t(), -1)
     loss = (target.exp() * (target - found)).sum(-1).mean()
     loss.backward()
-    value, gradient = divergence(student.detach(), teacher, head, gradient=True)
-    assert value == pytest.approx(float(loss), rel=1e-4)
+    value, gradient = divergence(student.detach(), teacher, (head, other), gradient=True)
+    assert value == pytest.approx(loss.item(), rel=1e-4)
     assert torch.allclose(gradient, student.grad, atol=1e-5)
-    assert divergence(teacher, teacher, head, gradient=False)[0] == pytest.approx(0, abs=1e-5)
+    same, _ = divergence(teacher, teacher, (head, head), gradient=False)
+    assert same == pytest.approx(0, abs=1e-5)
+
+
+def test_the_student_has_the_stored_embedding_and_head(
+    pair: tuple[Checkpoint, Artifact], tmp_path: Path
+) -> None:
+    checkpoint = pair[0]
+    config = dataclasses.replace(CONFIG, head="int8")
+    out = tmp_path / "artifact"
+    quantize(checkpoint, out, config, IDS, calibration=CALIBRATION, progress=False)
+    artifact = Artifact.open(out)
+    student = Student.from_artifact(artifact, FloatDecoder(checkpoint))
+    head = artifact.float32(artifact.head_name)
+    assert np.array_equal(student.head.numpy(), head)
+    assert not np.array_equal(head, checkpoint.tensor(artifact.head_name))
+    bare = dataclasses.replace(student, layers=[], linears=[])  # embedding, then final norm
+    rows = torch.from_numpy(artifact.float32(EMBEDDING)[IDS[None, :40]])
+    eps = checkpoint.model.rms_norm_eps
+    assert torch.equal(bare.hidden(IDS[None, :40]), rms_norm(rows, student.final_norm, eps))
 
 
 def test_distillation_lowers_the_divergence(pair: tuple[Checkpoint, Artifact]) -> None:

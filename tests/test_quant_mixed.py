@@ -111,10 +111,14 @@ def test_sensitivity_predicts_the_divergence_of_a_small_error(checkpoint: Checkp
 
 def test_bits_are_met_and_the_most_sensitive_get_more(checkpoint: Checkpoint) -> None:
     config = QuantConfig(
-        LutConfig(scheme="weight", group_size=64), {"*.down_proj": {"table_bits": 16}}
+        LutConfig(scheme="weight", group_size=64),
+        {"*.down_proj": {"table_bits": 16}},
+        seed=3,
+        head="int8",
     )
     quant, record = mixed_precision(checkpoint, config, 2.9, WINDOWS)
     assert 2.3 < record["index_bits"] <= 2.9
+    assert (quant.seed, quant.head) == (3, "int8")
     found = record["sensitivity"]
     given = {name: quant.for_linear(name).index_bits_per_weight for name in found}
     sizes = {s.name: s.in_features * s.out_features for s in checkpoint.model.linears()}

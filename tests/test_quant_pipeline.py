@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 
 from calib.decoder import FloatDecoder
-from lutllm.artifact import Artifact, artifact_hash, read_json
+from lutllm.artifact import EMBEDDING, Artifact, artifact_hash, read_json
 from lutllm.checkpoint import Checkpoint, open_checkpoint
 from lutllm.config import LutConfig, QuantConfig
 from lutllm.errors import CheckpointError, ConfigError, LutLLMError, ResourceError
-from quant import pipeline
+from lutllm.int8_rows import round_rows
+from quant import head, pipeline
 from quant.pipeline import CalibrationConfig, plan, quantize
 from tests.tiny_models import make_model, tiny_config, write_hf
 
@@ -85,6 +87,34 @@ def test_plan_predicts_the_sizes(checkpoint: Checkpoint, artifact: Path) -> None
 def test_same_seed_same_bytes(checkpoint: Checkpoint, artifact: Path, tmp_path: Path) -> None:
     run(checkpoint, tmp_path / "again")
     assert artifact_hash(tmp_path / "again") == artifact_hash(artifact)
+
+
+INT8 = dataclasses.replace(CONFIG, head="int8")
+
+
+def test_int8_rows_are_those_of_the_checkpoint(
+    checkpoint: Checkpoint, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "_CHUNK", 128)  # 300 rows in parts
+    report = run(checkpoint, tmp_path / "out", INT8)
+    opened = Artifact.open(tmp_path / "out")
+    assert opened.verify() == []
+    for name in (EMBEDDING, opened.head_name):
+        expected = round_rows(checkpoint.tensor(name))
+        assert np.array_equal(opened.float32(name), expected)
+        assert not np.array_equal(expected, checkpoint.tensor(name))
+    assert report["head_bytes"] == 2 * 300 * (64 + 4)
+    expected_bytes = plan(checkpoint, INT8, CALIBRATION)["estimated_artifact_bytes"]
+    tensors = sum(f.stat().st_size for f in (tmp_path / "out").glob("*.safetensors"))
+    assert abs(tensors - expected_bytes) < 20_000
+
+
+def test_the_quantized_stream_starts_from_the_stored_rows(checkpoint: Checkpoint) -> None:
+    embedded = FloatDecoder(checkpoint).embed(IDS[:128].reshape(2, 64))
+    stored = head.stored_values(embedded, INT8)
+    rows = round_rows(checkpoint.tensor(EMBEDDING))
+    assert np.array_equal(stored.numpy(), rows[IDS[:128].reshape(2, 64)])
+    assert np.array_equal(head.stored_values(embedded, CONFIG), embedded)
 
 
 class Stop(Exception):

@@ -44,6 +44,11 @@ struct Model : Decoder<C> {
     static constexpr int MAX_Y_BEATS =
         max_of(QKV_HEADS * Base::HEAD_BEATS, max_of(2 * Base::INTERMEDIATE_BEATS,
                                                     Base::HIDDEN_BEATS));
+    // Beats of a stored row; int8 rows end in a float32 scale (int8_head.h).
+    static constexpr int HEAD_ROW_BEATS =
+        ceil_div(C::HIDDEN_SIZE * C::HEAD_BITS + (C::HEAD_BITS == 8 ? 32 : 0), C::AXI_BITS);
+    static constexpr int EMBED_ROW_BEATS =
+        ceil_div(C::HIDDEN_SIZE * C::EMBED_BITS + (C::EMBED_BITS == 8 ? 32 : 0), C::AXI_BITS);
     static_assert(C::HEAD_DIM % Base::FLOATS == 0, "heads are whole beats");
 
     // First beats of a layer's norms: input, post attention, queries, keys.
@@ -291,11 +296,11 @@ void attend(const typename D::beat_t* y, const typename D::beat_t* constants,
     LUTLLM_PROCESS("store", store_vectors<D>(out, x, run.tokens, D::HEADS * D::HEAD_BEATS));
 }
 
-// The normed residual to every vocabulary port.
+// The normed residual, in `beats` beats, to every vocabulary port.
 template <class D>
-void spread_vector(typename D::beats& in, typename D::beats (&out)[D::VOCAB_PORTS]) {
+void spread_vector(typename D::beats& in, typename D::beats (&out)[D::VOCAB_PORTS], int beats) {
 spread_loop:
-    for (int b = 0; b < D::HIDDEN_BEATS; b++) {
+    for (int b = 0; b < beats; b++) {
 #pragma HLS PIPELINE II=1
         const typename D::beat_t beat = in.read();
         for (int p = 0; p < D::VOCAB_PORTS; p++) {
@@ -310,7 +315,7 @@ template <class D>
 void score_words(const typename D::beat_t* rows, typename D::beats& in, typename D::floats& logits,
                  int words) {
     constexpr int VALUES = D::AXI_BITS / D::HEAD_BITS;
-    constexpr int ROW_BEATS = ceil_div(D::HIDDEN_SIZE, VALUES);
+    constexpr int ROW_BEATS = D::HEAD_ROW_BEATS;
     constexpr int PARTIALS = 8;
     float x[ROW_BEATS][VALUES], partial[PARTIALS];
 #pragma HLS ARRAY_PARTITION variable=x type=complete dim=2

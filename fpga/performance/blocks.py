@@ -148,7 +148,8 @@ class EmittedBlocks:
         rows = given("rows_per_port", self.design.vocab_rows)
         read = rows * self._row_beats * self.memory.beat_cycles / self.memory.streamed
         words = given("vocab_size", self.model.vocab_size)
-        norm = 3 * self._hidden_beats
+        passes = 5 if self.design.head_kind == "I8" else 3  # rounding looks for the largest first
+        norm = passes * self._hidden_beats
         return (norm + maximum(read.named("rows", "cycles"), words) + self._depth).named(
             "head", "cycles"
         )
@@ -210,7 +211,13 @@ class EmittedBlocks:
         ports = given("vocab_ports", self.design.config.vocab_ports)
         bits = STORED_BITS[self.design.head_kind]
         values = given("values_per_beat", self.design.axi_bits // bits)
-        kept = values.value * costs.memory_lut(32, self.design.row_beats(self.design.head_kind))
+        depth = self.design.row_beats(self.design.head_kind)
+        if self.design.head_kind == "I8":  # a product of 16 by 8 bits in a DSP each, their sum
+            adders = values * costs.adder_lut(24) * costs.hls_overhead
+            kept = values.value * costs.memory_lut(16, depth)
+            each = Resources.of(lut=adders + kept, ff=adders * costs.ff_per_lut, dsp=values)
+            return each.times(ports)
+        kept = values.value * costs.memory_lut(32, depth)
         each = self._operations(costs, 2 * values + PARTIALS, lut=kept)
         return each.times(ports)
 

@@ -40,7 +40,7 @@ _STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 @dataclass(frozen=True)
 class Source:
-    """A model to size: its shape, its quantization where it has one, how its rows are stored."""
+    """A model to size: its shape, its quantization where it has one, the type of its floats."""
 
     model: ModelConfig
     quant: QuantConfig | None

@@ -29,9 +29,15 @@ def decoder_design(
     config: DecoderConfig = DEFAULT_DECODER,
     stored: str = "BF16",
 ) -> DecoderDesign:
-    """The decoder kernel of a model. stored: safetensors dtype of its embedding and head."""
+    """The decoder kernel of a model. stored: safetensors dtype of its float embedding and head."""
     engines = model_engines(model, quant, engine)
-    return DecoderDesign(config, model, stored, stored, tuple(engines))
+    kind = rows_kind(quant, stored)
+    return DecoderDesign(config, model, kind, kind, tuple(engines))
+
+
+def rows_kind(quant: QuantConfig, stored: str) -> str:
+    """safetensors dtype of embedding and head in an artifact; `stored`: that of the checkpoint."""
+    return "I8" if quant.head == "int8" else stored
 
 
 def with_head(model: ModelConfig, engines: Sequence[EngineDesign]) -> list[EngineDesign]:

@@ -16,7 +16,7 @@ from typing import Any
 from fpga.decoder_design import DecoderConfig, DecoderDesign
 from fpga.design import EngineConfig, EngineDesign, ceil_div, power_of_two_at_least
 from fpga.device import Device
-from fpga.performance.designs import model_engines
+from fpga.performance.designs import model_engines, rows_kind
 from fpga.performance.estimate import COMFORTABLE, Estimate, Setting
 from fpga.performance.resources import NAMES, utilisation
 from fpga.performance.timing import ASSUMED, EMITTED, Schedule
@@ -66,7 +66,7 @@ class Space:
 
     quants  quantizations to choose from, by name
     heads   of the schedules that are not rendered
-    stored  safetensors dtype of embedding and head
+    stored  safetensors dtype of embedding and head where a quantization leaves them as they are
     """
 
     quants: dict[str, QuantConfig]
@@ -182,12 +182,13 @@ def settings(
     """
     for quant_name, quant in space.quants.items():
         plan = model_engines(model, quant, EngineConfig())
+        kind = rows_kind(quant, space.stored)
         for schedule, clock in itertools.product(space.schedules, space.clocks_mhz):
             assumed = BLOCKS if schedule.on_chip else (ASSUMED,)
             kernels = KERNELS[1:] if schedule.on_chip else KERNELS
             for engines in _engines(plan, device, space, schedule):
                 for kernel, block, head in itertools.product(kernels, assumed, space.heads):
-                    design = _design(model, engines, kernel, space.stored, context)
+                    design = _design(model, engines, kernel, kind, context)
                     if design is None:
                         continue
                     chosen = dataclasses.replace(block, head=head)
@@ -198,12 +199,12 @@ def _design(
     model: ModelConfig,
     engines: Sequence[EngineDesign],
     kernel: DecoderConfig,
-    stored: str,
+    kind: str,
     context: int,
 ) -> DecoderDesign | None:
     """The decoder kernel, with caches for `context` positions; None where there is none."""
     try:
-        design = DecoderDesign(kernel, model, stored, stored, tuple(engines))
+        design = DecoderDesign(kernel, model, kind, kind, tuple(engines))
         if design.context < context:
             kernel = dataclasses.replace(kernel, context=context)
             design = dataclasses.replace(design, config=kernel)

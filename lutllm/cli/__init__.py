@@ -22,13 +22,14 @@ from lutllm.cli import (
     export,
     generate,
     quantize,
+    serve,
     verify,
 )
 from lutllm.cli.common import run_command
 from lutllm.errors import LutLLMError
 from lutllm.version import __version__
 
-COMMANDS = (quantize, evaluate, generate, bench, estimate, explore, export, csim, verify)
+COMMANDS = (quantize, evaluate, generate, serve, bench, estimate, explore, export, csim, verify)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -93,7 +93,7 @@ def quantization(args: argparse.Namespace) -> QuantConfig | None:
         return None
     base = recipe(args.recipe or DEFAULT_RECIPE)
     default = LutConfig.from_dict({**dataclasses.asdict(base.config), **changes})
-    return QuantConfig(default, base.overrides)
+    return QuantConfig(default, base.overrides, head=base.head)
 
 
 def run(args: argparse.Namespace) -> Outcome:

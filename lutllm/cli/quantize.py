@@ -18,7 +18,7 @@ from lutllm.cli.common import (
     positive,
     table,
 )
-from lutllm.config import SCHEMES, LutConfig, QuantConfig
+from lutllm.config import HEADS, SCHEMES, LutConfig, QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.progress import format_seconds
 from lutllm.recipes import DEFAULT_RECIPE, RECIPES, recipe
@@ -61,6 +61,11 @@ def add_parser(commands: Any) -> None:
         metavar="PATTERN:FIELD=VALUE",
         help="another value for the linears that match, e.g. '*.down_proj:weight_stages=2'; "
         "may be repeated",
+    )
+    setting.add_argument(
+        "--head",
+        choices=HEADS,
+        help="embedding and output head: int8, one scale a row (default), or as in the source",
     )
     setting.add_argument("--seed", type=natural, default=0, metavar="N")
     setting.add_argument(
@@ -149,7 +154,7 @@ def build_config(args: argparse.Namespace) -> QuantConfig:
     for text in args.override:
         pattern, field, value = parse_override(text)
         overrides.setdefault(pattern, {})[field] = value
-    return QuantConfig(LutConfig.from_dict(values), overrides, args.seed)
+    return QuantConfig(LutConfig.from_dict(values), overrides, args.seed, args.head or base.head)
 
 
 def parse_override(text: str) -> tuple[str, str, str | int]:

@@ -6,7 +6,8 @@
     layout      a LUT linear in the order the kernels read it
     plain, avx2 kernel sets: the same functions; `kernels` is the set in use
     linear      a LUT linear over a block of tokens, from those functions
-    floats      norms, rotary embedding, attention, activation function, head
+    floats      norms, rotary embedding, attention, activation function, float head
+    int8_head   the head on int8 rows, from `dot`, whose step is that of the kernel set
     forward     the whole decoder as one kernel that a `team` of threads runs together
     cache, sampling, model, bench
 

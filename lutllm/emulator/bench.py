@@ -51,10 +51,8 @@ class MemoryProbe:
 def decode_bytes(model: LutModel, position: int) -> int:
     """Bytes read to decode one token after `position` tokens: tables, head, norms, cache."""
     config = model.config
-    width = {0: 4, 1: 2, 2: 2}[model.head_kind]
-    head = config.vocab_size * config.hidden_size * width
     cached = 8 * position * config.kv_size * config.num_hidden_layers
-    return model.table_bytes + head + cached
+    return model.table_bytes + model.head_bytes + cached
 
 
 def bench(

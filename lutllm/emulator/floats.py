@@ -20,8 +20,10 @@ from lutllm.emulator.simd import (
     float_to_int,
     fma,
     half_to_float,
+    i8x8,
     i16x8,
     i32x8,
+    int_to_float,
     load,
     load_f32,
     max_lanes,
@@ -32,6 +34,7 @@ from lutllm.emulator.simd import (
     outer_zero,
     prefetch,
     rint,
+    sext,
     shl,
     splat,
     store,
@@ -48,8 +51,10 @@ LANES = 8
 #: Keys of one block of the key cache, laid out [block][head_dim][KEYS].
 KEYS = 16
 #: How a stored float tensor is read.
-F32, F16, BF16 = 0, 1, 2
-KINDS = {"F32": F32, "F16": F16, "BF16": BF16}
+F32, F16, BF16, I8 = 0, 1, 2, 3
+KINDS = {"F32": F32, "F16": F16, "BF16": BF16, "I8": I8}
+#: Bytes of a stored value by kind.
+WIDTHS = {F32: 4, F16: 2, BF16: 2, I8: 1}
 
 
 # ---------------------------------------------------------------- elementwise
@@ -147,11 +152,15 @@ def load8(kind: int, address: int) -> Any:
         return bitcast(f32x8, shl(zext(i32x8, load(i16x8, address)), 16))
     if kind == F16:
         return half_to_float(load(i16x8, address))
+    if kind == I8:
+        return int_to_float(f32x8, sext(i32x8, load(i8x8, address)))
     return load(f32x8, address)
 
 
 @inline
 def stored_bytes(kind: int) -> int:
+    if kind == I8:
+        return 1
     return 4 if kind == F32 else 2
 
 
@@ -164,6 +173,16 @@ def read_row(kind: int, row: int, size: int, out: int) -> None:
     if size % LANES:  # the last eight values, some of them again
         last = size - LANES
         store(out + 4 * last, load8(kind, row + width * last))
+
+
+@inline
+def scale_row(x: int, size: int, factor: Any) -> None:
+    """x *= factor, f32[size] in place."""
+    whole = size // LANES * LANES
+    for i in range(0, 4 * whole, 4 * LANES):
+        store(x + i, mul(load(f32x8, x + i), splat(f32x8, factor)))
+    for i in range(whole, size):
+        store_f32(x + 4 * i, load_f32(x + 4 * i) * factor)
 
 
 # ---------------------------------------------------------------- output head

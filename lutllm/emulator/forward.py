@@ -13,12 +13,14 @@ import numpy as np
 
 from lutllm.emulator.floats import (
     BF16,
+    I8,
     KEYS,
     head_rows,
     mix_values,
     read_row,
     rms_norm,
     rotate,
+    scale_row,
     score_keys,
     silu_product,
     softmax,
@@ -26,6 +28,7 @@ from lutllm.emulator.floats import (
     store_key,
     stored_bytes,
 )
+from lutllm.emulator.int8_head import BLOCK, int8_head_rows, quantize_hidden
 from lutllm.emulator.jit import inline, kernel
 from lutllm.emulator.layout import record_type
 from lutllm.emulator.linear import apply_tables, code_inputs
@@ -38,11 +41,12 @@ LINEARS = 4
 #: Queries that share the loads of keys and values.
 QUERIES = 8
 
-#: Sizes, constants and stored float tensors of a model. *_kind: `floats.KINDS`.
+#: Sizes, constants and stored float tensors of a model. *_kind: `floats.KINDS`; *_scale: of int8
+#: rows, f32[vocab]; head_limit: `int8_rows.hidden_limit`.
 DECODER = record_type(
     """
     layers hidden intermediate heads kv_heads head_dim vocab
-    embed embed_kind head head_kind final_norm cos sin
+    embed embed_kind embed_scale head head_kind head_scale head_limit final_norm cos sin
     """,
     "eps",
     "score_scale",
@@ -307,12 +311,16 @@ def _gate(dec: Any, buf: Any, tokens: int, member: int, members: int) -> None:
 
 @inline
 def _final_norm(dec: Any, buf: Any, first: int, tokens: int, member: int, members: int) -> None:
-    """Normed rows in the order the head wants."""
+    """Normed rows as the head wants them: in its order, or as integers with scales in `scales`."""
     _norm_rows(dec, buf, dec.final_norm, first, tokens, member, members)
-    if dec.head_kind == BF16:
-        low, high = share(tokens, member, members)
-        for t in range(first + low, first + high):
-            split_words(buf.normed + t * buf.h_bytes, (dec.hidden + 15) // 16 * 16)
+    padded = (dec.hidden + BLOCK - 1) // BLOCK * BLOCK
+    low, high = share(tokens, member, members)
+    for t in range(first + low, first + high):
+        row = buf.normed + t * buf.h_bytes
+        if dec.head_kind == BF16:
+            split_words(row, padded)
+        elif dec.head_kind == I8:
+            store_f32(buf.scales + 4 * t, quantize_hidden(row, padded, dec.head_limit))
 
 
 @inline
@@ -322,6 +330,22 @@ def _logits(
     """Head of normed rows first ... to out: f32[tokens, vocab], rows split in fours."""
     fours = (dec.vocab + 3) // 4
     low, high = share(fours, member, members)
+    if dec.head_kind == I8:
+        int8_head_rows(
+            dec.head,
+            dec.head_scale,
+            dec.hidden,
+            4 * low,
+            min(4 * high, dec.vocab),
+            tokens,
+            buf.normed + first * buf.h_bytes,
+            buf.h_bytes,
+            buf.scales + 4 * first,
+            out,
+            4 * dec.vocab,
+            buf.scratch + member * buf.scratch_bytes,
+        )
+        return
     head_rows(
         dec.head_kind,
         dec.head,
@@ -363,6 +387,15 @@ def _operands(buf: Any, which: int) -> tuple[int, int, int, int]:
     return buf.product, buf.product_bytes, buf.h, buf.h_bytes
 
 
+@inline
+def _embed(dec: Any, word: int, out: int) -> None:
+    """out: f32[hidden], the embedding of a word."""
+    row = dec.embed + word * dec.hidden * stored_bytes(dec.embed_kind)
+    read_row(dec.embed_kind, row, dec.hidden, out)
+    if dec.embed_kind == I8:
+        scale_row(out, dec.hidden, load_f32(dec.embed_scale + 4 * word))
+
+
 @kernel
 def forward(
     decoder: np.ndarray,
@@ -380,13 +413,13 @@ def forward(
     """Run `tokens` tokens at positions start ... through the model.
 
     decoder DECODER[1], layers LAYER[L], lins LINEAR[4 L], buffers BUFFERS[1]. The last `wanted`
-    tokens get their final norm (in `normed`) and, if `logits` is not 0, f32[wanted, vocab] there.
+    tokens get their final norm (in `normed`, see `_final_norm`) and, if `logits` is not 0,
+    f32[wanted, vocab] there.
     """
     dec, buf = decoder[0], buffers[0]
     low, high = share(tokens, member, members)
     for t in range(low, high):
-        row = load_i64(buf.ids + 8 * t) * dec.hidden * stored_bytes(dec.embed_kind)
-        read_row(dec.embed_kind, dec.embed + row, dec.hidden, buf.h + t * buf.h_bytes)
+        _embed(dec, load_i64(buf.ids + 8 * t), buf.h + t * buf.h_bytes)
     phase = 0
     for index in range(LINEARS * dec.layers):
         layer, which = layers[index // LINEARS], index % LINEARS

@@ -43,7 +43,8 @@ def _digest() -> str:
     parts = [numba.__version__, llvmlite.__version__, triple, name, *sorted(features), ISA]
     total = hashlib.sha256("\n".join(parts).encode())
     here = Path(__file__).parent
-    for source in [*sorted(here.glob("*.py")), here.parent / "config.py"]:
+    constants = [here.parent / name for name in ("config.py", "int8_rows.py")]
+    for source in [*sorted(here.glob("*.py")), *constants]:
         total.update(source.read_bytes())
     return total.hexdigest()[:16]
 

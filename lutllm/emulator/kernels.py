@@ -12,7 +12,9 @@ if ISA == "avx2":
         make_rows,
         quantize_slots,
     )
+    from lutllm.emulator.dot import dot_step_avx2 as dot_step
 else:
+    from lutllm.emulator.dot import dot_step_plain as dot_step
     from lutllm.emulator.plain import (
         code_slots,
         largest_input,
@@ -21,4 +23,4 @@ else:
         quantize_slots,
     )
 
-__all__ = ["code_slots", "largest_input", "lookup", "make_rows", "quantize_slots"]
+__all__ = ["code_slots", "dot_step", "largest_input", "lookup", "make_rows", "quantize_slots"]

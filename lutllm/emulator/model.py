@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from lutllm.artifact import Artifact
+from lutllm.artifact import EMBEDDING, Artifact
 from lutllm.emulator.cache import KVCache
-from lutllm.emulator.floats import KEYS, KINDS, LANES
+from lutllm.emulator.floats import KEYS, KINDS, LANES, WIDTHS
 from lutllm.emulator.forward import (
     BUFFERS,
     DECODER,
@@ -26,6 +26,7 @@ from lutllm.emulator.linear import act_bytes, scratch_bytes
 from lutllm.emulator.sampling import Sampling
 from lutllm.emulator.team import Team
 from lutllm.errors import ArtifactError, ConfigError
+from lutllm.int8_rows import hidden_limit
 from lutllm.model_config import ModelConfig
 from lutllm.rope import rope_tables
 from lutllm.tokenizer import StreamDecoder, Tokenizer
@@ -111,9 +112,12 @@ class LutModel:
         return int((lins["out_features"] * positions * stages).sum())
 
     @property
-    def head_kind(self) -> int:
-        """How the output head is stored, see `floats.KINDS`."""
-        return int(self._decoder[0]["head_kind"])
+    def head_bytes(self) -> int:
+        """Bytes of the stored output head, its row scales included."""
+        dec = self._decoder[0]
+        scales = 4 if dec["head_scale"] else 0
+        width = self.config.hidden_size * WIDTHS[int(dec["head_kind"])]
+        return self.config.vocab_size * (width + scales)
 
     def _context_limit(self, context: int | None) -> int:
         most = self.config.max_position_embeddings
@@ -336,7 +340,7 @@ class LutModel:
         finish = "length"
         tokens: list[int] = []
         while len(tokens) < max_tokens:
-            token = sampling.choose(_finite(logits, self.path), rng)
+            token = sampling.choose(check_finite(logits, self.path), rng)
             if token in self.tokenizer.eos_ids:
                 finish = "stop"
                 break
@@ -391,7 +395,7 @@ class _Stream:
         return "".join(self._pieces)
 
 
-def _finite(logits: np.ndarray, path: Path) -> np.ndarray:
+def check_finite(logits: np.ndarray, path: Path) -> np.ndarray:
     if not np.isfinite(logits).all():
         raise ArtifactError(
             f"{path}: the logits are not finite; the artifact is damaged, "
@@ -415,18 +419,20 @@ class _FloatTensors:
         self._kept.append(values)
         return values.ctypes.data
 
-    def _stored(self, name: str) -> tuple[int, int]:
+    def _rows(self, part: str, name: str) -> dict[str, int]:
+        """The fields of DECODER for the rows `name`, mapped from disk."""
         kind, view = self._artifact.stored(name)
         self._kept.append(view)
-        return view.ctypes.data, KINDS[kind]
+        found = {part: view.ctypes.data, f"{part}_kind": KINDS[kind]}
+        if kind == "I8":
+            scale = np.ascontiguousarray(self._artifact.row_scales(name))
+            self._kept.append(scale)
+            found[f"{part}_scale"] = scale.ctypes.data
+        return found
 
     def decoder(self, config: ModelConfig) -> np.ndarray:
         """DECODER[1]."""
         record = np.zeros(1, DECODER)
-        embed, embed_kind = self._stored("model.embed_tokens.weight")
-        head, head_kind = embed, embed_kind
-        if not config.tie_word_embeddings:
-            head, head_kind = self._stored("lm_head.weight")
         values = {
             "layers": config.num_hidden_layers,
             "hidden": config.hidden_size,
@@ -435,10 +441,9 @@ class _FloatTensors:
             "kv_heads": config.num_key_value_heads,
             "head_dim": config.head_dim,
             "vocab": config.vocab_size,
-            "embed": embed,
-            "embed_kind": embed_kind,
-            "head": head,
-            "head_kind": head_kind,
+            **self._rows("embed", EMBEDDING),
+            **self._rows("head", self._artifact.head_name),
+            "head_limit": hidden_limit(config.hidden_size),
             "final_norm": self._norm("model.norm.weight"),
             "eps": config.rms_norm_eps,
             "score_scale": config.head_dim**-0.5,

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lutllm import intmath
-from lutllm.artifact import Artifact
+from lutllm import int8_rows, intmath
+from lutllm.artifact import EMBEDDING, Artifact
 from lutllm.model_config import ModelConfig
 from lutllm.rope import rope_tables
 
@@ -83,11 +83,19 @@ def logits(
             visit(name, x)
         return intmath.lut_linear(x, artifact.linear(shapes[name]))
 
-    embed = artifact.float32("model.embed_tokens.weight")
+    embed = artifact.float32(EMBEDDING)
     rope = rope_tables(config, len(ids))
     h = embed[ids]
     for i in range(config.num_hidden_layers):
         h = decoder_layer(h, f"model.layers.{i}", config, artifact.float32, apply, rope)
     h = rms_norm(h, artifact.float32("model.norm.weight"), config.rms_norm_eps)
-    head = embed if config.tie_word_embeddings else artifact.float32("lm_head.weight")
-    return h @ head.T
+    return head_logits(artifact, h)
+
+
+def head_logits(artifact: Artifact, h: np.ndarray) -> np.ndarray:
+    """Logits f32[T, V] of normed hidden states f32[T, hidden]."""
+    name = artifact.head_name
+    kind, rows = artifact.stored(name)
+    if kind == "I8":
+        return int8_rows.logits(h, rows, artifact.row_scales(name))
+    return h @ artifact.float32(name).T

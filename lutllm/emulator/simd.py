@@ -146,7 +146,7 @@ def _scalar_store(numba_type: Any, bits: int | None) -> Any:
     @intrinsic
     def scalar(typingctx: Any, address: Any, value: Any) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            stored = args[1] if bits is None else builder.trunc(args[1], ir.IntType(bits))
+            stored = args[1] if bits in (None, 64) else builder.trunc(args[1], ir.IntType(bits))
             builder.store(stored, _pointer(builder, args[0], stored.type), align=1)
             return context.get_dummy_value()
 
@@ -158,6 +158,7 @@ def _scalar_store(numba_type: Any, bits: int | None) -> Any:
 store_i8 = _scalar_store(types.intp, 8)
 store_i16 = _scalar_store(types.intp, 16)
 store_i32 = _scalar_store(types.intp, 32)
+store_i64 = _scalar_store(types.intp, 64)
 store_f32 = _scalar_store(types.float32, None)
 store_f64 = _scalar_store(types.float64, None)
 
@@ -521,16 +522,45 @@ def pause(typingctx: Any) -> Any:
     return types.void(), codegen
 
 
+#: Number of the futex system call by processor; Linux only.
+_FUTEX = {"x86_64": 202, "aarch64": 98}
+_FUTEX_WAIT, _FUTEX_WAKE, _ALL = 128, 129, 2**31 - 1  # of this process alone
+
+
+def _futex(builder: Any, args: list[Any]) -> None:
+    """syscall(SYS_futex, *args) where there is one; sched_yield elsewhere, nothing on Windows."""
+    number = _FUTEX.get(compiler_target()[0].split("-")[0])
+    if sys.platform == "linux" and number is not None:
+        none = _I64(0)
+        _call(builder, "syscall", _I64, [_I64(number), *args, none, none, none])
+    elif sys.platform != "win32":
+        _call(builder, "sched_yield", _I32, [])
+
+
 @intrinsic
-def give_way(typingctx: Any) -> Any:
-    """Let another thread run on this processor (POSIX; nothing elsewhere)."""
+def sleep_while(typingctx: Any, address: Any, value: Any) -> Any:
+    """Sleep until `wake_all` while the 32 bits at `address` are those of `value`.
+
+    May return early; where the system has no such call, other threads run first.
+    """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if sys.platform != "win32":
-            _call(builder, "sched_yield", _I32, [])
+        low = builder.and_(args[1], _I64(0xFFFFFFFF))
+        _futex(builder, [args[0], _I64(_FUTEX_WAIT), low])
         return context.get_dummy_value()
 
-    return types.void(), codegen
+    return types.void(types.intp, types.int64), codegen
+
+
+@intrinsic
+def wake_all(typingctx: Any, address: Any) -> Any:
+    """Wake every thread in `sleep_while` at `address`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _futex(builder, [args[0], _I64(_FUTEX_WAKE), _I64(_ALL)])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), codegen
 
 
 # ---------------------------------------------------------------- x86, AVX2

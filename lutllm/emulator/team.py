@@ -19,24 +19,55 @@ import numpy as np
 
 from lutllm.emulator.cpu import available_threads
 from lutllm.emulator.jit import inline
-from lutllm.emulator.simd import atomic_add, atomic_load, give_way, pause
+from lutllm.emulator.simd import (
+    atomic_add,
+    atomic_load,
+    load_i64,
+    pause,
+    sleep_while,
+    store_i64,
+    wake_all,
+)
 from lutllm.errors import ConfigError
 
-#: Polls before a waiting thread offers its processor to others.
+#: Polls before a waiting thread goes to sleep: about what a phase takes on an idle machine.
 SPINS = 2000
+#: Most halvings of that number.
+MOST_HALVINGS = 6
 MAX_THREADS = 256
 
 
 @inline
 def barrier(arrivals: int, expected: int) -> None:
-    """Wait until `expected` arrivals have been counted at the address `arrivals`."""
-    atomic_add(arrivals, 1)
-    spins = 0
-    while atomic_load(arrivals) < expected:
+    """Wait until `expected` arrivals have been counted.
+
+    arrivals: address of three int64 that were zero before the run: arrivals, sleeping threads,
+    halvings of SPINS. On a busy machine a thread may share its processor with the one it waits
+    for: then it must sleep, and polling first is lost. So waits that end asleep make the next ones
+    poll less, those that do not make them poll more.
+    The last to arrive looks for sleepers after it has counted itself, and a thread looks at the
+    count after it has called itself asleep, so one of the two sees the other.
+    """
+    if atomic_add(arrivals, 1) + 1 == expected:
+        if atomic_load(arrivals + 8) > 0:
+            wake_all(arrivals)
+        return
+    halvings = load_i64(arrivals + 16)
+    left = SPINS >> halvings
+    while atomic_load(arrivals) < expected and left > 0:
         pause()
-        spins += 1
-        if spins > SPINS:
-            give_way()
+        left -= 1
+    if left > 0:
+        if halvings > 0:
+            store_i64(arrivals + 16, halvings - 1)
+        return
+    store_i64(arrivals + 16, min(halvings + 2, MOST_HALVINGS))
+    while atomic_load(arrivals) < expected:
+        atomic_add(arrivals + 8, 1)
+        count = atomic_load(arrivals)
+        if count < expected:
+            sleep_while(arrivals, count)
+        atomic_add(arrivals + 8, -1)
 
 
 @inline

@@ -1,0 +1,127 @@
+// int8_head.h: embedding and output head as int8 rows with one scale each.
+//
+// A row is HIDDEN_SIZE bytes, zeros, and in its last four bytes the float32 scale. The arithmetic is
+// that of lutllm/int8_rows.py: the vector becomes integers once, sums of products are exact, and
+// a logit is float(sum) * scale of the row * scale of the vector.
+#pragma once
+
+#include "decoder_steps.h"
+
+namespace lutllm {
+
+template <class D>
+float row_scale(const typename D::beat_t& last_beat) {
+#pragma HLS INLINE
+    return bits_to_float(last_beat.range(D::AXI_BITS - 1, D::AXI_BITS - 32));
+}
+
+// A row of the embedding, `base` beats in, to the residual of its token.
+template <class D>
+void embed_int8_word(const typename D::beat_t* rows, int base, typename D::beat_t* hidden) {
+    const float scale = row_scale<D>(rows[base + D::EMBED_ROW_BEATS - 1]);
+    typename D::beat_t stored = 0;
+    int part = 0, at = base;
+embed_loop:
+    for (int b = 0; b < D::HIDDEN_BEATS; b++) {
+#pragma HLS PIPELINE II=1
+        if (part == 0) stored = rows[at++];
+        typename D::floats_t values;
+    lane_loop:
+        for (int j = 0; j < D::FLOATS; j++) {
+#pragma HLS UNROLL
+            const int lane = part * D::FLOATS + j, low = 8 * lane;
+            const ap_int<8> weight = stored.range(low + 7, low);
+            const bool used = b * D::FLOATS + j < D::HIDDEN_SIZE;  // not the scale
+            values.value[j] = used ? static_cast<float>(weight.to_int()) * scale : 0.0f;
+        }
+        hidden[b] = values.pack();
+        advance(part, 4);
+    }
+}
+
+// The vector as integers of up to HEAD_LIMIT, in 32 bits each, then a beat with its scale.
+template <class D>
+void round_hidden(typename D::beats& in, typename D::beats& out) {
+    typename D::beat_t kept[D::HIDDEN_BEATS];
+    ap_uint<31> top = 0;  // positive floats are ordered as integers
+largest_loop:
+    for (int b = 0; b < D::HIDDEN_BEATS; b++) {
+#pragma HLS PIPELINE II=1
+        const typename D::beat_t raw = in.read();
+        kept[b] = raw;
+        ap_uint<31> high = top;
+    magnitude_loop:
+        for (int j = 0; j < D::FLOATS; j++) {
+#pragma HLS UNROLL
+            const ap_uint<31> magnitude = raw.range(32 * j + 30, 32 * j);
+            if (magnitude > high) high = magnitude;
+        }
+        top = high;
+    }
+    const float largest = bits_to_float(top), limit = static_cast<float>(D::HEAD_LIMIT);
+    const float factor = largest >= power_of_two(-100) ? limit / largest : 0.0f;
+round_loop:
+    for (int b = 0; b < D::HIDDEN_BEATS; b++) {
+#pragma HLS PIPELINE II=1
+        const typename D::floats_t values(kept[b]);
+        typename D::beat_t rounded;
+    value_loop:
+        for (int j = 0; j < D::FLOATS; j++) {
+#pragma HLS UNROLL
+            const float scaled = values.value[j] * factor;
+            const float low = scaled < -limit ? -limit : scaled;
+            int integer;
+            round_to_integer(low > limit ? limit : low, integer);
+            rounded.range(32 * j + 31, 32 * j) = ap_uint<32>(static_cast<unsigned>(integer));
+        }
+        out.write(rounded);
+    }
+    typename D::beat_t last = 0;
+    last.range(31, 0) = float_to_bits(largest / limit);
+    out.write(last);
+}
+
+// Logits of the words behind one port: a stored beat a cycle.
+template <class D>
+void score_int8_words(const typename D::beat_t* rows, typename D::beats& in,
+                      typename D::floats& logits, int words) {
+    constexpr int VALUES = D::AXI_BITS / 8;
+    constexpr int PARTS = VALUES / D::FLOATS;
+    ap_int<16> x[D::HEAD_ROW_BEATS][VALUES];
+#pragma HLS ARRAY_PARTITION variable=x type=complete dim=2
+    int part = 0, row = 0;
+vector_loop:
+    for (int b = 0; b < D::HEAD_ROW_BEATS * PARTS; b++) {
+#pragma HLS PIPELINE II=1
+        typename D::beat_t raw = 0;
+        if (b < D::HIDDEN_BEATS) raw = in.read();
+    code_loop:
+        for (int j = 0; j < D::FLOATS; j++) {
+#pragma HLS UNROLL
+            x[row][part * D::FLOATS + j] = raw.range(32 * j + 15, 32 * j);
+        }
+        if (advance(part, PARTS)) row++;
+    }
+    const typename D::beat_t last = in.read();
+    const float token_scale = bits_to_float(last.range(31, 0));
+    int beat = 0, total = 0;
+word_loop:
+    for (int i = 0; i < words * D::HEAD_ROW_BEATS; i++) {
+#pragma HLS PIPELINE II=1
+        const typename D::beat_t raw = rows[i];
+        int sum = 0;
+    product_loop:
+        for (int j = 0; j < VALUES; j++) {
+#pragma HLS UNROLL
+            const ap_int<8> weight = raw.range(8 * j + 7, 8 * j);
+            sum += x[beat][j].to_int() * weight.to_int();  // x is 0 where the scale lies
+        }
+        total = beat == 0 ? sum : total + sum;
+        if (advance(beat, D::HEAD_ROW_BEATS)) {
+            const float scaled = static_cast<float>(total) * row_scale<D>(raw);
+            logits.write(scaled * token_scale);
+        }
+    }
+}
+
+}  // namespace lutllm
