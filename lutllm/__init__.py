@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from lutllm.checkpoint import open_checkpoint
     from lutllm.config import LutConfig, QuantConfig
+    from lutllm.ecosystem import compare_onnx, export_onnx
     from lutllm.errors import LutLLMError
 
 __all__ = [
@@ -46,12 +47,14 @@ __all__ = [
     "QuantConfig",
     "__version__",
     "bench",
+    "compare_onnx",
     "csim",
     "estimate",
     "evaluate",
     "evaluate_task",
     "explore",
     "export",
+    "export_onnx",
     "load",
     "open_checkpoint",
     "plan",
@@ -64,6 +67,8 @@ _HOME = {
     "LutConfig": "lutllm.config",
     "QuantConfig": "lutllm.config",
     "LutLLMError": "lutllm.errors",
+    "compare_onnx": "lutllm.ecosystem",
+    "export_onnx": "lutllm.ecosystem",
     "open_checkpoint": "lutllm.checkpoint",
 }
 

@@ -31,11 +31,18 @@ ALLOWED = {
         "codegen",
         "fpga",
     },
+    "lutllm.ecosystem": {
+        "lutllm",
+        "lutllm.api",
+        "lutllm.emulator",
+        "calib",
+        "codegen",
+    },
     "lutllm.bench": {"lutllm", "lutllm.emulator"},
     "lutllm.serve": {"lutllm", "lutllm.emulator", "lutllm.serve"},
-    "lutllm.cli": {"lutllm", "lutllm.api", "lutllm.cli"},
+    "lutllm.cli": {"lutllm", "lutllm.api", "lutllm.ecosystem", "lutllm.cli"},
     "lutllm.__main__": {"lutllm.cli"},
-    "lutllm.__init__": {"lutllm", "lutllm.api"},
+    "lutllm.__init__": {"lutllm", "lutllm.api", "lutllm.ecosystem"},
 }
 
 

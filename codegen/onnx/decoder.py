@@ -23,19 +23,13 @@ HEAD = "lm_head.weight"
 
 
 class DecoderGraph:
-    """Builds the graph of an artifact layer by layer.
+    """Builds the graph of an artifact layer by layer."""
 
-    taps: also output acc and codes of every linear (`codegen.onnx.linear.OUTPUTS`).
-    """
-
-    def __init__(
-        self, artifact: Artifact, functions: LinearFunctions, weights: Weights, taps: bool = False
-    ):
+    def __init__(self, artifact: Artifact, functions: LinearFunctions, weights: Weights):
         self.artifact = artifact
         self.config = artifact.model
-        self._functions, self._weights, self._taps = functions, weights, taps
+        self._functions, self._weights = functions, weights
         self._g = Body()
-        self._tapped: list[onnx.ValueInfoProto] = []
 
     def build(self) -> onnx.GraphProto:
         self._rotary_tables()
@@ -44,7 +38,7 @@ class DecoderGraph:
             hidden = self._layer(i, hidden)
         self._head(self._norm(hidden, "model.norm.weight"))
         outputs = [_value("logits", ["batch", "tokens", self.config.vocab_size])]
-        outputs += self._cache("present", "past + tokens") + self._tapped
+        outputs += self._cache("present", "past + tokens")
         inputs = [_value("input_ids", ["batch", "tokens"], TensorProto.INT64)]
         inputs += self._cache("past_key_values", "past")
         return helper.make_graph(
@@ -86,11 +80,7 @@ class DecoderGraph:
         return self._g("RMSNormalization", x, name, axis=-1, epsilon=self.config.rms_norm_eps)
 
     def _linear(self, shape: LinearShape, x: str) -> str:
-        linear = self.artifact.linear(shape)
-        y = self._functions.call(self._g, x, linear, self._weights, self._taps)[0]
-        if self._taps:
-            self._tapped += tap_values(linear.name, linear.config.scheme)
-        return y
+        return self._functions.call(self._g, x, self.artifact.linear(shape), self._weights)
 
     def _layer(self, index: int, hidden: str) -> str:
         base = f"model.layers.{index}"
@@ -144,16 +134,6 @@ class DecoderGraph:
             for i in range(self.config.num_hidden_layers)
             for part in ("key", "value")
         ]
-
-
-def tap_values(name: str, scheme: str) -> list[onnx.ValueInfoProto]:
-    """The further outputs of a linear: acc, and codes or x_int."""
-    kind = TensorProto.UINT8 if scheme == "co" else TensorProto.INT8
-    inner = ["Sa", "P"] if scheme == "co" else ["P", "v"]
-    return [
-        _value(f"{name}.acc", ["T", "M"], TensorProto.INT32),
-        _value(f"{name}.codes", ["T", *inner], kind),
-    ]
 
 
 def _value(name: str, dims: list, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:

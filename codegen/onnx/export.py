@@ -11,12 +11,13 @@ import onnx
 from onnx import TensorProto, helper
 
 from codegen.onnx.body import DOMAIN, IR_VERSION, OPSET, Body
-from codegen.onnx.decoder import DecoderGraph, tap_values
-from codegen.onnx.linear import LinearFunctions, block_levels
-from codegen.onnx.readme import readme
+from codegen.onnx.decoder import DecoderGraph
+from codegen.onnx.linear import LinearFunctions, add_taps, block_levels
+from codegen.onnx.readme import linear_readme, model_readme
 from codegen.onnx.weights import Weights
 from lutllm.artifact import TOKENIZER_FILES, Artifact, artifact_hash
 from lutllm.errors import ConfigError
+from lutllm.lut_linear import LutLinear
 from lutllm.model_config import LinearShape
 from lutllm.version import __version__
 
@@ -27,33 +28,29 @@ Build = Callable[[LinearFunctions, Weights], onnx.GraphProto]
 
 
 def export(
-    artifact_path: str | Path,
-    out_dir: str | Path,
-    *,
-    layer: str | None = None,
-    taps: bool = False,
+    artifact_path: str | Path, out_dir: str | Path, *, layer: str | None = None
 ) -> dict[str, Any]:
     """Write `artifact_path` as ONNX to the folder `out_dir`; the same input gives the same bytes.
 
     layer  name of a LUT linear: only this one, x f32[T, D] in, y, acc and codes out
-    taps   let the whole model also output acc and codes of every linear
-    Returns files, format, opset, artifact_hash, nodes and model_bytes.
+    Returns format, opset, files, artifact_hash, nodes and model_bytes.
     """
     artifact, folder = Artifact.open(artifact_path), Path(out_dir)
     digest = artifact_hash(artifact.path)
-    shapes = artifact.model.linears() if layer is None else (_shape(artifact, layer),)
-
-    def build(functions: LinearFunctions, weights: Weights) -> onnx.GraphProto:
-        if layer is None:
-            return DecoderGraph(artifact, functions, weights, taps).build()
-        return linear_graph(artifact, shapes[0], functions, weights)
-
     folder.mkdir(parents=True, exist_ok=True)
-    model = _write_model(folder, artifact, shapes, build, digest)
     files = [MODEL_FILE, DATA_FILE]
     if layer is None:
+        levels = block_levels(artifact.linear(shape) for shape in artifact.model.linears())
+        model = write_model(
+            folder, lambda f, w: DecoderGraph(artifact, f, w).build(), levels, digest
+        )
         files += _copy_tokenizer(artifact.path, folder)
-    (folder / "README.md").write_text(readme(artifact, digest, layer), encoding="utf-8")
+        text = model_readme(artifact, digest)
+    else:
+        linear = artifact.linear(_shape(artifact, layer))
+        model = write_linear(folder, linear, digest)
+        text = linear_readme(linear, digest)
+    (folder / "README.md").write_text(text, encoding="utf-8")
     files.append("README.md")
     return {
         "format": "onnx",
@@ -65,28 +62,31 @@ def export(
     }
 
 
-def linear_graph(
-    artifact: Artifact, shape: LinearShape, functions: LinearFunctions, weights: Weights
-) -> onnx.GraphProto:
-    """One LUT linear: x f32[T, D] -> y f32[T, M], acc, codes."""
-    g = Body()
-    linear = artifact.linear(shape)
-    y = functions.call(g, "x", linear, weights, taps=True)[0]
-    value = helper.make_tensor_value_info
-    outputs = [value(y, TensorProto.FLOAT, ["T", shape.out_features])]
-    return helper.make_graph(
-        g.nodes,
-        "linear",
-        [value("x", TensorProto.FLOAT, ["T", shape.in_features])],
-        outputs + tap_values(linear.name, linear.config.scheme),
-        initializer=weights.tensors,
+def write_linear(folder: Path, linear: LutLinear, digest: str = "") -> onnx.ModelProto:
+    """One LUT linear as a model: x f32[T, D] -> y f32[T, M], acc, codes."""
+    return write_model(
+        folder, lambda f, w: _linear_graph(linear, f, w), block_levels([linear]), digest
     )
 
 
-def _write_model(
-    folder: Path, artifact: Artifact, shapes: tuple[LinearShape, ...], build: Build, digest: str
-) -> onnx.ModelProto:
-    functions = LinearFunctions(block_levels(artifact, shapes))
+def _linear_graph(linear: LutLinear, functions: LinearFunctions, weights: Weights) -> Any:
+    g = Body()
+    y = functions.call(g, "x", linear, weights)
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        g.nodes,
+        "linear",
+        [value("x", TensorProto.FLOAT, ["T", linear.in_features])],
+        [value(y, TensorProto.FLOAT, ["T", linear.out_features])],
+        initializer=weights.tensors,
+    )
+    add_taps(graph)
+    return graph
+
+
+def write_model(folder: Path, build: Build, levels: int, digest: str) -> onnx.ModelProto:
+    """Write the graph that `build` makes and its data into `folder`, and check it."""
+    functions = LinearFunctions(levels)
     with Weights(folder / DATA_FILE) as weights:
         graph = build(functions, weights)
     model = helper.make_model(

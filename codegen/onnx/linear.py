@@ -12,10 +12,8 @@ from onnx import TensorProto, helper
 from codegen.onnx import steps
 from codegen.onnx.body import DOMAIN, OPSET, Body
 from codegen.onnx.weights import Weights
-from lutllm.artifact import Artifact
 from lutllm.config import LutConfig
 from lutllm.lut_linear import LutLinear
-from lutllm.model_config import LinearShape
 
 FUNCTION = "LutLinear"
 #: Outputs: y f32[..., M]; acc i32[T, M]; codes u8[T, Sa, P] (scheme "co") or x_int i8[T, P, v].
@@ -104,15 +102,9 @@ class LinearFunctions:
         self._levels = levels
         self._names: dict[LinearKind, str] = {}
 
-    def call(
-        self, g: Body, x: str, linear: LutLinear, weights: Weights, taps: bool = False
-    ) -> list[str]:
-        """Add the node of a linear and its arrays; returns the names of y, acc and codes.
-
-        taps: give acc and codes names of their own, "" otherwise.
-        """
+    def call(self, g: Body, x: str, linear: LutLinear, weights: Weights) -> str:
+        """Add the node of a linear and its arrays; returns the name of y. See `add_taps`."""
         kind = LinearKind.of(linear, self._levels)
-        outputs = [f"{linear.name}.{key}" if taps or key == "y" else "" for key in OUTPUTS]
         arrays = linear.arrays() | {"weight_codes": linear.unpack_weight_codes()}
         for key in kind.inputs:
             name = f"{linear.name}.{key}"
@@ -120,15 +112,15 @@ class LinearFunctions:
                 weights.add_codes(name, arrays[key])
             else:
                 weights.add(name, arrays[key])
-        g(
+        y, _, _ = g(
             self._function(kind, linear.name.rsplit(".", 1)[-1]),
             x,
             *(f"{linear.name}.{key}" for key in kind.inputs),
-            outputs=outputs,
+            outputs=[f"{linear.name}.y", "", ""],
             name=linear.name,
             domain=DOMAIN,
         )
-        return outputs
+        return y
 
     def _function(self, kind: LinearKind, projection: str) -> str:
         """The function's name: LutLinear_qkv_proj, and a number where settings differ."""
@@ -140,6 +132,24 @@ class LinearFunctions:
         return self._names[kind]
 
 
-def block_levels(artifact: Artifact, shapes: Iterable[LinearShape]) -> int:
+def block_levels(linears: Iterable[LutLinear]) -> int:
     """One more than the largest block shift of some linears."""
-    return 1 + max(int(artifact.linear(shape).block_shift.max()) for shape in shapes)
+    return 1 + max(int(linear.block_shift.max()) for linear in linears)
+
+
+def add_taps(graph: onnx.GraphProto) -> None:
+    """Make acc and codes of every LutLinear node outputs of the graph, as NAME.acc and NAME.codes.
+
+    Ranks alone are declared: a function's outputs have the shapes of their linear.
+    """
+    for node in graph.node:
+        if node.domain != DOMAIN:
+            continue
+        coded = any(name.endswith(".act_codebook") for name in node.input)
+        kinds = (TensorProto.INT32, TensorProto.UINT8 if coded else TensorProto.INT8)
+        inner = (["M"], ["Sa", "P"] if coded else ["P", "v"])
+        for at, kind, dims in zip((1, 2), kinds, inner, strict=True):
+            name = f"{node.name}.{OUTPUTS[at]}"
+            node.output[at] = name
+            shape = [f"{name}.{dim}" for dim in dims]
+            graph.output.append(helper.make_tensor_value_info(name, kind, ["T", *shape]))

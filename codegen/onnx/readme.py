@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from codegen.onnx.body import OPSET
 from lutllm.artifact import Artifact
+from lutllm.lut_linear import LutLinear
 from lutllm.version import __version__
 
 _MODEL = """\
@@ -51,16 +52,24 @@ print(acc)
 """
 
 
-def readme(artifact: Artifact, digest: str, layer: str | None) -> str:
-    """The text, for the whole model or for one linear."""
-    values = {"version": __version__, "digest": digest, "opset": OPSET}
-    if layer is None:
-        model = artifact.model
-        return _MODEL.format(
-            name=artifact.path.resolve().name,
-            kv_heads=model.num_key_value_heads,
-            head_dim=model.head_dim,
-            **values,
-        )
-    shape = next(s for s in artifact.model.linears() if s.name == layer)
-    return _LINEAR.format(layer=layer, in_features=shape.in_features, **values)
+def model_readme(artifact: Artifact, digest: str) -> str:
+    """The text for a whole model."""
+    return _MODEL.format(
+        name=artifact.path.resolve().name,
+        kv_heads=artifact.model.num_key_value_heads,
+        head_dim=artifact.model.head_dim,
+        version=__version__,
+        digest=digest,
+        opset=OPSET,
+    )
+
+
+def linear_readme(linear: LutLinear, digest: str) -> str:
+    """The text for one linear."""
+    return _LINEAR.format(
+        layer=linear.name,
+        in_features=linear.in_features,
+        version=__version__,
+        digest=digest,
+        opset=OPSET,
+    )

@@ -26,7 +26,7 @@ class Weights:
         self._file: Any = None
 
     def __enter__(self) -> Weights:
-        self._file = open(self._path, "wb")  # noqa: SIM115  (closed in __exit__)
+        self._file = open(self._path, "wb")
         return self
 
     def __exit__(self, *error: object) -> None:
