@@ -22,6 +22,7 @@ from lutllm.model_config import LinearShape, ModelConfig
 from lutllm.tensorfile import TensorFile, bf16_to_f32
 
 INDEX_NAME = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -114,6 +115,11 @@ class Artifact:
         return cls(path, config)
 
     def _read_index(self) -> dict[str, str]:
+        """Tensor name -> file. A single model.safetensors needs no index."""
+        single = self.path / SINGLE_FILE
+        if not (self.path / INDEX_NAME).is_file() and single.is_file():
+            self._files[SINGLE_FILE] = TensorFile(single, ArtifactError)
+            return dict.fromkeys(self._files[SINGLE_FILE].names(), SINGLE_FILE)
         weight_map = read_json(self.path / INDEX_NAME).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ArtifactError(f"{self.path / INDEX_NAME}: weight_map is missing or empty")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,11 @@ from lutllm.config import LutConfig, QuantConfig
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny-qwen3"
 SAMPLE = MODEL / "sample.txt"
+#: Largest difference of logits between two runtimes before the first flip of an activation code,
+#: relative to the largest logit. Found: 1e-6.
+TOLERANCE = 1e-5
+#: Codes that may flip where the first one does. Found: 1.
+FIRST_FLIPS = 4
 _FOLDER = tempfile.TemporaryDirectory(prefix="lutllm-embedded-")
 CONFIG = QuantConfig(
     LutConfig(block_positions=4, act_centroids=16),
@@ -55,3 +61,13 @@ def sample_ids(count: int) -> np.ndarray:
 
     text = SAMPLE.read_text(encoding="utf-8")[: 64 * count]
     return np.array(Tokenizer.from_folder(MODEL).encode(text)[:count], np.int64)
+
+
+def assert_equal_up_to_flips(found: dict[str, Any]) -> None:
+    """found: of `lutllm.divergence.compare_runs`."""
+    assert found["max_abs_error_before_flip"] <= TOLERANCE * found["max_abs_logit"]
+    if found["codes_flipped"]:
+        assert found["first_flip"]["codes"] <= FIRST_FLIPS
+    else:
+        assert found["first_flip"] is None
+        assert found["tokens_equal"] == found["tokens_compared"]

@@ -38,6 +38,7 @@ ALLOWED = {
         "calib",
         "codegen",
     },
+    "lutllm.hf": {"lutllm", "lutllm.emulator", "lutllm.hf"},
     "lutllm.bench": {"lutllm", "lutllm.emulator"},
     "lutllm.serve": {"lutllm", "lutllm.emulator", "lutllm.serve"},
     "lutllm.cli": {"lutllm", "lutllm.api", "lutllm.ecosystem", "lutllm.cli"},

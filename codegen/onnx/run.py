@@ -12,8 +12,8 @@ import onnx
 
 from codegen.onnx.export import MODEL_FILE
 from codegen.onnx.linear import add_taps
-from lutllm import intmath
 from lutllm.artifact import Artifact
+from lutllm.divergence import activation_codes, compare_runs
 from lutllm.errors import ArtifactError
 from lutllm.lut_linear import LutLinear
 
@@ -71,38 +71,24 @@ def run_ids(session: Any, ids: np.ndarray) -> dict[str, np.ndarray]:
 def compare(folder: str | Path, artifact: Artifact, expected: Expected) -> dict[str, Any]:
     """Run an export on the tokens of `expected` and count what differs.
 
-    A code flips where a float step, which adds in another order, moves an activation over the
-    border between two integers or centroids; everything after it may differ by quantization noise.
-    `integer_mismatches` counts sums that differ although all codes of their token are equal:
-    there must be none.
+    Returns what `lutllm.divergence.compare_runs` does, and integer_mismatches: sums that differ
+    although all codes of their token are equal. There must be none.
     """
     found = run_ids(open_session(folder, taps=True), expected.ids)
-    flipped, total, mismatches, first = 0, 0, 0, None
-    for shape in artifact.model.linears():
-        codes = expected_codes(expected.inputs[shape.name], artifact.linear(shape))
-        differs = found[f"{shape.name}.codes"] != codes
-        tokens = differs.reshape(len(codes), -1).any(axis=1)
-        wrong = found[f"{shape.name}.acc"] != expected.sums[shape.name]
-        mismatches += int(wrong[~tokens].sum())
-        flipped, total = flipped + int(differs.sum()), total + differs.size
-        if first is None and tokens.any():
-            first = {"linear": shape.name, "token": int(tokens.argmax())}
-    logits = found["logits"][0]
-    return {
-        "tokens_compared": len(logits),
-        "tokens_equal": int((logits.argmax(-1) == expected.logits.argmax(-1)).sum()),
-        "max_abs_error": float(np.abs(logits - expected.logits).max()),
-        "max_abs_logit": float(np.abs(expected.logits).max()),
-        "integer_mismatches": mismatches,
-        "codes_compared": total,
-        "codes_flipped": flipped,
-        "first_flip": first,
-    }
+    wanted: dict[str, np.ndarray] = {}
 
+    def code(linear: LutLinear) -> np.ndarray:
+        wanted[linear.name] = activation_codes(expected.inputs[linear.name], linear)
+        return wanted[linear.name]
 
-def expected_codes(x: np.ndarray, linear: LutLinear) -> np.ndarray:
-    """The output `codes` for inputs f32[T, D]: u8[T, Sa, P], or x_int i8[T, P, v]."""
-    x_int, _ = intmath.quantize_activation(x, linear)
-    if linear.act_codebook is None:
-        return x_int.astype(np.int8)
-    return intmath.search(x_int, linear.act_codebook)
+    report = compare_runs(
+        artifact.linears(),
+        (lambda linear: found[f"{linear.name}.codes"], code),
+        (found["logits"][0], expected.logits),
+    )
+    mismatches = 0
+    for name, codes in wanted.items():
+        equal = (found[f"{name}.codes"] == codes).reshape(len(codes), -1).all(axis=1)
+        wrong = found[f"{name}.acc"] != expected.sums[name]
+        mismatches += int(wrong[equal].sum())
+    return report | {"integer_mismatches": mismatches}
