@@ -99,7 +99,8 @@ def _check_text(found: Result) -> str:
     return (
         f"beside the emulator: {found['tokens_equal']} of {found['tokens_compared']} equal tokens, "
         f"largest difference of logits {found['max_abs_error']:.2g} "
-        f"({found['max_abs_error_before_flip']:.2g} before a flip) of {found['max_abs_logit']:.3g}, "
+        f"({found['max_abs_error_before_flip']:.2g} before a flip) "
+        f"of {found['max_abs_logit']:.3g}, "
         f"{found['codes_flipped']} of {found['codes_compared']} codes flipped, "
         f"{found['integer_mismatches']} wrong integer sums"
     )

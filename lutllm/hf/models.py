@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -22,11 +23,11 @@ from lutllm.artifact import read_json, write_json
 from lutllm.hub_files import hub_config, write_hub_module
 
 
-class _SavesArtifacts:
+class _SavesArtifacts(PreTrainedModel):
     """save_pretrained writes what both transformers and lutllm load."""
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, *args, **kwargs)
         path = Path(save_directory) / "config.json"
         config = hub_config(read_json(path))
         write_json(path, config)

@@ -43,6 +43,7 @@ class LutQuantizer(HfQuantizer):
     """
 
     requires_calibration = True
+    quantization_config: LutLLMConfig
 
     def update_dtype(self, dtype: torch.dtype | None) -> torch.dtype:
         """Float steps are float32: in fewer bits activations would take other codes."""
@@ -91,7 +92,7 @@ def _insert(layer: nn.Module, shape: LinearShape, linear: LutLinear) -> None:
     block_name, name = shape.name.split(".")[-2:]
     block = layer.get_submodule(block_name)
     sources = [source.rsplit(".", 1)[-1] for source in shape.sources]
-    sizes = [block.get_submodule(source).out_features for source in sources]
+    sizes = [int(block.get_submodule(source).out_features) for source in sources]  # type: ignore[arg-type]
     block.add_module(name, linear)
     if sources == [name]:
         return
