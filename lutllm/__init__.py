@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from lutllm.checkpoint import open_checkpoint
     from lutllm.config import LutConfig, QuantConfig
-    from lutllm.ecosystem import compare_onnx, export_onnx
+    from lutllm.ecosystem import compare_onnx, export_onnx, report
     from lutllm.errors import LutLLMError
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "open_checkpoint",
     "plan",
     "quantize",
+    "report",
     "serve",
     "verify",
 ]
@@ -69,6 +70,7 @@ _HOME = {
     "LutLLMError": "lutllm.errors",
     "compare_onnx": "lutllm.ecosystem",
     "export_onnx": "lutllm.ecosystem",
+    "report": "lutllm.ecosystem",
     "open_checkpoint": "lutllm.checkpoint",
 }
 

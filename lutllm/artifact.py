@@ -178,6 +178,10 @@ class Artifact:
                 out[f"model.layers.{i}.self_attn.k_norm.weight"] = (model.head_dim,)
         return out
 
+    def tensor_bytes(self) -> dict[str, int]:
+        """Bytes of every tensor by name."""
+        return {name: self._files[file].view(name).nbytes for name, file in self._where.items()}
+
     def stored(self, name: str) -> tuple[str, np.ndarray]:
         """safetensors dtype and mapped view of one of `float_tensors` (bfloat16 as u16).
 
@@ -258,6 +262,14 @@ class Artifact:
             elif file_digest(target) != digest:
                 problems.append(f"{target}: sha256 differs from report.json")
         return problems
+
+
+def record(path: str | Path, key: str, value: dict[str, Any]) -> None:
+    """Append `value` to the list `key` of an artifact's report.json, which is made if absent."""
+    file = Path(path) / "report.json"
+    report = read_json(file) if file.is_file() else {}
+    report.setdefault(key, []).append(value)
+    write_json(file, report)
 
 
 def _problem(check: Any) -> list[str]:

@@ -6,13 +6,14 @@ imported inside the functions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lutllm.artifact import Artifact
-from lutllm.errors import ConfigError
+from lutllm.artifact import Artifact, record
+from lutllm.errors import ConfigError, LutLLMError
 
 Source = str | Path
 
@@ -47,3 +48,47 @@ def compare_onnx(artifact: Source, folder: Source, *, tokens: int = 32) -> dict[
     ids = np.array(model.tokenizer.encode_prompt(text)[: min(tokens, model.context)], np.int64)
     inputs, sums = model.capture(ids)
     return compare(folder, Artifact.open(artifact), Expected(ids, model.logits(ids), inputs, sums))
+
+
+def report(
+    artifacts: Source | Sequence[Source], out: Source, *, device: str = "v80"
+) -> dict[str, Any]:
+    """Write one self-contained HTML page about one or more artifacts to the file `out`.
+
+    The first artifact is shown in detail; accuracy against bits compares all of them.
+    device: of the estimate. Returns file, bytes, artifacts, and linears by verdict.
+    """
+    from lutllm.html_report.facts import read_facts
+    from lutllm.html_report.page import render
+
+    paths = [artifacts] if isinstance(artifacts, str | Path) else list(artifacts)
+    if not paths:
+        raise ConfigError("no artifact to report on; give at least one")
+    first = read_facts(paths[0], _estimate(paths[0], device))
+    others = [read_facts(path, usage=False) for path in paths[1:]]
+    text = render([first, *others])
+    Path(out).write_text(text, encoding="utf-8")
+    words = [error.verdict for error in first.errors]
+    return {
+        "file": str(out),
+        "bytes": len(text.encode()),
+        "artifacts": [facts.name for facts in (first, *others)],
+        "linears": {word: words.count(word) for word in ("good", "watch", "bad")},
+    }
+
+
+def record_measurement(artifact: Source, file: Source, found: dict[str, Any]) -> None:
+    """Keep what `evaluate` or `evaluate_task` found on `file` in an artifact's report.json."""
+    record(Artifact.open(artifact).path, "measured", {"file": Path(file).name, **found})
+
+
+def _estimate(artifact: Source, device: str) -> dict[str, Any] | None:
+    """The estimate of an artifact, None where the model has no kernel."""
+    from lutllm import api
+
+    try:
+        return api.estimate(artifact, device=device)
+    except ConfigError:
+        raise
+    except LutLLMError:
+        return None

@@ -22,6 +22,7 @@ from lutllm.cli import (
     export,
     generate,
     quantize,
+    report,
     serve,
     verify,
 )
@@ -29,7 +30,7 @@ from lutllm.cli.common import run_command
 from lutllm.errors import LutLLMError
 from lutllm.version import __version__
 
-COMMANDS = (quantize, evaluate, generate, serve, bench, estimate, explore, export, csim, verify)
+COMMANDS = (quantize, evaluate, generate, serve, bench, estimate, explore, export, csim, report, verify)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -30,12 +30,23 @@ def add_parser(commands: Any) -> None:
         help="the float checkpoint of an artifact: adds paired ratio, KL divergence, agreement",
     )
 
+    parser.add_argument(
+        "--record", action="store_true", help="keep the result in the artifact's report.json"
+    )
+
 
 def run(args: argparse.Namespace) -> Outcome:
+    outcome = _run_task(args) if args.task else _run_text(args)
+    if args.record:
+        from lutllm.ecosystem import record_measurement
+
+        record_measurement(args.model, args.task or args.text, outcome.result)
+    return outcome
+
+
+def _run_text(args: argparse.Namespace) -> Outcome:
     from lutllm import api
 
-    if args.task:
-        return _run_task(args)
     found = api.evaluate(
         args.model,
         args.text,
