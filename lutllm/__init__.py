@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from lutllm.checkpoint import open_checkpoint
     from lutllm.config import LutConfig, QuantConfig
-    from lutllm.ecosystem import compare_onnx, export_onnx, report
+    from lutllm.ecosystem import compare_onnx, evaluate_lm_eval, export_onnx, push, report
     from lutllm.errors import LutLLMError
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "csim",
     "estimate",
     "evaluate",
+    "evaluate_lm_eval",
     "evaluate_task",
     "explore",
     "export",
@@ -58,6 +59,7 @@ __all__ = [
     "load",
     "open_checkpoint",
     "plan",
+    "push",
     "quantize",
     "report",
     "serve",
@@ -69,7 +71,9 @@ _HOME = {
     "QuantConfig": "lutllm.config",
     "LutLLMError": "lutllm.errors",
     "compare_onnx": "lutllm.ecosystem",
+    "evaluate_lm_eval": "lutllm.ecosystem",
     "export_onnx": "lutllm.ecosystem",
+    "push": "lutllm.ecosystem",
     "report": "lutllm.ecosystem",
     "open_checkpoint": "lutllm.checkpoint",
 }

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from lutllm.artifact import Artifact, record
-from lutllm.errors import ConfigError, LutLLMError
+from lutllm.artifact import Artifact, content_files, record
+from lutllm.errors import ArtifactError, ConfigError, LutLLMError, ResourceError
+from lutllm.hub_files import HUB_FILE
 
 Source = str | Path
 
@@ -48,6 +49,67 @@ def compare_onnx(artifact: Source, folder: Source, *, tokens: int = 32) -> dict[
     ids = np.array(model.tokenizer.encode_prompt(text)[: min(tokens, model.context)], np.int64)
     inputs, sums = model.capture(ids)
     return compare(folder, Artifact.open(artifact), Expected(ids, model.logits(ids), inputs, sums))
+
+
+def evaluate_lm_eval(
+    artifact: Source,
+    tasks: Sequence[Source],
+    *,
+    tasks_path: Source | None = None,
+    limit: int | None = None,
+) -> dict[str, dict[str, float]]:
+    """Metrics of an artifact by task, from lm-eval and offline.
+
+    tasks       names of lm-eval tasks, or task files of `lutllm.evaluate_task`
+    tasks_path  folder of YAML files that define tasks; None knows those of lm-eval
+    """
+    try:
+        from lutllm.lm_eval import evaluate
+    except ImportError as cause:
+        raise ResourceError(str(cause)) from None
+    return evaluate(artifact, tasks, include_path=tasks_path, limit=limit)
+
+
+def push(artifact: Source, repo_id: str, *, private: bool = False) -> dict[str, Any]:
+    """Upload an artifact to the Hugging Face hub; returns repo_id, url and files.
+
+    The artifact is verified first. The token is the one of `hf auth login`.
+    """
+    from lutllm import api
+
+    found = api.verify(artifact)
+    if not found["ok"]:
+        raise ArtifactError(f"{found['problems'][0]}; not pushed")
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise ResourceError(
+            'push needs the package huggingface_hub; run: pip install "lutllm[hub]"'
+        ) from None
+    hub, folder = HfApi(), Path(artifact)
+    files = sorted(path.name for path in (*content_files(folder), *_companions(folder)))
+    try:
+        url = hub.create_repo(repo_id, private=private, exist_ok=True)
+        hub.upload_folder(
+            repo_id=repo_id,
+            folder_path=str(folder),
+            allow_patterns=files,
+            commit_message=f"lutllm artifact {found['artifact_hash'][:12]}",
+        )
+    except Exception as cause:  # the client raises many kinds, its own and its transport's
+        first = str(cause).strip().splitlines()
+        raise ResourceError(
+            f"{repo_id}: could not be pushed ({type(cause).__name__}: "
+            f"{first[0] if first else 'no detail'}); check the name, the network and "
+            "`hf auth login`"
+        ) from None
+    return {"repo_id": repo_id, "url": str(url), "files": files}
+
+
+def _companions(folder: Path) -> list[Path]:
+    """Files of an artifact beside those that define it."""
+    names = ("README.md", "report.json", HUB_FILE)
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def report(
