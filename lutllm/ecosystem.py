@@ -15,6 +15,7 @@ import numpy as np
 from lutllm.artifact import Artifact, content_files, record
 from lutllm.errors import ArtifactError, ConfigError, LutLLMError, ResourceError
 from lutllm.hub_files import HUB_FILE
+from lutllm.notebook import Page
 
 Source = str | Path
 
@@ -112,13 +113,12 @@ def _companions(folder: Path) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file()]
 
 
-def report(
-    artifacts: Source | Sequence[Source], out: Source, *, device: str = "v80"
-) -> dict[str, Any]:
+def report(artifacts: Source | Sequence[Source], out: Source, *, device: str = "v80") -> Page:
     """Write one self-contained HTML page about one or more artifacts to the file `out`.
 
     The first artifact is shown in detail; accuracy against bits compares all of them.
-    device: of the estimate. Returns file, bytes, artifacts, and linears by verdict.
+    device: of the estimate. Returns file, bytes, artifacts, and linears by verdict; a notebook
+    shows the page.
     """
     from lutllm.html_report.facts import read_facts
     from lutllm.html_report.page import render
@@ -131,12 +131,13 @@ def report(
     text = render([first, *others])
     Path(out).write_text(text, encoding="utf-8")
     words = [error.verdict for error in first.errors]
-    return {
+    found = {
         "file": str(out),
         "bytes": len(text.encode()),
         "artifacts": [facts.name for facts in (first, *others)],
         "linears": {word: words.count(word) for word in ("good", "watch", "bad")},
     }
+    return Page(found, text)
 
 
 def record_measurement(artifact: Source, file: Source, found: dict[str, Any]) -> None:
