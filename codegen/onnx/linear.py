@@ -22,7 +22,7 @@ OUTPUTS = ("y", "acc", "codes")
 
 @dataclass(frozen=True)
 class LinearKind:
-    """What a function body depends on. levels: one more than the largest block shift."""
+    """What a function body depends on. levels: of `block_levels`."""
 
     config: LutConfig
     in_features: int
@@ -84,14 +84,18 @@ def _accumulate(g: Body, kind: LinearKind, activations: list[str], positions: in
     books = [steps.pick(g, "weight_codebook", s) for s in range(config.weight_stages)]
     every = steps.table_columns(g, "weight_codes", config, kind.out_features)
     columns = [steps.pick(g, every, s) for s in range(config.weight_stages)]
-    rows, shifts = [], []
+    rows, parts, shifts = [], [], []
     for t, activation in enumerate(activations):
         for s, book in enumerate(books):
-            shift = steps.pick(g, "table_shift", t, s)
-            rows.append(steps.table_rows(g, activation, book, shift, config, groups))
+            table_shift = steps.pick(g, "table_shift", t, s)
+            found = steps.table_rows(g, activation, book, table_shift, config, s, groups)
             block_shift = steps.pick(g, "block_shift", t, s)
-            shifts.append(steps.position_shifts(g, block_shift, config, positions))
-    return steps.lookup_accumulate(g, rows, columns * len(activations), shifts, kind.levels)
+            shift = steps.position_shifts(g, block_shift, config, positions)
+            for part, row in enumerate(found):
+                rows.append(row)
+                parts.append(columns[s])
+                shifts.append(g("Add", shift, g.constant(part * steps.BYTE, np.int32)))
+    return steps.lookup_accumulate(g, rows, parts, shifts, kind.levels)
 
 
 class LinearFunctions:
@@ -133,8 +137,11 @@ class LinearFunctions:
 
 
 def block_levels(linears: Iterable[LutLinear]) -> int:
-    """One more than the largest block shift of some linears."""
-    return 1 + max(int(linear.block_shift.max()) for linear in linears)
+    """One more than the largest left shift of some linears, that of a high byte included."""
+    return 1 + max(
+        int(linear.block_shift.max()) + (linear.config.table_bits > steps.BYTE) * steps.BYTE
+        for linear in linears
+    )
 
 
 def add_taps(graph: onnx.GraphProto) -> None:

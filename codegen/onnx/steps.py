@@ -13,11 +13,13 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from codegen.onnx.body import Body
-from lutllm.config import ACT_LIMIT, STAGE_BITS, LutConfig
+from lutllm.config import ACT_LIMIT, STAGE_BITS, TINY_INPUT, LutConfig
 from lutllm.lut_linear import MAX_TABLE_SHIFT
 
 #: Largest magnitude of a centroid's element, and of an activation of scheme "weight".
 CENTROID_LIMIT = 127
+#: Bits of the parts in which entries are looked up and summed.
+BYTE = 8
 
 
 def exact_type(bound: int) -> int:
@@ -49,8 +51,8 @@ def quantize_activation(
         return round_and_clip(g, z, limit), None
     top = g("ReduceMax", g("Abs", z), g.constant([1], np.int64), keepdims=1)
     most = g.constant(CENTROID_LIMIT, np.float32)
-    none = g.constant(0, np.float32)
-    inverse = g("Where", g("Greater", top, none), g("Div", most, top), none)
+    tiny, none = g.constant(TINY_INPUT, np.float32), g.constant(0, np.float32)
+    inverse = g("Where", g("Greater", top, tiny), g("Div", most, top), none)
     return round_and_clip(g, g("Mul", z, inverse), CENTROID_LIMIT), g("Div", top, most)
 
 
@@ -105,12 +107,13 @@ def _distance_bound(config: LutConfig) -> int:
     return config.vec_len * centroid * (centroid + 2 * rest)
 
 
-def table_entry(g: Body, dot: str, shift: str, table_bits: int, kind: int) -> str:
-    """saturate((dot - (dot < 0) + 2^(shift-1)) >> shift) -> i8. dot: `kind`; shift: u8 >= 1.
+def table_entry(g: Body, dot: str, shift: str, bits: int, kind: int) -> str:
+    """saturate((dot - (dot < 0) + 2^(shift-1)) >> shift) to `bits` bits. Everything is `kind`, but
+    shift: u8 >= 1.
 
     A right shift rounds down, as does the quotient by a power of two, which is exact.
     """
-    limit = 1 << (table_bits - 1)
+    limit = 1 << (bits - 1)
     real = numpy_type(kind)
     one = g.constant(1, np.uint32)
     step = g.cast(g("BitShift", one, g.cast(shift, TensorProto.UINT32), direction="LEFT"), kind)
@@ -118,13 +121,20 @@ def table_entry(g: Body, dot: str, shift: str, table_bits: int, kind: int) -> st
     negative = g.cast(g("Less", dot, g.constant(0, real)), kind)
     rounded = g("Floor", g("Div", g("Add", g("Sub", dot, negative), half), step))
     low, high = g.constant(-limit, real), g.constant(limit - 1, real)
-    return g.cast(g("Clip", rounded, low, high), TensorProto.INT8)
+    return g("Clip", rounded, low, high)
 
 
 def table_rows(
-    g: Body, activation: str, weight_codebook: str, table_shift: str, config: LutConfig, groups: int
-) -> str:
-    """The rows of one pair of stages, i8[T, P, B*Kw].
+    g: Body,
+    activation: str,
+    weight_codebook: str,
+    table_shift: str,
+    config: LutConfig,
+    weight_stage: int,
+    groups: int,
+) -> list[str]:
+    """The rows of one pair of stages, i8[T, P, B*Kw]: one tensor, or two for entries wider than
+    8 bits (`split_bytes`).
 
     activation: f32[P, T, v], centroids or x_int; weight_codebook: i8[P, B, Kw, v];
     table_shift: u8[P, B].
@@ -136,8 +146,22 @@ def table_rows(
     dot = g("MatMul", g.cast(activation, kind), g("Transpose", book, perm=[0, 2, 1]))
     grouped = g.reshape(dot, 0, 0, groups, config.weight_centroids)
     shift = g("Unsqueeze", table_shift, g.constant([1, 3], np.int64))
-    entries = table_entry(g, grouped, shift, config.table_bits, kind)
-    return g.reshape(g("Transpose", entries, perm=[1, 0, 2, 3]), 0, 0, columns)
+    bits = config.entry_bits(weight_stage)
+    entries = table_entry(g, grouped, shift, bits, kind)
+    rows = g.reshape(g("Transpose", entries, perm=[1, 0, 2, 3]), 0, 0, columns)
+    return split_bytes(g, rows, kind) if bits > BYTE else [g.cast(rows, TensorProto.INT8)]
+
+
+def split_bytes(g: Body, entries: str, kind: int) -> list[str]:
+    """Integers of up to 16 bits as low and high i8 with entry = low + 2^8 high.
+
+    MatMulInteger sums bytes. high = floor((entry + 128) / 256), so that low is -128 to 127.
+    """
+    real = numpy_type(kind)
+    whole, half = g.constant(1 << BYTE, real), g.constant(1 << (BYTE - 1), real)
+    high = g("Floor", g("Div", g("Add", entries, half), whole))
+    low = g("Sub", entries, g("Mul", high, whole))
+    return [g.cast(low, TensorProto.INT8), g.cast(high, TensorProto.INT8)]
 
 
 def table_columns(g: Body, weight_codes: str, config: LutConfig, out_features: int) -> str:
@@ -152,8 +176,8 @@ def lookup_accumulate(
 ) -> str:
     """Integer sums over positions and pairs of stages, i32[T, M].
 
-    rows: i8[T, P, B*Kw]; columns: i32[P, M]; shifts: i32[P] block shift of each position, below
-    `levels`; a list entry for each pair of stages. One token at a time (Scan): a lookup for all
+    rows: i8[T, P, B*Kw]; columns: i32[P, M]; shifts: i32[P] left shift of each position, below
+    `levels`; a list entry for each part of each pair of stages. One token at a time (Scan): a lookup for all
     at once would need an index of T*P*M elements.
     """
     body = Body("token_")
