@@ -61,6 +61,17 @@ def test_every_integer_of_a_linear_is_equal(tmp_path, name, tokens):
     np.testing.assert_array_equal(y, intmath.dequantize(sums, token_scale, linear))
 
 
+@pytest.mark.parametrize("size", [1e-45, 1e-38, 9e-31, 2e-30])
+def test_tiny_tokens(tmp_path, size):
+    linear = random_linear(LutConfig(scheme="weight"), 40, 64)
+    linear.input_scale[...] = 1
+    write_linear(tmp_path, linear)
+    x = np.full((2, 40), size, np.float32)
+    codes = open_session(tmp_path, threads=1).run(None, {"x": x})[2]
+    np.testing.assert_array_equal(codes, intmath.quantize_activation(x, linear)[0])
+    assert codes.any() == (size > 1e-30)
+
+
 def test_onnx_reference_gives_the_same_integers(tmp_path):
     """A third party: the slow Python evaluator of the onnx package."""
     from onnx.reference import ReferenceEvaluator

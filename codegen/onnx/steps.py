@@ -177,8 +177,8 @@ def lookup_accumulate(
     """Integer sums over positions and pairs of stages, i32[T, M].
 
     rows: i8[T, P, B*Kw]; columns: i32[P, M]; shifts: i32[P] left shift of each position, below
-    `levels`; a list entry for each part of each pair of stages. One token at a time (Scan): a lookup for all
-    at once would need an index of T*P*M elements.
+    `levels`; a list entry for each part of each pair of stages. One token at a time (Scan): a
+    lookup for all at once would need an index of T*P*M elements.
     """
     body = Body("token_")
     total = ""
