@@ -50,51 +50,75 @@ class Point:
     error: float = 0.0
 
 
+class _Frame:
+    """The area of a plot: from values to coordinates of the SVG."""
+
+    WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 360, 70, 50, 20, 30
+
+    def __init__(self, points: list[Point]):
+        self.x_span = _limits([p.x for p in points])
+        self.y_span = _limits([v for p in points for v in (p.y - p.error, p.y + p.error)])
+
+    def across(self, x: float) -> float:
+        low, high = self.x_span
+        inside = self.WIDTH - self.LEFT - self.RIGHT
+        return round(self.LEFT + (x - low) / (high - low) * inside, 1)
+
+    def up(self, y: float) -> float:
+        low, high = self.y_span
+        inside = self.HEIGHT - self.BOTTOM - self.TOP
+        return round(self.HEIGHT - self.BOTTOM - (y - low) / (high - low) * inside, 1)
+
+
 def scatter(points: list[Point], x_label: str, y_label: str) -> Markup:
     """An SVG scatter plot with labelled points; those that no other beats are joined by a line."""
-    width, height, left, bottom, top, right = 640, 360, 70, 50, 20, 30
-    xs = _limits([p.x for p in points])
-    ys = _limits([v for p in points for v in (p.y - p.error, p.y + p.error)])
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = left + (x - xs[0]) / (xs[1] - xs[0]) * (width - left - right)
-        up = height - bottom - (y - ys[0]) / (ys[1] - ys[0]) * (height - bottom - top)
-        return round(across, 1), round(up, 1)
-
-    out = [
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(y_label)} against '
-        f'{escape(x_label)}; the table below has the numbers">'
+    frame = _Frame(points)
+    best = " ".join(f"{frame.across(p.x)},{frame.up(p.y)}" for p in pareto(points))
+    summary = f"{escape(y_label)} against {escape(x_label)}; the table below has the numbers"
+    parts = [
+        f'<svg viewBox="0 0 {frame.WIDTH} {frame.HEIGHT}" role="img" aria-label="{summary}">',
+        *_axes(frame, x_label, y_label),
+        f'<polyline points="{best}" class="front"/>',
+        *_marks(frame, points),
+        "</svg>",
     ]
-    for value in ticks(*ys):
-        y = place(xs[0], value)[1]
-        out.append(f'<line x1="{left}" x2="{width - right}" y1="{y}" y2="{y}" class="grid"/>')
-        out.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{value:g}</text>')
-    for value in ticks(*xs):
-        x = place(value, ys[0])[0]
-        out.append(
-            f'<text x="{x}" y="{height - bottom + 20}" text-anchor="middle">{value:g}</text>'
-        )
-    best = " ".join("{},{}".format(*place(p.x, p.y)) for p in pareto(points))
-    out.append(f'<polyline points="{best}" class="front"/>')
+    return Markup("".join(parts))
+
+
+def _axes(frame: _Frame, x_label: str, y_label: str) -> list[str]:
+    """Grid lines, their values and the names of the axes."""
+    right, floor = frame.WIDTH - frame.RIGHT, frame.HEIGHT - frame.BOTTOM
+    out = []
+    for value in ticks(*frame.y_span):
+        y = frame.up(value)
+        out.append(f'<line x1="{frame.LEFT}" x2="{right}" y1="{y}" y2="{y}" class="grid"/>')
+        out.append(_text(frame.LEFT - 8, y + 4, "end", f"{value:g}"))
+    for value in ticks(*frame.x_span):
+        out.append(_text(frame.across(value), floor + 20, "middle", f"{value:g}"))
+    out.append(_text((frame.LEFT + right) / 2, frame.HEIGHT - 8, "middle", x_label))
+    turned = f"translate(16 {frame.HEIGHT / 2}) rotate(-90)"
+    out.append(f'<text transform="{turned}" text-anchor="middle">{escape(y_label)}</text>')
+    return out
+
+
+def _marks(frame: _Frame, points: list[Point]) -> list[str]:
+    """A dot, a bar of its error and a label for every point."""
+    out: list[str] = []
     labels: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda p: (p.x, -p.y)):
-        x, y = place(point.x, point.y)
-        high, low = (place(point.x, point.y + sign * point.error)[1] for sign in (1, -1))
+        x, y = frame.across(point.x), frame.up(point.y)
+        high, low = frame.up(point.y + point.error), frame.up(point.y - point.error)
         out.append(f'<line x1="{x}" x2="{x}" y1="{high}" y2="{low}" class="bar"/>')
         out.append(f'<circle cx="{x}" cy="{y}" r="5" class="dot"/>')
-        anchor, shift = ("end", -9) if x > width * 0.7 else ("start", 9)
+        anchor, shift = ("end", -9) if x > frame.WIDTH * 0.7 else ("start", 9)
         at = free_place(labels, x + shift, y - 8)
         labels.append((x + shift, at))
-        out.append(
-            f'<text x="{x + shift}" y="{at}" text-anchor="{anchor}">{escape(point.label)}</text>'
-        )
-    middle = (left + width - right) / 2
-    out.append(
-        f'<text x="{middle}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>'
-        f'<text transform="translate(16 {height / 2}) rotate(-90)" text-anchor="middle">'
-        f"{escape(y_label)}</text></svg>"
-    )
-    return Markup("".join(out))
+        out.append(_text(x + shift, at, anchor, point.label))
+    return out
+
+
+def _text(x: float, y: float, anchor: str, text: str) -> str:
+    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def free_place(taken: list[tuple[float, float]], x: float, y: float) -> float:
