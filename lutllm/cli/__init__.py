@@ -31,7 +31,20 @@ from lutllm.cli.common import run_command
 from lutllm.errors import LutLLMError
 from lutllm.version import __version__
 
-COMMANDS = (quantize, evaluate, generate, serve, bench, estimate, explore, export, csim, report, push, verify)
+COMMANDS = (
+    quantize,
+    evaluate,
+    generate,
+    serve,
+    bench,
+    estimate,
+    explore,
+    export,
+    csim,
+    report,
+    push,
+    verify,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lutllm.config import QuantConfig
+from lutllm.errors import ConfigError
 from lutllm.hf.module import Joined, LutLinear, Part
 from lutllm.model_config import LinearShape, ModelConfig
 
@@ -71,6 +72,11 @@ class LutQuantizer(HfQuantizer):
 
 def insert_linears(model: Any, quant: QuantConfig) -> None:
     """Replace the projections of every decoder layer by LutLinear modules without values."""
+    if quant.head != "source":
+        raise ConfigError(
+            f"head is {quant.head!r}; transformers reads artifacts with the source's head only: "
+            "use lutllm.load, or quantize with that head"
+        )
     config = ModelConfig.from_hf(model.config.to_dict())
     layers = getattr(model, model.base_model_prefix, model).layers
     for index, layer in enumerate(layers):
