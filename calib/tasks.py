@@ -56,8 +56,9 @@ def _item(line: str, where: str) -> Item:
         if "continuation" in value:
             return Item(value["context"], (" " + value["continuation"].strip(),), 0)
         query, choices, gold = value["query"].strip(), value["choices"], int(value["gold"])
-        answer = "\nAnswer: " if query.startswith("Question:") else " "
-        item = Item(query, tuple(answer + c.strip() for c in choices), gold)
+        # "Answer:" belongs to the question: its likelihood is not that of an answer
+        query += "\nAnswer:" if query.startswith("Question:") else ""
+        item = Item(query, tuple(" " + c.strip() for c in choices), gold)
     except (ValueError, TypeError, KeyError, AttributeError) as cause:
         raise ConfigError(
             f"{where}: not a task item ({cause!r}); a line needs query, choices and gold, or "

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from lutllm.checkpoint import open_checkpoint
     from lutllm.config import LutConfig, QuantConfig
+    from lutllm.ecosystem import compare_onnx, evaluate_lm_eval, export_onnx, push, report
     from lutllm.errors import LutLLMError
 
 __all__ = [
@@ -46,16 +47,21 @@ __all__ = [
     "QuantConfig",
     "__version__",
     "bench",
+    "compare_onnx",
     "csim",
     "estimate",
     "evaluate",
+    "evaluate_lm_eval",
     "evaluate_task",
     "explore",
     "export",
+    "export_onnx",
     "load",
     "open_checkpoint",
     "plan",
+    "push",
     "quantize",
+    "report",
     "serve",
     "verify",
 ]
@@ -64,6 +70,11 @@ _HOME = {
     "LutConfig": "lutllm.config",
     "QuantConfig": "lutllm.config",
     "LutLLMError": "lutllm.errors",
+    "compare_onnx": "lutllm.ecosystem",
+    "evaluate_lm_eval": "lutllm.ecosystem",
+    "export_onnx": "lutllm.ecosystem",
+    "push": "lutllm.ecosystem",
+    "report": "lutllm.ecosystem",
     "open_checkpoint": "lutllm.checkpoint",
 }
 

@@ -315,7 +315,7 @@ def bench(
     threads: int | None = None,
 ) -> dict[str, Any]:
     """Prefill and decode speed of an artifact on this machine, and the memory speed beside it."""
-    from lutllm.bench import run_bench
+    from lutllm.benchmark import run_bench
 
     return run_bench(load(path, threads=threads), prompt_tokens, decode_tokens)
 

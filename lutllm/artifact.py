@@ -22,6 +22,7 @@ from lutllm.model_config import LinearShape, ModelConfig
 from lutllm.tensorfile import TensorFile, bf16_to_f32
 
 INDEX_NAME = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -114,6 +115,11 @@ class Artifact:
         return cls(path, config)
 
     def _read_index(self) -> dict[str, str]:
+        """Tensor name -> file. A single model.safetensors needs no index."""
+        single = self.path / SINGLE_FILE
+        if not (self.path / INDEX_NAME).is_file() and single.is_file():
+            self._files[SINGLE_FILE] = TensorFile(single, ArtifactError)
+            return dict.fromkeys(self._files[SINGLE_FILE].names(), SINGLE_FILE)
         weight_map = read_json(self.path / INDEX_NAME).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ArtifactError(f"{self.path / INDEX_NAME}: weight_map is missing or empty")
@@ -171,6 +177,10 @@ class Artifact:
                 out[f"model.layers.{i}.self_attn.q_norm.weight"] = (model.head_dim,)
                 out[f"model.layers.{i}.self_attn.k_norm.weight"] = (model.head_dim,)
         return out
+
+    def tensor_bytes(self) -> dict[str, int]:
+        """Bytes of every tensor by name."""
+        return {name: self._files[file].view(name).nbytes for name, file in self._where.items()}
 
     def stored(self, name: str) -> tuple[str, np.ndarray]:
         """safetensors dtype and mapped view of one of `float_tensors` (bfloat16 as u16).
@@ -252,6 +262,14 @@ class Artifact:
             elif file_digest(target) != digest:
                 problems.append(f"{target}: sha256 differs from report.json")
         return problems
+
+
+def record(path: str | Path, key: str, value: dict[str, Any]) -> None:
+    """Append `value` to the list `key` of an artifact's report.json, which is made if absent."""
+    file = Path(path) / "report.json"
+    report = read_json(file) if file.is_file() else {}
+    report.setdefault(key, []).append(value)
+    write_json(file, report)
 
 
 def _problem(check: Any) -> list[str]:

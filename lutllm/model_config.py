@@ -7,6 +7,8 @@ from typing import Any
 
 from lutllm.errors import CheckpointError
 
+#: model_type of an artifact: this and the model_type of its source.
+PREFIX = "lutllm_"
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -108,8 +110,13 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> ModelConfig:
-        """Read a Hugging Face config.json; CheckpointError names what is not supported."""
+        """Read a Hugging Face config.json; CheckpointError names what is not supported.
+
+        The config of an artifact reads as that of its source.
+        """
         model_type = config.get("model_type")
+        if isinstance(model_type, str):
+            model_type = model_type.removeprefix(PREFIX)
         if model_type not in ARCHITECTURES:
             raise CheckpointError(
                 f"model_type {model_type!r} is not supported; lutllm reads "

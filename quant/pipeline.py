@@ -29,6 +29,7 @@ from lutllm.artifact import (
 from lutllm.checkpoint import Checkpoint
 from lutllm.config import QuantConfig
 from lutllm.errors import ArtifactError, ResourceError
+from lutllm.hub_files import hub_config, write_hub_module
 from lutllm.lut_linear import LutLinear, array_specs
 from lutllm.model_config import LinearShape
 from lutllm.progress import Progress
@@ -265,8 +266,9 @@ def _finish_files(workspace: Workspace, checkpoint: Checkpoint, config: QuantCon
     _write_shard(folder / shard_name(count - 1, count), tensors)
     write_json(
         folder / "config.json",
-        checkpoint.hf_config | {"quantization_config": config.to_dict()},
+        hub_config(checkpoint.hf_config) | {"quantization_config": config.to_dict()},
     )
+    write_hub_module(folder, checkpoint.model.model_type)
     checkpoint.write_tokenizer(folder)
     _write_index(folder, count)
 

@@ -91,7 +91,7 @@ def test_task_files(tmp_path: Path) -> None:
     ]
     path.write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
     items = read_task(path)
-    assert items[0] == Item("Question: why?", ("\nAnswer: so", "\nAnswer: not"), 1)
+    assert items[0] == Item("Question: why?\nAnswer:", (" so", " not"), 1)
     assert items[1].choices == (" home", " out")
     assert items[2].completes
     assert read_task(path, limit=1) == items[:1]

@@ -21,7 +21,9 @@ from lutllm.cli import (
     explore,
     export,
     generate,
+    push,
     quantize,
+    report,
     serve,
     verify,
 )
@@ -29,7 +31,20 @@ from lutllm.cli.common import run_command
 from lutllm.errors import LutLLMError
 from lutllm.version import __version__
 
-COMMANDS = (quantize, evaluate, generate, serve, bench, estimate, explore, export, csim, verify)
+COMMANDS = (
+    quantize,
+    evaluate,
+    generate,
+    serve,
+    bench,
+    estimate,
+    explore,
+    export,
+    csim,
+    report,
+    push,
+    verify,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

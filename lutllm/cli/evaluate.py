@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lutllm.cli.common import Outcome, add_command, format_perplexity, positive
+from lutllm.errors import ConfigError
 
 
 def add_parser(commands: Any) -> None:
@@ -17,6 +18,14 @@ def add_parser(commands: Any) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", type=Path, metavar="FILE", help="perplexity on a text")
     what.add_argument("--task", type=Path, metavar="FILE", help="zero-shot task, JSON lines")
+    what.add_argument(
+        "--tasks",
+        metavar="LIST",
+        help="tasks of lm-eval by name, or .jsonl files, joined by commas (artifacts only)",
+    )
+    parser.add_argument(
+        "--tasks-path", type=Path, metavar="DIR", help="folder of lm-eval task files (YAML)"
+    )
     parser.add_argument(
         "--limit", type=positive, metavar="N", help="items of the task (default all)"
     )
@@ -30,12 +39,25 @@ def add_parser(commands: Any) -> None:
         help="the float checkpoint of an artifact: adds paired ratio, KL divergence, agreement",
     )
 
+    parser.add_argument(
+        "--record", action="store_true", help="keep the result in the artifact's report.json"
+    )
+
 
 def run(args: argparse.Namespace) -> Outcome:
+    if args.tasks:
+        return _run_lm_eval(args)
+    outcome = _run_task(args) if args.task else _run_text(args)
+    if args.record:
+        from lutllm.ecosystem import record_measurement
+
+        record_measurement(args.model, args.task or args.text, outcome.result)
+    return outcome
+
+
+def _run_text(args: argparse.Namespace) -> Outcome:
     from lutllm import api
 
-    if args.task:
-        return _run_task(args)
     found = api.evaluate(
         args.model,
         args.text,
@@ -71,3 +93,18 @@ def _run_task(args: argparse.Namespace) -> Outcome:
         change = format_perplexity(found["accuracy_change"], found["accuracy_change_stderr"])
         text += f"\nfloat model {found['reference_accuracy']:.3f}, change {change}"
     return Outcome(found, text)
+
+
+def _run_lm_eval(args: argparse.Namespace) -> Outcome:
+    from lutllm import ecosystem
+
+    if args.reference or args.record:
+        raise ConfigError("--tasks has neither --reference nor --record; use --task FILE for them")
+    found = ecosystem.evaluate_lm_eval(
+        args.model, args.tasks.split(","), tasks_path=args.tasks_path, limit=args.limit
+    )
+    lines = [
+        f"{task}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        for task, metrics in found.items()
+    ]
+    return Outcome(found, "\n".join(lines))

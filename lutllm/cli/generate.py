@@ -27,6 +27,9 @@ def add_parser(commands: Any) -> None:
         "--raw", action="store_true", help="give the prompt as it is, without a chat template"
     )
     parser.add_argument("--threads", type=positive, metavar="N")
+    parser.add_argument(
+        "--record", action="store_true", help="keep prompt and text in the artifact's report.json"
+    )
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -43,6 +46,10 @@ def run(args: argparse.Namespace) -> Outcome:
         seed=args.seed,
         on_text=None if args.json else _print_piece,
     )
+    if args.record:
+        from lutllm.artifact import record
+
+        record(args.artifact, "samples", {"prompt": args.prompt, "text": found.text})
     if not args.json:
         print()
     result = {

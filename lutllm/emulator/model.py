@@ -28,6 +28,7 @@ from lutllm.emulator.team import Team
 from lutllm.errors import ArtifactError, ConfigError
 from lutllm.int8_rows import hidden_limit
 from lutllm.model_config import ModelConfig
+from lutllm.notebook import facts_table
 from lutllm.rope import rope_tables
 from lutllm.tokenizer import StreamDecoder, Tokenizer
 
@@ -118,6 +119,17 @@ class LutModel:
         scales = 4 if dec["head_scale"] else 0
         width = self.config.hidden_size * WIDTHS[int(dec["head_kind"])]
         return self.config.vocab_size * (width + scales)
+
+    def _repr_html_(self) -> str:
+        config = self.config
+        rows = [
+            ("model", f"{config.model_type}, {config.num_hidden_layers} layers"),
+            ("hidden size, vocabulary", f"{config.hidden_size}, {config.vocab_size}"),
+            ("linears", f"{len(self.linears)}, {self.table_bytes / 1e6:.3g} MB packed"),
+            ("sequence", f"{self.cache.length} of {self.context} tokens"),
+            ("threads", str(self.threads)),
+        ]
+        return facts_table(self.path.resolve().name, rows)
 
     def _context_limit(self, context: int | None) -> int:
         most = self.config.max_position_embeddings
