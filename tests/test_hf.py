@@ -181,6 +181,25 @@ def test_architectures(tmp_path, arch, own_type):
     assert_equal_up_to_flips(compare(model, LutModel.load(tmp_path, threads=1), ids))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_int8_rows(tmp_path, tied):
+    """Embedding and head of int8 rows: the emulator's logits, and saved as they were."""
+    config = hub_config(tiny_config("qwen3", eos_token_id=2, tie_word_embeddings=tied))
+    write_artifact(tmp_path / "art", config, QuantConfig(LutConfig(group_size=64), head="int8"))
+    model, emulator = load(tmp_path / "art"), LutModel.load(tmp_path / "art", threads=1)
+    ids = np.random.default_rng(0).integers(0, 301, 16)
+    assert_equal_up_to_flips(compare(model, emulator, ids))
+    prompt = torch.from_numpy(ids[None, :6])
+    out = model.generate(prompt, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    expected = ids[:6].tolist()
+    while len(expected) < 12:
+        expected.append(int(emulator.logits(np.array(expected))[-1].argmax()))
+    assert out[0].tolist() == expected
+    model.save_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(logits(load(tmp_path / "saved"), ids), logits(model, ids))
+    assert Artifact.open(tmp_path / "saved").verify() == []
+
+
 # ---------------------------------------------------------------- what is refused
 
 

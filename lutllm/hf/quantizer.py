@@ -15,7 +15,7 @@ from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lutllm.config import QuantConfig
-from lutllm.errors import ConfigError
+from lutllm.hf.int8_rows import Int8Embedding, Int8Head, TiedInt8Head
 from lutllm.hf.module import Joined, LutLinear, Part
 from lutllm.model_config import LinearShape, ModelConfig
 
@@ -72,13 +72,11 @@ class LutQuantizer(HfQuantizer):
 
 def insert_linears(model: Any, quant: QuantConfig) -> None:
     """Replace the projections of every decoder layer by LutLinear modules without values."""
-    if quant.head != "source":
-        raise ConfigError(
-            f"head is {quant.head!r}; transformers reads artifacts with the source's head only: "
-            "use lutllm.load, or quantize with that head"
-        )
     config = ModelConfig.from_hf(model.config.to_dict())
-    layers = getattr(model, model.base_model_prefix, model).layers
+    base = getattr(model, model.base_model_prefix, model)
+    if quant.head == "int8":
+        _insert_rows(model, base, config)
+    layers = base.layers
     for index, layer in enumerate(layers):
         for shape in config.layer_linears(index):
             bias = config.qkv_bias and shape.name.endswith("qkv_proj")
@@ -91,6 +89,21 @@ def insert_linears(model: Any, quant: QuantConfig) -> None:
                     bias,
                 )
             _insert(layer, shape, linear)
+
+
+def _insert_rows(model: Any, base: Any, config: ModelConfig) -> None:
+    """int8 rows in the place of the embedding and, where the model has one, of the head."""
+    with torch.device("meta"):
+        base.embed_tokens = Int8Embedding(config.vocab_size, config.hidden_size)
+        head = Int8Head(config.vocab_size, config.hidden_size)
+    if not hasattr(model, "lm_head"):
+        return
+    if config.tie_word_embeddings:
+        model.lm_head = TiedInt8Head(base.embed_tokens)
+        model._tied_weights_keys = None
+        model.all_tied_weights_keys = {}
+    else:
+        model.lm_head = head
 
 
 def _insert(layer: nn.Module, shape: LinearShape, linear: LutLinear) -> None:
