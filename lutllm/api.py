@@ -329,7 +329,7 @@ def serve(
     queue: int = 16,
     context: int | None = None,
     threads: int | None = None,
-    ready: Callable[[str], None] = lambda address: None,
+    ready: Callable[[str], None] | None = None,
 ) -> None:
     """Answer OpenAI-style HTTP requests for the artifact `path` until interrupted.
 
@@ -345,7 +345,7 @@ def serve(
 
     config = ServeConfig(name or Path(path).resolve().name, queue)
     model = load(path, threads=threads, context=context)
-    run_server(model, config, host, port, ready)
+    run_server(model, config, host, port, ready or (lambda address: None))
 
 
 def export(

@@ -13,9 +13,6 @@ from lutllm.errors import ConfigError
 class Recipe:
     """A configuration of every linear with named exceptions (`QuantConfig`), and what it is for.
 
-    bits  index bits a weight on average, with weight stages by measured sensitivity when a
-          checkpoint is quantized; None: as configured. What the configuration says stands in for
-          plans and estimates, which measure nothing.
     head  of `QuantConfig`; int8 rows cost next to no perplexity (docs/BENCHMARKS.md) and halve
           what the head reads
     """
@@ -23,7 +20,6 @@ class Recipe:
     config: LutConfig
     purpose: str
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
-    bits: float | None = None
     head: str = "int8"
 
     def quant(self, seed: int = 0) -> QuantConfig:
@@ -52,9 +48,8 @@ RECIPES = {
     ),
     "balanced": Recipe(
         LutConfig(scheme="weight", block_positions=_BLOCK, weight_stages=2, weight_centroids=8),
-        "weights coded in one to three stages where they matter, 3 index bits",
+        "weights coded in two stages of 8 centroids, 3 index bits",
         _WIDE,
-        bits=3.0,
     ),
     "accurate": Recipe(
         LutConfig(scheme="weight", block_positions=_BLOCK, weight_stages=2),
@@ -63,9 +58,8 @@ RECIPES = {
     ),
     "lossless": Recipe(
         LutConfig(scheme="weight", block_positions=_BLOCK, weight_stages=3),
-        "weights coded in one to three stages where they matter, 5 index bits",
-        _WIDE | {"*.gate_up_proj": {"weight_stages": 2}},
-        bits=5.0,
+        "weights coded in three stages, 6 index bits",
+        _WIDE,
     ),
 }
 DEFAULT_RECIPE = "paper"

@@ -21,7 +21,7 @@ from lutllm import api
 from lutllm.artifact import artifact_hash
 from lutllm.cli import COMMANDS, build_parser, main
 from lutllm.cli.common import plain
-from lutllm.cli.quantize import _bits, build_config, parse_override
+from lutllm.cli.quantize import build_config, parse_override
 from lutllm.config import LutConfig
 from lutllm.errors import CheckpointError, ConfigError
 from lutllm.recipes import RECIPES
@@ -429,26 +429,3 @@ def test_options_have_one_spelling():
 def test_recipes_are_valid():
     assert RECIPES["paper"].config == LutConfig(block_positions=4)
     assert all(recipe.purpose for recipe in RECIPES.values())
-
-
-@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.bits])
-def test_what_stands_in_for_measured_bits_is_close(name):
-    """For plans and estimates: index bits of a model whose gate and up are half of its weights."""
-    quant = RECIPES[name].quant()
-    gate_up = quant.for_linear("model.layers.0.mlp.gate_up_proj").index_bits_per_weight
-    other = quant.for_linear("model.layers.0.mlp.down_proj").index_bits_per_weight
-    assert (gate_up + other) / 2 == RECIPES[name].bits
-
-
-def test_bits_of_a_recipe_give_way_to_stages():
-    def bits(*words):
-        return _bits(build_parser().parse_args(["quantize", "src", *words]))
-
-    assert bits("--recipe", "accurate") is None
-    assert bits("--recipe", "balanced") == 3.0
-    assert bits("--recipe", "balanced", "--bits", "3.5") == 3.5
-    assert bits("--recipe", "balanced", "--weight-stages", "1") is None
-    assert bits("--recipe", "balanced", "--override", "*.o_proj:weight_stages=1") is None
-    words = ["quantize", "src", "--recipe", "balanced", "--weight-stages", "3"]
-    quant = build_config(build_parser().parse_args(words))
-    assert quant.for_linear("model.layers.0.mlp.gate_up_proj").weight_stages == 3

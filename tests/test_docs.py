@@ -19,7 +19,14 @@ from lutllm.cli import build_parser, main
 from tests.embedded import MODEL, SAMPLE, embedded_artifact
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "docs/TUTORIAL.md", "docs/ECOSYSTEM.md", "docs/FAQ.md", "docs/BENCHMARKS.md"]
+PAGES = [
+    "README.md",
+    "docs/TUTORIAL.md",
+    "docs/ECOSYSTEM.md",
+    "docs/FAQ.md",
+    "docs/BENCHMARKS.md",
+    "docs/ACCURACY.md",
+]
 #: Names of artifacts and checkpoints in the documentation.
 ARTIFACTS = ("qwen-lut", "qwen-lut-accurate", "tiny-lut", "tiny-accurate", "qwen", "smol")
 CHECKPOINTS = ("Qwen2.5-Coder-0.5B", "SmolLM2-135M-Instruct", "models/tiny-qwen3")
@@ -30,6 +37,7 @@ ELSEWHERE = {
     "csim": "test_cli.py",
     "explore": "test_performance_explore.py",
     "push": "test_push.py",
+    "serve": "test_serve.py",
 }
 #: Appended to a command; the last value of an option counts.
 SHORTER = {

@@ -19,7 +19,7 @@ from codegen.onnx.weights import narrow
 from lutllm import intmath
 from lutllm.artifact import Artifact
 from lutllm.cli import main
-from lutllm.config import LutConfig
+from lutllm.config import LutConfig, QuantConfig
 from lutllm.emulator import LutModel
 from lutllm.errors import ArtifactError, ConfigError
 from lutllm.tensorfile import bf16_to_f32
@@ -177,17 +177,30 @@ def test_architectures(tmp_path, arch):
     """Biases, untied heads, q and k norm; embeddings in every stored type."""
     kind = {"llama": "F32", "qwen2": "BF16", "qwen3": "F16"}[arch]
     artifact = write_artifact(tmp_path / "art", tiny_config(arch), kind=kind)
-    export(artifact, tmp_path / "onnx")
+    assert_equal_to_emulator(artifact, tmp_path / "onnx")
+
+
+def assert_equal_to_emulator(artifact, out):
+    """Export to `out` and compare both on random tokens."""
+    export(artifact, out)
     ids = np.random.default_rng(0).integers(0, 301, 12)
     model = LutModel.load(artifact, threads=1)
     inputs, sums = model.capture(ids)
     expected = Expected(ids, model.logits(ids), inputs, sums)
-    found = compare(tmp_path / "onnx", Artifact.open(artifact), expected)
+    found = compare(out, Artifact.open(artifact), expected)
     assert found["integer_mismatches"] == 0
     assert_equal_up_to_flips(found)
 
 
 # ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_int8_rows(tmp_path, tied):
+    """Embedding and head of int8 rows: integers again, so logits agree as closely as before."""
+    config = tiny_config("qwen3", tie_word_embeddings=tied)
+    artifact = write_artifact(tmp_path / "art", config, QuantConfig(head="int8"))
+    assert_equal_to_emulator(artifact, tmp_path / "onnx")
 
 
 def test_form_of_the_model(embedded):

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from codegen.onnx.body import Body
 from codegen.onnx.linear import LinearFunctions
+from codegen.onnx.steps import int8_head
 from codegen.onnx.weights import Weights
 from lutllm.artifact import Artifact
 from lutllm.model_config import LinearShape
@@ -59,18 +60,35 @@ class DecoderGraph:
         row = g("Add", g("Range", zero, tokens, one), past)
         g("Expand", row, g("Shape", "input_ids"), outputs=["positions"])
 
+    def _rows(self, name: str) -> tuple[str, str]:
+        """int8 rows i8[V, H] of embedding or head, and their scales f32[V]."""
+        scale = f"{name}_scale"
+        self._weights.add(name, self.artifact.stored(name)[1])
+        self._weights.add(scale, self.artifact.stored(scale)[1])
+        return name, scale
+
     def _embed(self, ids: str) -> str:
+        if self.artifact.quant.head == "int8":
+            g = self._g
+            rows, scale = self._rows(EMBEDDING)
+            factor = g("Unsqueeze", g("Gather", scale, ids), g.constant([-1], np.int64))
+            return g("Mul", g.cast(g("Gather", rows, ids), TensorProto.FLOAT), factor)
         table = self._weights.add_float(EMBEDDING, self.artifact.float32(EMBEDDING))
         return self._g.cast(self._g("Gather", table, ids), TensorProto.FLOAT)
 
     def _head(self, hidden: str) -> None:
         """logits = hidden . head^T; a tied head is the embedding, stored once."""
-        name = EMBEDDING
-        if not self.config.tie_word_embeddings:
-            name = self._weights.add_float(HEAD, self.artifact.float32(HEAD))
         g = self._g
         rows = g.reshape(hidden, -1, self.config.hidden_size)
-        flat = g("Gemm", rows, g.cast(name, TensorProto.FLOAT), transB=1)
+        tied = self.config.tie_word_embeddings
+        if self.artifact.quant.head == "int8":
+            weight, scale = (EMBEDDING, f"{EMBEDDING}_scale") if tied else self._rows(HEAD)
+            flat = int8_head(g, rows, weight, scale, self.config.hidden_size)
+        else:
+            name = EMBEDDING
+            if not tied:
+                name = self._weights.add_float(HEAD, self.artifact.float32(HEAD))
+            flat = g("Gemm", rows, g.cast(name, TensorProto.FLOAT), transB=1)
         leading = g("Shape", "input_ids")
         shape = g("Concat", leading, g.constant([self.config.vocab_size], np.int64), axis=0)
         g("Reshape", flat, shape, outputs=["logits"])

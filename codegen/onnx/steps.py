@@ -13,6 +13,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from codegen.onnx.body import Body
+from lutllm import int8_rows
 from lutllm.config import ACT_LIMIT, STAGE_BITS, TINY_INPUT, LutConfig
 from lutllm.lut_linear import MAX_TABLE_SHIFT
 
@@ -229,3 +230,31 @@ def pick(g: Body, value: str, *indices: int) -> str:
     for index in indices:
         value = g("Gather", value, g.constant(index, np.int64), axis=0)
     return value
+
+
+def int8_head(g: Body, x: str, weight: str, scale: str, size: int) -> str:
+    """`int8_rows.logits`. x: f32[T, H], weight: i8[V, H], scale: f32[V] -> f32[T, V].
+
+    The integers of the hidden vector are cut into parts of so few bits that their products with a
+    row add up exactly in float32.
+    """
+    limit = int8_rows.hidden_limit(size)
+    top = g("ReduceMax", g("Abs", x), g.constant([1], np.int64), keepdims=1)
+    least, none = g.constant(int8_rows.SMALLEST, np.float32), g.constant(0, np.float32)
+    most = g.constant(limit, np.float32)
+    factor = g("Where", g("GreaterOrEqual", top, least), g("Div", most, top), none)
+    x_int = round_and_clip(g, g("Mul", x, factor), limit)
+    bits = ((1 << 24) // (int8_rows.ROW_LIMIT * size)).bit_length() - 1
+    base = g.constant(1 << bits, np.float32)
+    rows = g.cast(weight, TensorProto.FLOAT)
+    rest, largest, sums = x_int, limit, []
+    while largest > 1 << bits:
+        higher = g("Floor", g("Div", rest, base))
+        sums.append(g("Gemm", g("Sub", rest, g("Mul", higher, base)), rows, transB=1))
+        rest, largest = higher, -(-largest >> bits)
+    total = g.cast(g("Gemm", rest, rows, transB=1), TensorProto.INT32)
+    for part in reversed(sums):
+        shifted = g("Mul", total, g.constant(1 << bits, np.int32))
+        total = g("Add", shifted, g.cast(part, TensorProto.INT32))
+    y = g("Mul", g.cast(total, TensorProto.FLOAT), scale)
+    return g("Mul", y, g("Div", top, most))

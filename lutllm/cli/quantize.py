@@ -127,18 +127,12 @@ def run(args: argparse.Namespace) -> Outcome:
         calib_tokens=args.calib_tokens,
         eval_text=args.eval_text,
         eval_tokens=args.eval_tokens,
-        bits=_bits(args),
+        bits=args.bits,
         distill_minutes=args.distill_minutes,
         resume=args.resume,
         progress=not args.quiet,
     )
     return Outcome({k: v for k, v in report.items() if k != "layers"}, _text(args.out, report))
-
-
-def _bits(args: argparse.Namespace) -> float | None:
-    """--bits, or those of the recipe unless stages are given."""
-    stages = args.weight_stages is not None or any(":weight_stages=" in o for o in args.override)
-    return args.bits if args.bits is not None or stages else recipe(args.recipe).bits
 
 
 def build_config(args: argparse.Namespace) -> QuantConfig:
@@ -148,9 +142,6 @@ def build_config(args: argparse.Namespace) -> QuantConfig:
     base = recipe(args.recipe)
     values = {**dataclasses.asdict(base.config), **changes}
     overrides = {pattern: dict(fields) for pattern, fields in base.overrides.items()}
-    if args.weight_stages is not None:
-        for fields in overrides.values():
-            fields.pop("weight_stages", None)
     for text in args.override:
         pattern, field, value = parse_override(text)
         overrides.setdefault(pattern, {})[field] = value
