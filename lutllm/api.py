@@ -340,8 +340,8 @@ def serve(
 
     Needs the extra `serve`.
     """
-    from lutllm.serve.run import serve as run_server
-    from lutllm.serve.settings import ServeConfig
+    from lutllm.server.run import serve as run_server
+    from lutllm.server.settings import ServeConfig
 
     config = ServeConfig(name or Path(path).resolve().name, queue)
     model = load(path, threads=threads, context=context)

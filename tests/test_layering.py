@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import lutllm
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lutllm", "calib", "quant", "codegen", "fpga")
 
@@ -26,7 +28,7 @@ ALLOWED = {
         "lutllm.emulator",
         "lutllm.bench",
         "lutllm.benchmark",
-        "lutllm.serve",
+        "lutllm.server",
         "calib",
         "quant",
         "codegen",
@@ -46,7 +48,7 @@ ALLOWED = {
     "lutllm.hf": {"lutllm", "lutllm.emulator", "lutllm.hf"},
     "lutllm.bench": {"lutllm", "lutllm.emulator"},
     "lutllm.benchmark": {"lutllm", "lutllm.emulator"},
-    "lutllm.serve": {"lutllm", "lutllm.emulator", "lutllm.serve"},
+    "lutllm.server": {"lutllm", "lutllm.emulator", "lutllm.server"},
     "lutllm.cli": {"lutllm", "lutllm.api", "lutllm.ecosystem", "lutllm.cli"},
     "lutllm.__main__": {"lutllm.cli"},
     "lutllm.__init__": {"lutllm", "lutllm.api", "lutllm.ecosystem"},
@@ -102,3 +104,12 @@ def modules_after(statement: str) -> set[str]:
 def test_import_and_help_load_nothing_heavy(statement):
     heavy = {"numpy", "torch", "numba", "tokenizers", "faiss", "sklearn", "onnx", "transformers"}
     assert not heavy & modules_after(statement)
+
+
+def test_no_module_hides_a_public_function():
+    """Importing lutllm.x would put the module in the place of the function lutllm.x."""
+    package = Path(lutllm.__file__).parent
+    modules = {path.stem for path in package.glob("*.py")} | {
+        p.parent.name for p in package.glob("*/__init__.py")
+    }
+    assert not modules & set(lutllm.__all__)

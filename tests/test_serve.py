@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from lutllm.emulator import LutModel
 from lutllm.errors import ConfigError
-from lutllm.serve.run import listen, make_server
-from lutllm.serve.settings import ServeConfig
-from lutllm.serve.stops import StopFilter
+from lutllm.server.run import listen, make_server
+from lutllm.server.settings import ServeConfig
+from lutllm.server.stops import StopFilter
 from tests.make_artifact import tiny_config, write_artifact, write_tokenizer
 
 TEMPLATE = (

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lutllm.errors import ConfigError
-from lutllm.serve.engine import Engine
-from lutllm.serve.settings import ServeConfig
+from lutllm.server.engine import Engine
+from lutllm.server.settings import ServeConfig
 
 if TYPE_CHECKING:
     import uvicorn
@@ -38,7 +38,7 @@ def make_server(model: LutModel, config: ServeConfig) -> uvicorn.Server:
     try:
         import uvicorn
 
-        from lutllm.serve.app import make_app
+        from lutllm.server.app import make_app
     except ImportError as cause:
         raise ConfigError(
             f"the server needs the package {cause.name!r}: pip install 'lutllm[serve]'"

@@ -19,8 +19,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from lutllm.errors import LutLLMError
-from lutllm.serve.engine import Busy, Done, Engine, Event, Failed, Job, Piece, Work
-from lutllm.serve.protocol import (
+from lutllm.server.engine import Busy, Done, Engine, Event, Failed, Job, Piece, Work
+from lutllm.server.protocol import (
     ChatRequest,
     CompletionRequest,
     Options,
@@ -28,7 +28,7 @@ from lutllm.serve.protocol import (
     parse_chat,
     parse_completion,
 )
-from lutllm.serve.responses import (
+from lutllm.server.responses import (
     STREAM_END,
     Envelope,
     error_body,
@@ -36,7 +36,7 @@ from lutllm.serve.responses import (
     refusal,
     stream_line,
 )
-from lutllm.serve.settings import ServeConfig
+from lutllm.server.settings import ServeConfig
 
 #: Seconds between two looks whether a client that waits is still there.
 _LOOK_S = 0.25

@@ -8,8 +8,8 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from lutllm.serve.engine import Done
-from lutllm.serve.protocol import RequestError
+from lutllm.server.engine import Done
+from lutllm.server.protocol import RequestError
 
 STREAM_END = "data: [DONE]\n\n"
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from lutllm.emulator.model import CHUNK, LutModel, check_finite
 from lutllm.emulator.sampling import Sampling
-from lutllm.serve.stops import StopFilter
+from lutllm.server.stops import StopFilter
 
 
 @dataclass(frozen=True)
