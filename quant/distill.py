@@ -47,7 +47,7 @@ class DistillConfig:
     windows: int = 2
     learning_rate: float = 1e-3
     scale_rate: float = 0.3
-    act_rate: float = 1.0
+    act_rate: float = 0.3
     warmup: int = 5
     seed: int = 0
 

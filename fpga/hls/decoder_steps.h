@@ -134,11 +134,12 @@ store_loop:
     }
 }
 
-// A stored value as float32: float32, bfloat16, or float16 with its subnormal values.
+// A stored value as float32: float32, bfloat16, float16 with its subnormal values, or int8.
 template <int BITS, bool BF16>
 float stored_to_float(ap_uint<BITS> bits) {
 #pragma HLS INLINE
     const unsigned raw = bits.to_uint();
+    if (BITS == 8) return static_cast<float>(static_cast<int>(raw ^ 128) - 128);
     if (BITS == 32) return bits_to_float(ap_uint<32>(raw));
     if (BF16) return bits_to_float(ap_uint<32>(raw << 16));
     const unsigned sign = (raw >> 15) << 31, power = raw >> 10 & 31, fraction = raw & 1023;
@@ -147,10 +148,19 @@ float stored_to_float(ap_uint<BITS> bits) {
     return bits_to_float(ap_uint<32>(sign | (power ? normal : float_to_bits(tiny).to_uint())));
 }
 
+// The scale of an int8 row, in its last four bytes.
+template <class D>
+float row_scale(const typename D::beat_t& last_beat) {
+#pragma HLS INLINE
+    return bits_to_float(last_beat.range(D::AXI_BITS - 1, D::AXI_BITS - 32));
+}
+
 // A row of the embedding, `base` beats in, to the residual of its token.
 template <class D>
 void embed_word(const typename D::beat_t* rows, int base, typename D::beat_t* hidden) {
     constexpr int PER_BEAT = 32 / D::EMBED_BITS;  // beats of float32 from a stored beat
+    constexpr bool SCALED = D::EMBED_BITS == 8;
+    const float scale = SCALED ? row_scale<D>(rows[base + D::EMBED_ROW_BEATS - 1]) : 1.0f;
     typename D::beat_t stored = 0;
     int part = 0, at = base;
 embed_loop:
@@ -162,8 +172,10 @@ embed_loop:
         for (int j = 0; j < D::FLOATS; j++) {
 #pragma HLS UNROLL
             const int low = (part * D::FLOATS + j) * D::EMBED_BITS;
-            values.value[j] = stored_to_float<D::EMBED_BITS, D::EMBED_BF16>(
+            const float value = stored_to_float<D::EMBED_BITS, D::EMBED_BF16>(
                 stored.range(low + D::EMBED_BITS - 1, low));
+            const bool used = b * D::FLOATS + j < D::HIDDEN_SIZE;  // behind it may lie the scale
+            values.value[j] = !SCALED ? value : used ? value * scale : 0.0f;
         }
         hidden[b] = values.pack();
         advance(part, PER_BEAT);

@@ -1,4 +1,4 @@
-// int8_head.h: embedding and output head as int8 rows with one scale each.
+// int8_head.h: the output head of int8 rows with one scale each.
 //
 // A row is HIDDEN_SIZE bytes, zeros, and in its last four bytes the float32 scale. The arithmetic is
 // that of lutllm/int8_rows.py: the vector becomes integers once, sums of products are exact, and
@@ -8,36 +8,6 @@
 #include "decoder_steps.h"
 
 namespace lutllm {
-
-template <class D>
-float row_scale(const typename D::beat_t& last_beat) {
-#pragma HLS INLINE
-    return bits_to_float(last_beat.range(D::AXI_BITS - 1, D::AXI_BITS - 32));
-}
-
-// A row of the embedding, `base` beats in, to the residual of its token.
-template <class D>
-void embed_int8_word(const typename D::beat_t* rows, int base, typename D::beat_t* hidden) {
-    const float scale = row_scale<D>(rows[base + D::EMBED_ROW_BEATS - 1]);
-    typename D::beat_t stored = 0;
-    int part = 0, at = base;
-embed_loop:
-    for (int b = 0; b < D::HIDDEN_BEATS; b++) {
-#pragma HLS PIPELINE II=1
-        if (part == 0) stored = rows[at++];
-        typename D::floats_t values;
-    lane_loop:
-        for (int j = 0; j < D::FLOATS; j++) {
-#pragma HLS UNROLL
-            const int lane = part * D::FLOATS + j, low = 8 * lane;
-            const ap_int<8> weight = stored.range(low + 7, low);
-            const bool used = b * D::FLOATS + j < D::HIDDEN_SIZE;  // not the scale
-            values.value[j] = used ? static_cast<float>(weight.to_int()) * scale : 0.0f;
-        }
-        hidden[b] = values.pack();
-        advance(part, 4);
-    }
-}
 
 // The vector as integers of up to HEAD_LIMIT, in 32 bits each, then a beat with its scale.
 template <class D>
