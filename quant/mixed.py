@@ -28,9 +28,10 @@ class Option:
         return {"weight_stages": self.weight_stages, "weight_centroids": self.weight_centroids}
 
 
-#: For vectors of two; all codebooks fit a byte shuffle. Errors are means over gate and up projections
-#: of SmolLM2-135M, 16k calibration tokens: 30 of them with two stages, 21 with one (those that a mixed
-#: run gave one stage). That of three stages is not measured; it takes the step from one to two again.
+#: For vectors of two; all codebooks fit a byte shuffle. Errors are means over gate and up
+#: projections of SmolLM2-135M, 16k calibration tokens: 30 of them with two stages, 21 with one
+#: (those that a mixed run gave one stage). That of three stages is not measured; it takes the
+#: step from one to two again.
 OPTIONS = (
     Option(1, 16, 0.067),
     Option(2, 8, 0.037),
