@@ -10,6 +10,7 @@ import torch
 from lutllm.config import LutConfig
 from lutllm.lut_linear import LutLinear, pack_codes
 from lutllm.model_config import LinearShape
+from lutllm.progress import Progress
 from quant.activation import (
     InputCode,
     code_input,
@@ -28,6 +29,9 @@ from quant.error_feedback import (
     with_damping,
 )
 from quant.tables import RANGE_TOKENS, TableUse, choose_shifts, clear_vanished, code_frequency
+
+#: Rows that `quantize_rows` works on at a time.
+CHUNK_ROWS = 16384
 
 
 @dataclass(frozen=True)
@@ -85,16 +89,87 @@ def quantize_linear(
     the model whose earlier layers are quantized; token_weights: f32[T] with mean 1, how much the
     squared output error of a token counts, None for all alike.
     """
+    inputs = _code_inputs(weight, x_float, x_quant, config, seed, token_weights)
+    coded, row_scale = _code_rows(weight, inputs, config, effort)
+    linear = _assemble(shape, config, inputs, coded, row_scale, bias)
+    final = torch.from_numpy(coded.values) * row_scale[:, None]
+    return QuantizedLinear(linear, inputs.code, final, bias, _product(inputs.coded_x, final, bias))
+
+
+def quantize_rows(
+    shape: LinearShape,
+    weight: torch.Tensor,
+    x_float: torch.Tensor,
+    x_quant: torch.Tensor,
+    config: LutConfig,
+    effort: Effort,
+    seed: int,
+    progress: bool = False,
+) -> LutLinear:
+    """`quantize_linear` for very many rows, CHUNK_ROWS at a time: an output head.
+
+    Row groups do not depend on each other, so only the working memory differs.
+    """
+    inputs = _code_inputs(weight, x_float, x_quant, config, seed, None)
+    size = max(1, CHUNK_ROWS // config.group_size) * config.group_size
+    parts = []
+    chunks = weight.split(size)
+    with Progress(len(chunks), f"quantizing {shape.name}", progress) as bar:
+        for rows in chunks:
+            coded, row_scale = _code_rows(rows, inputs, config, effort)
+            coded.values = coded.values[:0]  # only large
+            parts.append((coded, row_scale))
+            bar.advance()
+    coded = CodedWeight.join([part for part, _ in parts])
+    row_scale = torch.cat([scale for _, scale in parts])
+    return _assemble(shape, config, inputs, coded, row_scale, None)
+
+
+@dataclass
+class _CodedInputs:
+    """What the rows of a weight matrix share: the code of the input and its moments.
+
+    coded_x: f32[C, T]; moment H, cross S: f32[C, C], see `refit`; uses: as `choose_shifts` wants.
+    """
+
+    code: InputCode
+    coded_x: torch.Tensor
+    moment: torch.Tensor
+    cross: torch.Tensor
+    uses: list[TableUse]
+
+
+def _code_inputs(
+    weight: torch.Tensor,
+    x_float: torch.Tensor,
+    x_quant: torch.Tensor,
+    config: LutConfig,
+    seed: int,
+    token_weights: torch.Tensor | None,
+) -> _CodedInputs:
     if token_weights is None:
         token_weights = torch.ones(len(x_quant))
     code = fit_input(x_quant, weight, config, seed, token_weights)
     codes = input_codes(x_quant, code, config) if config.scheme == "co" else []
     coded_x = decode_input(codes, code) if codes else round_input(x_quant, code)
-    target = _slot_weight(weight, code)
     weighted = (coded_x * (token_weights / len(x_quant))).t()
     moment = coded_x @ weighted
     cross = gather_slots(x_float, code.perm, code.column_norm) @ weighted
-    target = refit(target, moment, cross, effort.refit_damping)
+    shares = token_weights.numpy()
+    uses = (
+        _coded_uses(code, codes, config, shares)
+        if codes
+        else _rounded_use(code, config, x_quant, shares, seed)
+    )
+    return _CodedInputs(code, coded_x, moment, cross, uses)
+
+
+def _code_rows(
+    weight: torch.Tensor, inputs: _CodedInputs, config: LutConfig, effort: Effort
+) -> tuple[CodedWeight, torch.Tensor]:
+    """Codes of the rows of W f32[M, D], normalised, and their scales f32[M]."""
+    code, moment = inputs.code, inputs.moment
+    target = refit(_slot_weight(weight, code), moment, inputs.cross, effort.refit_damping)
     row_scale = _row_scales(target) if effort.row_scale else torch.ones(len(target))
     normal = target / row_scale[:, None]
     row_weights = (row_scale / row_scale.pow(2).mean().sqrt()).pow(2).numpy()
@@ -109,16 +184,10 @@ def quantize_linear(
     )
     for _ in range(effort.sweeps):
         coordinate_descent(coded, normal, moment, row_weights, config, damping=effort.damping)
-    values = torch.from_numpy(coded.values)
-    row_scale = row_scale * best_row_gain(values, normal, with_damping(moment, effort.damping))
-    uses = (
-        _coded_uses(code, codes, config, token_weights.numpy())
-        if codes
-        else _rounded_use(code, config, x_quant, token_weights.numpy(), seed)
+    gain = best_row_gain(
+        torch.from_numpy(coded.values), normal, with_damping(moment, effort.damping)
     )
-    linear = _assemble(shape, config, code, coded, row_scale, bias, uses)
-    final = values * row_scale[:, None]
-    return QuantizedLinear(linear, code, final, bias, _product(coded_x, final, bias))
+    return coded, row_scale * gain
 
 
 def _slot_weight(weight: torch.Tensor, code: InputCode) -> torch.Tensor:
@@ -164,13 +233,13 @@ def best_row_gain(values: torch.Tensor, weight: torch.Tensor, moment: torch.Tens
 def _assemble(
     shape: LinearShape,
     config: LutConfig,
-    code: InputCode,
+    inputs: _CodedInputs,
     coded: CodedWeight,
     row_scale: torch.Tensor,
     bias: torch.Tensor | None,
-    uses: list[TableUse],
 ) -> LutLinear:
     """The stored arrays of the layer, validated."""
+    code, uses = inputs.code, inputs.uses
     integers = coded.integers.copy()
     share = code_frequency(coded.codes, config.weight_centroids, config.group_size)
     table_shift, block_shift, unit = choose_shifts(uses, integers, share, coded.exponents, config)
