@@ -42,6 +42,8 @@ class Effort:
     refit_damping pull of the refitted weights towards the float ones, relative likewise
     iterations    Lloyd iterations per weight codebook
     sweeps        coordinate descent sweeps
+    correction    share of the residual stream's error so far that the linears which add to it are
+                  fitted to take back
     """
 
     damping: float = 0.01
@@ -49,6 +51,7 @@ class Effort:
     iterations: int = 10
     sweeps: int = 1
     row_scale: bool = True
+    correction: float = 1.0
 
 
 @dataclass
@@ -82,15 +85,18 @@ def quantize_linear(
     effort: Effort,
     seed: int,
     token_weights: torch.Tensor | None = None,
+    lacking: torch.Tensor | None = None,
 ) -> QuantizedLinear:
     """Quantize W so that coded inputs of the quantized model give the outputs of the float model.
 
     weight: f32[M, D]; x_float, x_quant: f32[T, D], inputs of this layer in the float model and in
     the model whose earlier layers are quantized; token_weights: f32[T] with mean 1, how much the
-    squared output error of a token counts, None for all alike.
+    squared output error of a token counts, None for all alike; lacking: f32[T, M], what the outputs
+    are to give beside those of the float model.
     """
     inputs = _code_inputs(weight, x_float, x_quant, config, seed, token_weights)
-    coded, row_scale = _code_rows(weight, inputs, config, effort)
+    extra = None if lacking is None else lacking.t() @ inputs.weighted
+    coded, row_scale = _code_rows(weight, inputs, config, effort, extra)
     linear = _assemble(shape, config, inputs, coded, row_scale, bias)
     final = torch.from_numpy(coded.values) * row_scale[:, None]
     return QuantizedLinear(linear, inputs.code, final, bias, _product(inputs.coded_x, final, bias))
@@ -129,11 +135,13 @@ def quantize_rows(
 class _CodedInputs:
     """What the rows of a weight matrix share: the code of the input and its moments.
 
-    coded_x: f32[C, T]; moment H, cross S: f32[C, C], see `refit`; uses: as `choose_shifts` wants.
+    coded_x: f32[C, T]; weighted: f32[T, C], the same times the weights of the tokens over T;
+    moment H, cross S: f32[C, C], see `refit`; uses: as `choose_shifts` wants.
     """
 
     code: InputCode
     coded_x: torch.Tensor
+    weighted: torch.Tensor
     moment: torch.Tensor
     cross: torch.Tensor
     uses: list[TableUse]
@@ -161,15 +169,19 @@ def _code_inputs(
         if codes
         else _rounded_use(code, config, x_quant, shares, seed)
     )
-    return _CodedInputs(code, coded_x, moment, cross, uses)
+    return _CodedInputs(code, coded_x, weighted, moment, cross, uses)
 
 
 def _code_rows(
-    weight: torch.Tensor, inputs: _CodedInputs, config: LutConfig, effort: Effort
+    weight: torch.Tensor,
+    inputs: _CodedInputs,
+    config: LutConfig,
+    effort: Effort,
+    extra: torch.Tensor | None = None,
 ) -> tuple[CodedWeight, torch.Tensor]:
-    """Codes of the rows of W f32[M, D], normalised, and their scales f32[M]."""
+    """Codes of the rows of W f32[M, D], normalised, and their scales f32[M]. extra: see `refit`."""
     code, moment = inputs.code, inputs.moment
-    target = refit(_slot_weight(weight, code), moment, inputs.cross, effort.refit_damping)
+    target = refit(_slot_weight(weight, code), moment, inputs.cross, effort.refit_damping, extra)
     row_scale = _row_scales(target) if effort.row_scale else torch.ones(len(target))
     normal = target / row_scale[:, None]
     row_weights = (row_scale / row_scale.pow(2).mean().sqrt()).pow(2).numpy()
@@ -199,15 +211,22 @@ def _slot_weight(weight: torch.Tensor, code: InputCode) -> torch.Tensor:
 
 
 def refit(
-    weight: torch.Tensor, moment: torch.Tensor, cross: torch.Tensor, damping: float
+    weight: torch.Tensor,
+    moment: torch.Tensor,
+    cross: torch.Tensor,
+    damping: float,
+    extra: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Weights that best give the float outputs from the coded inputs (ridge towards W).
+    """Weights that best give the float outputs, and E beside, from the coded inputs.
 
-    W' = W (S + lambda I)(H + lambda I)^-1 minimises |W Yf - W' Yq|^2 + lambda |W' - W|^2, with
-    H = Yq Yq^T and S = Yf Yq^T. weight: f32[M, C]; moment H, cross S: f32[C, C].
+    W' = (W (S + lambda I) + E Yq^T)(H + lambda I)^-1 minimises |W Yf + E - W' Yq|^2 +
+    lambda |W' - W|^2, with H = Yq Yq^T and S = Yf Yq^T. weight: f32[M, C]; moment H, cross S:
+    f32[C, C]; extra E Yq^T: f32[M, C].
     """
     ridge = damping * float(moment.diagonal().mean()) + 1e-12
     right = weight @ cross + ridge * weight
+    if extra is not None:
+        right += extra
 
     def solve(scale: float) -> torch.Tensor:
         factor = torch.linalg.cholesky(with_damping(moment, scale))

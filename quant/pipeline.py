@@ -43,6 +43,8 @@ from quant.workspace import Workspace, check_output
 
 #: Tokens that per-layer errors are measured on.
 _ERROR_TOKENS = 1024
+#: The linears whose outputs are added to the residual stream.
+_ADDING = ("o_proj", "down_proj")
 #: Windows of the float stream that run through a layer at once.
 _FLOAT_WINDOWS = 4
 
@@ -160,8 +162,13 @@ def _initial_streams(
 def _quantize_layer(
     decoder: FloatDecoder, index: int, streams: _Streams, config: QuantConfig, effort: Effort
 ) -> tuple[list[LutLinear], list[dict[str, Any]]]:
-    """Quantize the linears of a layer in the order they run and move both streams behind it."""
+    """Quantize the linears of a layer in the order they run and move both streams behind it.
+
+    The linears that add to the residual stream are also to take back what it lacks: errors of
+    earlier linears reach them, and partly show in their inputs.
+    """
     weights = decoder.layer(index)
+    lacking = (streams.exact - streams.quantized).flatten(0, 1)
     streams.exact, inputs = _run_float(decoder, weights, streams.exact)
     done: list[LutLinear] = []
     errors: list[dict[str, Any]] = []
@@ -170,6 +177,7 @@ def _quantize_layer(
         seed = config.seed + 1009 * index + len(done)
         linear_config = config.for_linear(shape.name)
         x_float = inputs.pop(shape.name)
+        adds = shape.name.endswith(_ADDING)
         result = quantize_linear(
             shape,
             weights.weight[shape.name],
@@ -179,7 +187,10 @@ def _quantize_layer(
             linear_config,
             effort,
             seed,
+            lacking=effort.correction * lacking if adds and effort.correction else None,
         )
+        if adds:
+            lacking.add_(weights.apply(shape, x_float)).sub_(result.output)
         done.append(result.linear)
         errors.append(_layer_error(shape, weights, x_float, x, result))
         return result.output
