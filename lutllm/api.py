@@ -313,11 +313,15 @@ def bench(
     prompt_tokens: int = 128,
     decode_tokens: int = 64,
     threads: int | None = None,
+    batch: int = 0,
 ) -> dict[str, Any]:
-    """Prefill and decode speed of an artifact on this machine, and the memory speed beside it."""
-    from lutllm.benchmark import run_bench
+    """Prefill and decode speed of an artifact on this machine, and the memory speed beside it.
 
-    return run_bench(load(path, threads=threads), prompt_tokens, decode_tokens)
+    batch: sequences that are also decoded together, 0 for none.
+    """
+    from lutllm.emulator import bench as measure
+
+    return measure.bench(load(path, threads=threads), prompt_tokens, decode_tokens, batch=batch)
 
 
 def serve(

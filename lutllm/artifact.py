@@ -154,16 +154,15 @@ class Artifact:
 
     @property
     def head_name(self) -> str:
-        """The tensor whose rows give the logits, where the head is not a LUT linear."""
+        """The tensor whose rows give the logits."""
         return EMBEDDING if self.model.tie_word_embeddings else HEAD
 
     def _row_tensors(self) -> tuple[str, ...]:
         """Tensors with a row for every word."""
-        shared = self.model.tie_word_embeddings or self.quant.lut_head
-        return (EMBEDDING,) if shared else (EMBEDDING, HEAD)
+        return (EMBEDDING,) if self.model.tie_word_embeddings else (EMBEDDING, HEAD)
 
     def shapes(self) -> tuple[LinearShape, ...]:
-        """Every LUT linear, the head included where it is one."""
+        """Every LUT linear, that of the head included where there is one."""
         head = (self.model.head_linear(),) if self.quant.lut_head else ()
         return (*self.model.linears(), *head)
 
@@ -253,7 +252,7 @@ class Artifact:
             yield self.linear(shape)
 
     def head_linear(self) -> LutLinear | None:
-        """The output head where it is a LUT linear, validated."""
+        """The LUT linear before the rows of the head, validated; None where there is none."""
         return self.linear(self.model.head_linear()) if self.quant.lut_head else None
 
     def verify(self) -> list[str]:

@@ -16,10 +16,11 @@ from lutllm.errors import ConfigError
 
 FORMAT_VERSION = 1
 SCHEMES = ("co", "weight")
-#: How embedding and output head are stored: in the type of the checkpoint; as int8 rows; or the
-#: embedding as int8 rows and the head as the LUT linear HEAD_LINEAR.
+#: How embedding and output head are stored: in the type of the checkpoint; as int8 rows; or as int8
+#: rows with the LUT linear HEAD_LINEAR, which finds the words whose rows are worth reading.
 HEADS = ("source", "int8", "lut")
 HEAD_LINEAR = "lm_head"
+MAX_HEAD_MARGIN = 1000.0
 
 #: One further activation stage refines the grid of the stage before by this many bits.
 STAGE_BITS = 3
@@ -131,29 +132,36 @@ class QuantConfig:
     """The quantization of a model: a default for every linear and named exceptions.
 
     overrides maps a shell pattern over linear names ("*.mlp.down_proj") to the fields of LutConfig
-    that differ there; later patterns win. head is one of HEADS, for embedding and output head.
+    that differ there; later patterns win. head is one of HEADS, for embedding and output head;
+    with "lut", logits at most `head_margin` below the largest are computed from int8 rows.
     """
 
     default: LutConfig = LutConfig()
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     seed: int = 0
     head: str = "source"
+    head_margin: float = 0.0
 
     def __post_init__(self) -> None:
         _check_range("quantization config", "seed", self.seed, 0, 2**31 - 1)
         if self.head not in HEADS:
             raise ConfigError(f"head is {self.head!r}; choose one of {', '.join(HEADS)}")
+        margin = self.head_margin
+        if not isinstance(margin, int | float) or not 0 <= margin <= MAX_HEAD_MARGIN:
+            raise ConfigError(
+                f"quantization config: head_margin is {margin!r}; it must be 0 to {MAX_HEAD_MARGIN}"
+            )
         for pattern in self.overrides:
             self.for_linear(pattern)
 
     @property
     def int8_rows(self) -> bool:
-        """The embedding, and the head unless it is a LUT linear, are int8 rows."""
+        """Embedding and head are int8 rows."""
         return self.head != "source"
 
     @property
     def lut_head(self) -> bool:
-        """The head is the LUT linear HEAD_LINEAR."""
+        """The LUT linear HEAD_LINEAR goes before the rows of the head."""
         return self.head == "lut"
 
     def for_linear(self, name: str) -> LutConfig:
@@ -173,6 +181,7 @@ class QuantConfig:
             "overrides": {k: dict(v) for k, v in self.overrides.items()},
             "seed": self.seed,
             "head": self.head,
+            "head_margin": self.head_margin,
         }
 
     @classmethod
@@ -187,7 +196,10 @@ class QuantConfig:
                 f"artifact format version {version!r}; this lutllm reads version {FORMAT_VERSION}: "
                 "quantize again or install the matching release"
             )
-        reject_unknown("quantization config", values, {"default", "overrides", "seed", "head"})
+        reject_unknown(
+            "quantization config", values, {"default", "overrides", "seed", "head", "head_margin"}
+        )
         default = LutConfig.from_dict(values.get("default", {}))
         overrides, seed = values.get("overrides", {}), values.get("seed", 0)
-        return cls(default, overrides, seed, values.get("head", "source"))
+        head, margin = values.get("head", "source"), values.get("head_margin", 0.0)
+        return cls(default, overrides, seed, head, margin)

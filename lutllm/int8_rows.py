@@ -80,3 +80,12 @@ def logits(x: np.ndarray, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
         sums = x_int.astype(np.float64) @ weight[part].T.astype(np.float64)
         out[:, part] = sums.astype(np.float32) * scale[part]
     return out * token_scale[:, None]
+
+
+def screen(coarse: np.ndarray, exact: np.ndarray, margin: float) -> np.ndarray:
+    """f32[T, V]: coarse logits, exact ones where a coarse one is near the token's largest.
+
+    Near is `coarse >= largest - margin`, in float32. Only those rows have to be read.
+    """
+    least = coarse.max(axis=1, keepdims=True) - np.float32(margin)
+    return np.where(coarse >= least, exact, coarse)

@@ -110,7 +110,7 @@ class ModelConfig:
         return tuple(s for i in range(self.num_hidden_layers) for s in self.layer_linears(i))
 
     def head_linear(self) -> LinearShape:
-        """The output head as a LUT linear: of the embedding's rows where they are tied."""
+        """The LUT linear before an output head: of the embedding's rows where they are tied."""
         source = "model.embed_tokens" if self.tie_word_embeddings else "lm_head"
         return LinearShape(HEAD_LINEAR, (source,), self.hidden_size, self.vocab_size)
 

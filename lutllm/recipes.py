@@ -28,21 +28,23 @@ class Recipe:
         return with_head(QuantConfig(self.config, self.overrides, seed), head or self.head)
 
 
-#: A head of 4 index bits a weight. Groups are large: a vocabulary has rows enough to fill them, and
-#: codebooks cost next to nothing then.
-LUT_HEAD = LutConfig(
-    scheme="weight", weight_stages=2, group_size=4096, block_positions=4, table_bits=16
-)
+#: A linear of 2 index bits before the rows of a head. Groups are large: a vocabulary has rows
+#: enough to fill them, and codebooks cost next to nothing then.
+LUT_HEAD = LutConfig(scheme="weight", group_size=4096, block_positions=4, table_bits=16)
+#: Measured: its logits are off by about 1, and words this far below the largest matter little
+#: (docs/BENCHMARKS.md).
+HEAD_MARGIN = 10.0
 
 
 def with_head(config: QuantConfig, head: str) -> QuantConfig:
-    """`config` with another head; a LUT head is coded as LUT_HEAD where no override says else."""
+    """`config` with another head; its LUT linear is LUT_HEAD where no override says else."""
     overrides = config.overrides
     if head == "lut":
         own = LUT_HEAD.to_dict() | overrides.get(HEAD_LINEAR, {})
         rest = {k: v for k, v in overrides.items() if k != HEAD_LINEAR}
         overrides = {HEAD_LINEAR: own} | rest
-    return dataclasses.replace(config, head=head, overrides=overrides)
+    margin = HEAD_MARGIN if head == "lut" else 0.0
+    return dataclasses.replace(config, head=head, head_margin=margin, overrides=overrides)
 
 
 #: Four positions under one exponent: of sixteen, one with large values would leave the others

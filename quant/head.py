@@ -1,5 +1,6 @@
-"""Embedding and output head in the artifact: as they are, as int8 rows (`lutllm.int8_rows`), or the
-head as a LUT linear.
+"""Embedding and output head in the artifact: as they are, or as int8 rows (`lutllm.int8_rows`).
+
+A LUT linear may come before the rows of the head.
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ def stored_tensors(
     """What the artifact holds for the tensor `name`: safetensors dtype and values by name."""
     if not config.int8_rows or not name.endswith(_ROWS):
         return {name: checkpoint.stored(name)}
-    if config.lut_head and name.endswith(_ROWS[1]):
-        return {}
     count, size = checkpoint.shape(name)
     weight, scale = np.empty((count, size), np.int8), np.empty(count, np.float32)
     for first in range(0, count, _CHUNK):
@@ -37,7 +36,7 @@ def stored_tensors(
 
 
 def stored_values(rows: torch.Tensor, config: QuantConfig) -> torch.Tensor:
-    """Rows f32[..., H] of the embedding with the values the artifact gives them (a copy)."""
+    """Rows f32[..., H] of embedding or head with the values the artifact gives them (a copy)."""
     if not config.int8_rows:
         return rows.clone()
     flat = rows.flatten(0, -2).numpy()
@@ -53,7 +52,7 @@ def quantize_head(
     effort: Effort,
     progress: bool = False,
 ) -> LutLinear:
-    """The head as a LUT linear.
+    """The LUT linear before the rows of the head.
 
     exact, quantized: f32[N, ctx, hidden_size], what leaves the last layer of the float model and
     of the quantized one.
@@ -73,7 +72,7 @@ def head_bytes(checkpoint: Checkpoint, config: QuantConfig) -> int:
     """Bytes of embedding and head in the artifact; float tensors are taken as 16 bits."""
     total = 0
     for name in checkpoint.names():
-        if name.endswith(_ROWS) and not (config.lut_head and name.endswith(_ROWS[1])):
+        if name.endswith(_ROWS):
             count, size = checkpoint.shape(name)
             total += count * (size + 4 if config.int8_rows else 2 * size)
     if config.lut_head:

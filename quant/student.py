@@ -188,17 +188,6 @@ class StudentLinear:
             y = y * token_scale
         return y if self._bias is None else y + self._bias
 
-    @torch.no_grad()
-    def weight(self) -> torch.Tensor:
-        """f32[M, D], what the linear multiplies by where its input is not rounded."""
-        books = self.integers() * self._unit
-        slots = _decoded(books, self._codes, self.linear.config.group_size)
-        slots = slots * (self._scale / self._fine)[:, None] * (self._output_scale * self.gain)
-        used = torch.from_numpy(self.linear.input_perm >= 0)
-        out = torch.zeros(self.linear.out_features, self.linear.in_features)
-        out[:, self._index[used]] = slots[used].t()
-        return out
-
     def _code(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Integer activations with straight-through gradients. z: f32[T, C]."""
         config = self.linear.config

@@ -127,7 +127,7 @@ def write_artifact(
     if quant.lut_head:
         shape = model.head_linear()
         floats |= linear_tensors(make_linear(shape, quant.for_linear(shape.name), seed + 5, False))
-    elif not config["tie_word_embeddings"]:
+    if not config["tie_word_embeddings"]:
         names.append("lm_head.weight")
     for name in names:
         values = rng.standard_normal((model.vocab_size, model.hidden_size), np.float32)

@@ -333,9 +333,13 @@ def test_bench_names_its_bound(quantized, capsys):
     assert main([*words, "--threads", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["threads"] == 1
+    assert found.pop("batch") == 0
+    assert found.pop("batch_tokens_per_s") is None
     assert all(value > 0 for value in found.values())
-    assert main(words) == 0
-    assert "of what memory gives" in capsys.readouterr().out
+    assert main([*words, "--batch", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "of what memory gives" in printed
+    assert "tokens/s in 2 sequences" in printed
 
 
 def test_eval_of_an_artifact(quantized, checkpoint, tmp_path, capsys):

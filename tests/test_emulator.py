@@ -304,3 +304,70 @@ def test_bench_reports_speed_and_its_bound(one, monkeypatch):
         assert report[key] > 0
     assert report["memory_gb_per_s"] > 0
     assert report["decode_bytes_per_token"] > one.table_bytes
+    assert report["batch_tokens_per_s"] is None
+    assert bench(one, prompt_tokens=5, decode_tokens=2, batch=3)["batch_tokens_per_s"] > 0
+
+
+# ---------------------------------------------------------------- several sequences
+
+
+def test_a_batch_gives_each_sequence_what_it_gets_alone(folder):
+    """Prompts of different lengths, caches that grow at different times, threads that share."""
+    rng = np.random.default_rng(7)
+    prompts = [rng.integers(0, 301, n) for n in (3, 40, 254, 17, 1)]
+    steps = rng.integers(0, 301, (6, len(prompts)))
+    alone = LutModel.load(folder, threads=1)
+    expected = []
+    for number, prompt in enumerate(prompts):
+        alone.reset()
+        rows = [alone.prefill(prompt)] + [alone.decode(int(t)) for t in steps[:, number]]
+        expected.append(np.stack(rows))
+    for threads in (1, 3):
+        together = LutModel.load(folder, threads=threads)
+        caches = [together.new_cache() for _ in prompts]
+        found = [
+            [together.prefill(prompt, cache)] for prompt, cache in zip(prompts, caches, strict=True)
+        ]
+        for tokens in steps:
+            for rows, row in zip(found, together.decode_batch(tokens, caches), strict=True):
+                rows.append(row)
+        for rows, wanted in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(np.stack(rows), wanted)
+        assert [cache.length for cache in caches] == [len(p) + 6 for p in prompts]
+        assert together.cache.length == 0
+
+
+def test_batches_larger_than_a_chunk(lut_model, ids, monkeypatch):
+    caches = [lut_model.new_cache() for _ in range(5)]
+    first = lut_model.decode_batch(ids[:5], caches)
+    monkeypatch.setattr(model, "CHUNK", 2)
+    again = lut_model.decode_batch(ids[:5], [lut_model.new_cache() for _ in range(5)])
+    np.testing.assert_array_equal(first, again)
+
+
+def test_batch_refuses_what_does_not_fit(lut_model):
+    cache, other = lut_model.new_cache(), lut_model.new_cache()
+    with pytest.raises(ConfigError, match="2 tokens for 1 caches"):
+        lut_model.decode_batch([1, 2], [cache])
+    with pytest.raises(ConfigError, match="each needs one of its own"):
+        lut_model.decode_batch([1, 2], [cache, cache])
+    cache.length = lut_model.context
+    with pytest.raises(ConfigError, match="the context ends at"):
+        lut_model.decode_batch([1, 2], [other, cache])
+    assert other.length == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_texts_of_a_batch_are_those_of_generate(lut_model, temperature):
+    prompts = ["ab", "a longer prompt, so that lengths differ", "x"]
+    options = {"max_tokens": 12, "temperature": temperature, "seed": 4}
+    found = lut_model.generate_batch(prompts, **options)
+    for prompt, one in zip(prompts, found, strict=True):
+        alone = lut_model.generate(prompt, **options)
+        assert (one.text, one.tokens) == (alone.text, alone.tokens)
+        assert one.finish_reason == alone.finish_reason
+        assert one.prompt_tokens == alone.prompt_tokens
+
+
+def test_no_prompts_no_texts(lut_model):
+    assert lut_model.generate_batch([]) == []

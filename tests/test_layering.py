@@ -26,8 +26,6 @@ ALLOWED = {
     "lutllm.api": {
         "lutllm",
         "lutllm.emulator",
-        "lutllm.bench",
-        "lutllm.benchmark",
         "lutllm.server",
         "calib",
         "quant",
@@ -46,8 +44,6 @@ ALLOWED = {
     "lutllm.lm_eval": {"lutllm", "lutllm.emulator", "calib"},
     "lutllm.html_report": {"lutllm", "lutllm.html_report"},
     "lutllm.hf": {"lutllm", "lutllm.emulator", "lutllm.hf"},
-    "lutllm.bench": {"lutllm", "lutllm.emulator"},
-    "lutllm.benchmark": {"lutllm", "lutllm.emulator"},
     "lutllm.server": {"lutllm", "lutllm.emulator", "lutllm.server"},
     "lutllm.cli": {"lutllm", "lutllm.api", "lutllm.ecosystem", "lutllm.cli"},
     "lutllm.__main__": {"lutllm.cli"},

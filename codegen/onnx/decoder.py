@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from codegen.onnx.body import Body
 from codegen.onnx.linear import LinearFunctions
-from codegen.onnx.steps import int8_head
+from codegen.onnx.steps import int8_head, screen
 from codegen.onnx.weights import Weights
 from lutllm.artifact import Artifact
 from lutllm.model_config import LinearShape
@@ -81,12 +81,13 @@ class DecoderGraph:
         g = self._g
         rows = g.reshape(hidden, -1, self.config.hidden_size)
         tied = self.config.tie_word_embeddings
-        linear = self.artifact.head_linear()
-        if linear is not None:
-            flat = self._functions.call(g, rows, linear, self._weights)
-        elif self.artifact.quant.int8_rows:
+        if self.artifact.quant.int8_rows:
             weight, scale = (EMBEDDING, f"{EMBEDDING}_scale") if tied else self._rows(HEAD)
             flat = int8_head(g, rows, weight, scale, self.config.hidden_size)
+            linear = self.artifact.head_linear()
+            if linear is not None:
+                coarse = self._functions.call(g, rows, linear, self._weights)
+                flat = screen(g, coarse, flat, self.artifact.quant.head_margin)
         else:
             name = EMBEDDING
             if not tied:

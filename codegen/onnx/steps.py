@@ -258,3 +258,10 @@ def int8_head(g: Body, x: str, weight: str, scale: str, size: int) -> str:
         total = g("Add", shifted, g.cast(part, TensorProto.INT32))
     y = g("Mul", g.cast(total, TensorProto.FLOAT), scale)
     return g("Mul", y, g("Div", top, most))
+
+
+def screen(g: Body, coarse: str, exact: str, margin: float) -> str:
+    """`int8_rows.screen` of logits f32[T, V]. The graph computes all exact ones."""
+    largest = g("ReduceMax", coarse, g.constant([1], np.int64), keepdims=1)
+    least = g("Sub", largest, g.constant(margin, np.float32))
+    return str(g("Where", g("GreaterOrEqual", coarse, least), exact, coarse))

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lutllm.cli.common import Outcome, add_command, positive, table
+from lutllm.cli.common import Outcome, add_command, natural, positive, table
 
 
 def add_parser(commands: Any) -> None:
@@ -15,6 +15,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--prompt-tokens", type=positive, default=128, metavar="N")
     parser.add_argument("--decode-tokens", type=positive, default=64, metavar="N")
     parser.add_argument("--threads", type=positive, metavar="N")
+    parser.add_argument(
+        "--batch", type=natural, default=0, metavar="N", help="also decode N sequences together"
+    )
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -25,6 +28,7 @@ def run(args: argparse.Namespace) -> Outcome:
         prompt_tokens=args.prompt_tokens,
         decode_tokens=args.decode_tokens,
         threads=args.threads,
+        batch=args.batch,
     )
     share = found["decode_gb_per_s"] / found["memory_gb_per_s"]
     rows = [
@@ -34,4 +38,7 @@ def run(args: argparse.Namespace) -> Outcome:
         ("memory", f"{found['memory_gb_per_s']:.1f} GB/s"),
         ("threads", str(found["threads"])),
     ]
+    if args.batch:
+        together = f"{found['batch_tokens_per_s']:.1f} tokens/s in {args.batch} sequences"
+        rows.insert(2, ("batched decode", together))
     return Outcome(found, table(rows))

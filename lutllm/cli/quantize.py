@@ -66,7 +66,7 @@ def add_parser(commands: Any) -> None:
         "--head",
         choices=HEADS,
         help="embedding and output head: int8, one scale a row (default); source: as they are; "
-        "lut: the embedding as int8, the head as a LUT linear of 4 index bits",
+        "lut: int8, and a LUT linear of 2 index bits that finds the words whose rows are read",
     )
     setting.add_argument("--seed", type=natural, default=0, metavar="N")
     setting.add_argument(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lutllm.emulator.cache import KVCache
 from lutllm.emulator.floats import LANES
 from lutllm.emulator.jit import kernel
 from lutllm.emulator.layout import aligned
@@ -60,11 +60,13 @@ def bench(
     prompt_tokens: int = 128,
     decode_tokens: int = 64,
     repeats: int = 3,
+    batch: int = 0,
 ) -> dict[str, Any]:
     """Speed of prefill and decode on random tokens; medians of `repeats` alternating rounds.
 
     decode_gb_per_s is what a token reads times tokens/s; memory_gb_per_s what the same threads
-    read from memory in between.
+    read from memory in between. batch: also decode so many sequences together, tokens of all of
+    them counted in batch_tokens_per_s.
     """
     rng = np.random.default_rng(0)
     total = prompt_tokens + decode_tokens
@@ -73,7 +75,8 @@ def bench(
     model.reset()
     model.prefill(ids[: min(CHUNK, prompt_tokens)])  # compiled, buffers in place
     model.decode(int(ids[0])) if prompt_tokens < model.context else None
-    prefill, decode, memory = [], [], []
+    caches = [model.new_cache() for _ in range(batch)]
+    prefill, decode, together, memory = [], [], [], []
     for _ in range(repeats):
         memory.append(probe.gb_per_s())
         model.reset()
@@ -85,6 +88,8 @@ def bench(
         end = time.perf_counter()
         prefill.append(prompt_tokens / (ready - start))
         decode.append(decode_tokens / (end - ready))
+        if batch:
+            together.append(_batch_speed(model, caches, ids, prompt_tokens))
     per_token = decode_bytes(model, prompt_tokens + decode_tokens // 2)
     speed = float(np.median(decode))
     return {
@@ -97,14 +102,20 @@ def bench(
         "threads": model.threads,
         "prompt_tokens": prompt_tokens,
         "decode_tokens": decode_tokens,
+        "batch": batch,
+        "batch_tokens_per_s": float(np.median(together)) if batch else None,
     }
 
 
-def bench_artifact(
-    path: str | Path,
-    prompt_tokens: int = 128,
-    decode_tokens: int = 64,
-    threads: int | None = None,
-) -> dict[str, Any]:
-    """`bench` of an artifact folder."""
-    return bench(LutModel.load(path, threads), prompt_tokens, decode_tokens)
+def _batch_speed(
+    model: LutModel, caches: list[KVCache], ids: np.ndarray, prompt_tokens: int
+) -> float:
+    """Tokens per second of all sequences, each with a prompt and the tokens of `ids` behind it."""
+    for cache in caches:
+        cache.length = 0
+        model.prefill(ids[:prompt_tokens], cache)
+    start = time.perf_counter()
+    for token in ids[prompt_tokens:]:
+        model.decode_batch([int(token)] * len(caches), caches)
+    steps = len(ids) - prompt_tokens
+    return steps * len(caches) / (time.perf_counter() - start)

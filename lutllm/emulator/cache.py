@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from lutllm.emulator.floats import KEYS
-from lutllm.emulator.forward import LAYER
 from lutllm.emulator.layout import aligned
 from lutllm.model_config import ModelConfig
 
@@ -18,12 +17,15 @@ class KVCache:
     keys    f32[L, kv_heads, capacity / KEYS, head_dim, KEYS]: scores of KEYS keys are one vector
     values  f32[L, kv_heads, capacity, wide], wide = head_dim rounded up to KEYS
     length  positions filled
+    table   i64[1 + 2 L]: the capacity, then the addresses of keys and values of each layer; what
+            kernels know of a cache
     """
 
     def __init__(self, config: ModelConfig, limit: int):
         self._config = config
         self.limit = limit
         self.length = 0
+        self.table = np.zeros(1 + 2 * config.num_hidden_layers, np.int64)
         self._allocate(min(_FIRST_CAPACITY, -(-limit // KEYS) * KEYS))
 
     def _allocate(self, capacity: int) -> None:
@@ -33,11 +35,14 @@ class KVCache:
         self.capacity = capacity
         self.keys = aligned((*heads, capacity // KEYS, config.head_dim, KEYS), np.float32)
         self.values = aligned((*heads, capacity, wide), np.float32)
+        self.table[0] = capacity
+        self.table[1::2] = [keys.ctypes.data for keys in self.keys]
+        self.table[2::2] = [values.ctypes.data for values in self.values]
 
-    def reserve(self, length: int) -> bool:
-        """Make room for `length` positions; True if the arrays moved."""
+    def reserve(self, length: int) -> None:
+        """Make room for `length` positions."""
         if length <= self.capacity:
-            return False
+            return
         keys, values = self.keys, self.values
         most = -(-self.limit // KEYS) * KEYS
         capacity = self.capacity
@@ -46,15 +51,7 @@ class KVCache:
         self._allocate(min(capacity, most))
         self.keys[:, :, : keys.shape[2]] = keys
         self.values[:, :, : values.shape[2]] = values
-        return True
 
     @property
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
-
-    def addresses(self, layers: np.ndarray) -> None:
-        """Write the addresses into LAYER records."""
-        assert layers.dtype == LAYER
-        for i in range(len(layers)):
-            layers[i]["keys"] = self.keys[i].ctypes.data
-            layers[i]["values"] = self.values[i].ctypes.data

@@ -15,7 +15,6 @@ from lutllm.emulator.floats import (
     BF16,
     I8,
     KEYS,
-    LUT,
     head_rows,
     mix_values,
     read_row,
@@ -29,7 +28,13 @@ from lutllm.emulator.floats import (
     store_key,
     stored_bytes,
 )
-from lutllm.emulator.int8_head import BLOCK, int8_head_rows, quantize_hidden
+from lutllm.emulator.int8_head import (
+    BLOCK,
+    int8_head_rows,
+    largest_logit,
+    quantize_hidden,
+    screened_rows,
+)
 from lutllm.emulator.jit import inline, kernel
 from lutllm.emulator.layout import record_type
 from lutllm.emulator.linear import apply_tables, code_inputs
@@ -42,29 +47,33 @@ LINEARS = 4
 #: Queries that share the loads of keys and values.
 QUERIES = 8
 
-#: Sizes, constants and stored float tensors of a model. *_kind: `floats.KINDS`, or LUT for a head
-#: that is the last of the linears; *_scale: of int8 rows, f32[vocab]; head_limit:
-#: `int8_rows.hidden_limit`.
+#: Sizes, constants and stored float tensors of a model. *_kind: `floats.KINDS`; *_scale: of int8
+#: rows, f32[vocab]; head_limit: `int8_rows.hidden_limit`; screened: 1 where a LUT linear, the last
+#: one, comes before the rows of the head, and head_margin is that of `int8_rows.screen`.
 DECODER = record_type(
     """
     layers hidden intermediate heads kv_heads head_dim vocab
-    embed embed_kind embed_scale head head_kind head_scale head_limit final_norm cos sin
+    embed embed_kind embed_scale head head_kind head_scale head_limit screened final_norm cos sin
     """,
     "eps",
+    "head_margin",
     "score_scale",
 )
 
-#: Addresses of one layer: norms (q_norm and k_norm 0 where absent) and its part of `KVCache`.
-LAYER = record_type("input_norm post_norm q_norm k_norm keys values")
+#: Addresses of the norms of one layer (q_norm and k_norm 0 where absent).
+LAYER = record_type("input_norm post_norm q_norm k_norm")
 
-#: Buffers of a run. Rows of one token: h and normed f32[hidden, padded to 16], qkv, mixed
-#: (attention output), gate_up, product f32; act i8[Sa, orders, slots * v].
-#: One per thread: scratch, scores. turns: i64[8 L], zero before a run.
+#: Buffers of a run. One for each token: ids, positions, caches (addresses of `KVCache.table`) i64,
+#: scales, head_scales, least f32. Rows of one token: h and normed f32[hidden, padded to 16], qkv,
+#: mixed (attention output), gate_up, product f32; act i8[Sa, orders, slots * v].
+#: One per thread: scratch, scores (QUERIES rows of `score_row` floats, no fewer than a cache has
+#: positions, and outputs). turns: i64[8 L], zero before a run.
 #: capture and sums: 0, or tables i64[4 L] of addresses that receive every linear's input
 #: f32[tokens, D] and accumulators i32[tokens, M].
 BUFFERS = record_type(
     """
-    capacity ids scales h h_bytes normed qkv qkv_bytes mixed mixed_bytes
+    ids positions caches scales head_scales least score_row
+    h h_bytes normed qkv qkv_bytes mixed mixed_bytes
     gate_up gate_up_bytes product product_bytes act act_bytes
     scratch scratch_bytes scores scores_bytes turns capture sums
     """
@@ -142,22 +151,34 @@ def _copy_rows(target: int, x: int, x_bytes: int, size: int, tokens: int, member
 
 
 @inline
+def _keys(cache: int, number: int) -> int:
+    """Address of the keys of layer `number` in the cache with the table `cache`."""
+    return load_i64(cache + 8 + 16 * number)
+
+
+@inline
+def _values(cache: int, number: int) -> int:
+    return load_i64(cache + 16 + 16 * number)
+
+
+@inline
 def _place_heads(
-    dec: Any, layer: Any, buf: Any, tokens: int, start: int, member: int, members: int
+    dec: Any, layer: Any, number: int, buf: Any, tokens: int, member: int, members: int
 ) -> None:
-    """Norm and rotate queries in place; write keys and values to the cache."""
+    """Norm and rotate queries in place; write keys and values to the cache. number: of the layer"""
     heads = dec.heads + 2 * dec.kv_heads
     size = dec.head_dim
     wide = (size + KEYS - 1) // KEYS * KEYS
     low, high = share(tokens * heads, member, members)
     for item in range(low, high):
         t, head = item // heads, item % heads
-        position = start + t
+        position, cache = load_i64(buf.positions + 8 * t), load_i64(buf.caches + 8 * t)
+        capacity = load_i64(cache)
         vector = buf.qkv + t * buf.qkv_bytes + 4 * size * head
         group = head - dec.heads
         if group >= dec.kv_heads:
             group -= dec.kv_heads
-            target = layer.values + 4 * wide * (group * buf.capacity + position)
+            target = _values(cache, number) + 4 * wide * (group * capacity + position)
             for i in range(size):
                 store_f32(target + 4 * i, load_f32(vector + 4 * i))
             continue
@@ -167,13 +188,15 @@ def _place_heads(
         angle = 2 * size * position  # bytes: size / 2 float32 per position
         rotate(vector, dec.cos + angle, dec.sin + angle, size)
         if group >= 0:
-            store_key(vector, size, position, layer.keys + 4 * size * group * buf.capacity)
+            keys = _keys(cache, number) + 4 * size * group * capacity
+            store_key(vector, size, position, keys)
 
 
 @inline
 def _attend_queries(
     dec: Any,
-    layer: Any,
+    cache: int,
+    number: int,
     buf: Any,
     group: int,
     first: int,
@@ -184,18 +207,20 @@ def _attend_queries(
     """Up to QUERIES queries of one key-value head; query n is head n % share of token n // share.
 
     The cache is read once, KEYS keys at a time. A query's result does not depend on the others:
-    keys it may not see get weight 0. room: QUERIES rows of capacity float32, then outputs.
+    keys it may not see get weight 0. start: position of token 0, were it of this sequence; room:
+    see `scores` in BUFFERS.
     """
     size = dec.head_dim
     wide = (size + KEYS - 1) // KEYS * KEYS
-    keys = layer.keys + 4 * size * group * buf.capacity
-    values = layer.values + 4 * wide * group * buf.capacity
-    outs = room + 4 * QUERIES * buf.capacity
+    capacity = load_i64(cache)
+    keys = _keys(cache, number) + 4 * size * group * capacity
+    values = _values(cache, number) + 4 * wide * group * capacity
+    outs = room + 4 * QUERIES * buf.score_row
     longest = _length(dec, first + count - 1, start)
     for key in range(0, longest, KEYS):
         _score_block(dec, buf, group, first, count, keys, key, room)
     for n in range(count):
-        row = room + 4 * n * buf.capacity
+        row = room + 4 * n * buf.score_row
         length = _length(dec, first + n, start)
         total = softmax(row, length, (longest + KEYS - 1) // KEYS * KEYS, dec.score_scale)
         target = _mixed(dec, buf, group, first + n)
@@ -216,7 +241,7 @@ def _score_block(
     dec: Any, buf: Any, group: int, first: int, count: int, keys: int, key: int, room: int
 ) -> None:
     """Four queries at a time, or two; the last one again where there are fewer."""
-    row = 4 * buf.capacity
+    row = 4 * buf.score_row
     size = dec.head_dim
     last = count - 1
     for n in range(0, count, 4):
@@ -238,7 +263,7 @@ def _mix_block(
     buf: Any, count: int, values: int, wide: int, key: int, end: int, room: int, outs: int
 ) -> None:
     """As `_score_block`. Repeated queries add to outputs beyond the last, which nobody reads."""
-    row = 4 * buf.capacity
+    row = 4 * buf.score_row
     step = 4 * wide
     for n in range(0, count, 4):
         at, out = room + n * row, outs + n * step
@@ -274,23 +299,30 @@ def _length(dec: Any, n: int, start: int) -> int:
 
 @inline
 def _attention(
-    dec: Any, layer: Any, buf: Any, tokens: int, start: int, member: int, members: int
+    dec: Any, number: int, buf: Any, tokens: int, sequences: int, member: int, members: int
 ) -> None:
-    queries = dec.heads // dec.kv_heads * tokens
+    """Attention of layer `number`; every sequence has tokens / sequences of the tokens."""
+    each = tokens // sequences
+    queries = dec.heads // dec.kv_heads * each
     size = min(QUERIES, queries)
-    if tokens == 1:  # whole heads if that gives every member as much, else smaller parts
-        while size > 2 and dec.kv_heads * ((queries + size - 1) // size) % members:
+    if each == 1:  # whole heads if that gives every member as much, else smaller parts
+        while size > 2 and sequences * dec.kv_heads * ((queries + size - 1) // size) % members:
             size = (size + 1) // 2
     blocks = (queries + size - 1) // size
-    items = dec.kv_heads * blocks
+    items = sequences * dec.kv_heads * blocks
     room = buf.scores + member * buf.scores_bytes
     # later tokens see more keys: dealing blocks out in turn shares the work evenly
     low, high = (member, items) if tokens > 1 else share(items, member, members)
     step = members if tokens > 1 else 1
     for item in range(low, high, step):
+        sequence, group = item // blocks // dec.kv_heads, item // blocks % dec.kv_heads
         first = item % blocks * size
         count = min(size, queries - first)
-        _attend_queries(dec, layer, buf, item // blocks, first, count, start, room)
+        token = sequence * each
+        start = load_i64(buf.positions + 8 * token) - token
+        cache = load_i64(buf.caches + 8 * token)
+        first += sequence * queries
+        _attend_queries(dec, cache, number, buf, group, first, count, start, room)
 
 
 @inline
@@ -312,41 +344,8 @@ def _gate(dec: Any, buf: Any, tokens: int, member: int, members: int) -> None:
 
 
 @inline
-def _final_norm(
-    dec: Any,
-    lins: Any,
-    buf: Any,
-    first: int,
-    tokens: int,
-    arrivals: int,
-    phase: int,
-    member: int,
-    members: int,
-) -> None:
-    """Normed rows as the head wants them: in its order, as integers with scales in `scales`, or
-    coded in `act`.
-
-    In the last case there is the barrier phase + 1 between the norm and the code.
-    """
-    _norm_rows(dec, buf, dec.final_norm, first, tokens, member, members)
-    if dec.head_kind == LUT:
-        index = LINEARS * dec.layers
-        barrier(arrivals, members * (phase + 1))
-        code_inputs(
-            lins[index],
-            tokens,
-            buf.normed + first * buf.h_bytes,
-            buf.h_bytes,
-            buf.act + first * buf.act_bytes,
-            buf.act_bytes,
-            buf.scales + 4 * first,
-            0,
-            buf.scratch + member * buf.scratch_bytes,
-            buf.turns + 16 * index,
-            member,
-            members,
-        )
-        return
+def _prepare_head(dec: Any, buf: Any, first: int, tokens: int, member: int, members: int) -> None:
+    """Normed rows as the head wants them: in its order, or as integers with `head_scales`."""
     padded = (dec.hidden + BLOCK - 1) // BLOCK * BLOCK
     low, high = share(tokens, member, members)
     for t in range(first + low, first + high):
@@ -354,66 +353,135 @@ def _final_norm(
         if dec.head_kind == BF16:
             split_words(row, padded)
         elif dec.head_kind == I8:
-            store_f32(buf.scales + 4 * t, quantize_hidden(row, padded, dec.head_limit))
+            store_f32(buf.head_scales + 4 * t, quantize_hidden(row, padded, dec.head_limit))
+
+
+@inline
+def _code_head(
+    dec: Any, lins: Any, buf: Any, first: int, tokens: int, member: int, members: int
+) -> None:
+    """Normed rows as the LUT linear before the head wants them, in `act` and `scales`."""
+    index = LINEARS * dec.layers
+    code_inputs(
+        lins[index],
+        tokens,
+        buf.normed + first * buf.h_bytes,
+        buf.h_bytes,
+        buf.act + first * buf.act_bytes,
+        buf.act_bytes,
+        buf.scales + 4 * first,
+        0,
+        buf.scratch + member * buf.scratch_bytes,
+        buf.turns + 16 * index,
+        member,
+        members,
+    )
 
 
 @inline
 def _logits(
-    dec: Any, lins: Any, buf: Any, first: int, tokens: int, out: int, member: int, members: int
-) -> None:
-    """Head of rows first ... as `_final_norm` left them, to out: f32[tokens, vocab].
+    dec: Any,
+    lins: Any,
+    buf: Any,
+    first: int,
+    tokens: int,
+    out: int,
+    arrivals: int,
+    phase: int,
+    member: int,
+    members: int,
+) -> int:
+    """Head of rows first ... to out: f32[tokens, vocab]; returns the barriers passed so far.
 
-    Stored rows are split in fours.
+    phase: those before. Rows are split in fours.
     """
-    if dec.head_kind == LUT:
-        index = LINEARS * dec.layers
-        apply_tables(
-            lins[index],
-            tokens,
-            buf.act + first * buf.act_bytes,
-            buf.act_bytes,
-            buf.scales + 4 * first,
-            out,
-            4 * dec.vocab,
-            0,
-            False,
-            buf.scratch + member * buf.scratch_bytes,
-            buf.turns + 16 * index + 8,
-            member,
-            members,
-        )
-        return
     fours = (dec.vocab + 3) // 4
     low, high = share(fours, member, members)
+    low, high = 4 * low, min(4 * high, dec.vocab)
+    hidden = buf.normed + first * buf.h_bytes
+    scratch = buf.scratch + member * buf.scratch_bytes
+    if dec.screened:
+        _coarse_logits(dec, lins, buf, first, tokens, out, member, members)
+        barrier(arrivals, members * (phase + 1))
+        _least_logits(dec, buf, first, tokens, out, member, members)
+        barrier(arrivals, members * (phase + 2))
+        for t in range(tokens):
+            screened_rows(
+                dec.head,
+                dec.head_scale,
+                dec.hidden,
+                low,
+                high,
+                load_f32(buf.least + 4 * (first + t)),
+                hidden + t * buf.h_bytes,
+                load_f32(buf.head_scales + 4 * (first + t)),
+                out + 4 * t * dec.vocab,
+                scratch,
+            )
+        return phase + 2
     if dec.head_kind == I8:
         int8_head_rows(
             dec.head,
             dec.head_scale,
             dec.hidden,
-            4 * low,
-            min(4 * high, dec.vocab),
+            low,
+            high,
             tokens,
-            buf.normed + first * buf.h_bytes,
+            hidden,
             buf.h_bytes,
-            buf.scales + 4 * first,
+            buf.head_scales + 4 * first,
             out,
             4 * dec.vocab,
-            buf.scratch + member * buf.scratch_bytes,
+            scratch,
         )
-        return
+        return phase
     head_rows(
         dec.head_kind,
         dec.head,
         dec.hidden,
-        4 * low,
-        min(4 * high, dec.vocab),
+        low,
+        high,
         tokens,
-        buf.normed + first * buf.h_bytes,
+        hidden,
         buf.h_bytes,
         out,
         4 * dec.vocab,
-        buf.scratch + member * buf.scratch_bytes,
+        scratch,
     )
+    return phase
+
+
+@inline
+def _coarse_logits(
+    dec: Any, lins: Any, buf: Any, first: int, tokens: int, out: int, member: int, members: int
+) -> None:
+    index = LINEARS * dec.layers
+    apply_tables(
+        lins[index],
+        tokens,
+        buf.act + first * buf.act_bytes,
+        buf.act_bytes,
+        buf.scales + 4 * first,
+        out,
+        4 * dec.vocab,
+        0,
+        False,
+        buf.scratch + member * buf.scratch_bytes,
+        buf.turns + 16 * index + 8,
+        member,
+        members,
+    )
+
+
+@inline
+def _least_logits(
+    dec: Any, buf: Any, first: int, tokens: int, out: int, member: int, members: int
+) -> None:
+    """`least` of each token: coarse logits from there on are computed from rows."""
+    low, high = share(tokens, member, members)
+    for t in range(low, high):
+        most = largest_logit(out + 4 * t * dec.vocab, dec.vocab)
+        store_f32(buf.least + 4 * (first + t), most - dec.head_margin)
 
 
 @inline
@@ -458,18 +526,18 @@ def forward(
     lins: np.ndarray,
     buffers: np.ndarray,
     tokens: int,
-    start: int,
+    sequences: int,
     wanted: int,
     logits: int,
     arrivals: int,
     member: int,
     members: int,
 ) -> None:
-    """Run `tokens` tokens at positions start ... through the model.
+    """Run `tokens` tokens through the model, as many of each of the sequences, one after another.
 
-    decoder DECODER[1], layers LAYER[L], lins LINEAR[4 L], one more where the head is a LUT linear,
-    buffers BUFFERS[1]. The last `wanted` tokens get their final norm (see `_final_norm`) and, if
-    `logits` is not 0, f32[wanted, vocab] there.
+    decoder DECODER[1], layers LAYER[L], lins LINEAR[4 L], one more where a LUT linear comes before
+    the head, buffers BUFFERS[1]. The last `wanted` tokens get their final norm (see
+    `_prepare_head`) and, if `logits` is not 0, f32[wanted, vocab] there.
     """
     dec, buf = decoder[0], buffers[0]
     low, high = share(tokens, member, members)
@@ -484,18 +552,24 @@ def forward(
         _linear(lins, index, buf, which, tokens, arrivals, phase, member, members)
         phase += 2
         if which == QKV:
-            _place_heads(dec, layer, buf, tokens, start, member, members)
+            number = index // LINEARS
+            _place_heads(dec, layer, number, buf, tokens, member, members)
             barrier(arrivals, members * (phase + 1))
-            _attention(dec, layer, buf, tokens, start, member, members)
+            _attention(dec, number, buf, tokens, sequences, member, members)
             barrier(arrivals, members * (phase + 2))
             phase += 2
     if wanted:
         last = tokens - wanted
-        _final_norm(dec, lins, buf, last, wanted, arrivals, phase, member, members)
-        phase += 2 if dec.head_kind == LUT else 1
-        barrier(arrivals, members * phase)
+        _norm_rows(dec, buf, dec.final_norm, last, wanted, member, members)
+        if dec.screened:
+            barrier(arrivals, members * (phase + 1))
+            _code_head(dec, lins, buf, last, wanted, member, members)
+            barrier(arrivals, members * (phase + 2))
+            phase += 2
+        _prepare_head(dec, buf, last, wanted, member, members)
+        barrier(arrivals, members * (phase + 1))
         if logits:
-            _logits(dec, lins, buf, last, wanted, logits, member, members)
+            _logits(dec, lins, buf, last, wanted, logits, arrivals, phase + 1, member, members)
 
 
 @kernel
@@ -517,8 +591,8 @@ def project(
     A loss is -log softmax(logits)[target], summed in float64.
     """
     dec, buf = decoder[0], buffers[0]
-    _logits(dec, lins, buf, first, tokens, logits, member, members)
-    barrier(arrivals, members)
+    phase = _logits(dec, lins, buf, first, tokens, logits, arrivals, 0, member, members)
+    barrier(arrivals, members * (phase + 1))
     if not targets:
         return
     low, high = share(tokens, member, members)

@@ -103,6 +103,16 @@ def _copy_rows(row: int, count: int, size: int, padded: int, out: int) -> None:
 
 
 @inline
+def _logits_of(
+    sums: int, row_scales: int, row: int, count: int, token_scale: Any, out: int
+) -> None:
+    """out[row + r] from the sums of `count` rows, as `int8_rows.logits` defines them."""
+    for r in range(count):
+        value = np.float32(load_i32(sums + 4 * r)) * load_f32(row_scales + 4 * (row + r))
+        store_f32(out + 4 * (row + r), value * token_scale)
+
+
+@inline
 def int8_head_rows(
     weights: int,
     row_scales: int,
@@ -133,7 +143,48 @@ def int8_head_rows(
             at, stride = scratch, padded
         for t in range(tokens):
             _dot4(at, stride, x + t * x_bytes, padded, ahead, sums)
-            target = out + t * out_bytes + 4 * row
-            for r in range(count):
-                value = np.float32(load_i32(sums + 4 * r)) * load_f32(row_scales + 4 * (row + r))
-                store_f32(target + 4 * r, value * load_f32(token_scales + 4 * t))
+            scale = load_f32(token_scales + 4 * t)
+            _logits_of(sums, row_scales, row, count, scale, out + t * out_bytes)
+
+
+@inline
+def largest_logit(logits: int, count: int) -> Any:
+    """Of f32[count]."""
+    top = splat(f32x8, -np.inf)
+    whole = count // 8 * 8
+    for i in range(0, whole, 8):
+        top = vmax(load(f32x8, logits + 4 * i), top)
+    most = max_lanes(top)
+    for i in range(whole, count):
+        most = max(most, load_f32(logits + 4 * i))
+    return most
+
+
+@inline
+def screened_rows(
+    weights: int,
+    row_scales: int,
+    size: int,
+    first: int,
+    end: int,
+    least: Any,
+    x: int,
+    token_scale: Any,
+    logits: int,
+    scratch: int,
+) -> None:
+    """Exact logits of the rows first <= r < end whose coarse ones are at least `least`.
+
+    logits: f32[rows], coarse ones, changed in place; x: i16 and token_scale of one token; the rest
+    as in `int8_head_rows`.
+    """
+    padded = (size + BLOCK - 1) // BLOCK * BLOCK
+    sums = scratch + ROWS * padded
+    for group in range(first, end, 8):
+        if group + 8 <= end and max_lanes(load(f32x8, logits + 4 * group)) < least:
+            continue
+        for row in range(group, min(group + 8, end)):
+            if load_f32(logits + 4 * row) >= least:
+                _copy_rows(weights + row * size, 1, size, padded, scratch)
+                _dot4(scratch, padded, x, padded, weights + row * size, sums)
+                _logits_of(sums, row_scales, row, 1, token_scale, logits)

@@ -12,7 +12,7 @@ import numpy as np
 
 from lutllm.artifact import EMBEDDING, Artifact
 from lutllm.emulator.cache import KVCache
-from lutllm.emulator.floats import KEYS, KINDS, LANES, LUT, WIDTHS
+from lutllm.emulator.floats import KEYS, KINDS, LANES, WIDTHS
 from lutllm.emulator.forward import (
     BUFFERS,
     DECODER,
@@ -58,7 +58,10 @@ class Generation:
 
 
 class LutModel:
-    """A loaded artifact. One sequence at a time, kept in `cache`; not for use from two threads.
+    """A loaded artifact; not for use from two threads.
+
+    The sequence at work is kept in `cache`; `decode_batch` goes on with several, each with a cache
+    of its own from `new_cache`.
 
     context  positions a sequence may have
     """
@@ -82,8 +85,9 @@ class LutModel:
         self._arrays: dict[str, np.ndarray] = {}
         self._buffers = np.zeros(1, BUFFERS)
         self._rows = 0
-        self.cache = KVCache(self.config, self.context)
-        self._move_cache()
+        self._positions = 0
+        self.cache = self.new_cache()
+        self._reserve_positions(self.cache.capacity)
 
     @classmethod
     def load(
@@ -117,7 +121,10 @@ class LutModel:
 
     @property
     def head_bytes(self) -> int:
-        """Bytes of the output head, its row scales included."""
+        """Bytes of the output head that every token reads, row scales included.
+
+        Behind a LUT linear that is the linear: the few rows that it finds come on top.
+        """
         if self._head is not None:
             return self._head.nbytes
         dec = self._decoder[0]
@@ -167,8 +174,10 @@ class LutModel:
         config, buffers = self.config, self._buffers
         qkv = config.q_size + 2 * config.kv_size
         wide = -(-config.hidden_size // 16) * 16
-        self._array("ids", (rows,), np.int64)
-        self._array("scales", (rows,), np.float32)
+        for name in ("ids", "positions", "caches"):
+            self._array(name, (rows,), np.int64)
+        for name in ("scales", "head_scales", "least"):
+            self._array(name, (rows,), np.float32)
         buffers["h_bytes"] = self._array("h", (rows, wide), np.float32)
         self._array("normed", (rows, wide), np.float32)
         buffers["act_bytes"] = self._array("act", (rows, act_bytes(self._lins)), np.int8)
@@ -185,11 +194,12 @@ class LutModel:
         buffers["scratch_bytes"] = self._array("scratch", (self.team.size, scratch), np.uint8)
         self._rows = rows
 
-    def _move_cache(self) -> None:
-        """Point the records at the cache and at rotary tables of its capacity."""
-        capacity = self.cache.capacity
-        self.cache.addresses(self._layers)
-        self._buffers["capacity"] = capacity
+    def _reserve_positions(self, capacity: int) -> None:
+        """Rotary tables and scores for caches of `capacity` positions."""
+        if capacity <= self._positions:
+            return
+        self._positions = capacity
+        self._buffers["score_row"] = capacity
         wide = -(-self.config.head_dim // KEYS) * KEYS
         width = QUERIES * (capacity + wide)
         self._buffers["scores_bytes"] = self._array("scores", (self.team.size, width), np.float32)
@@ -203,7 +213,14 @@ class LutModel:
         """Start a new sequence."""
         self.cache.length = 0
 
-    def _check_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    def new_cache(self) -> KVCache:
+        """An empty cache for a sequence beside the one at work."""
+        return KVCache(self.config, self.context)
+
+    def _check_ids(
+        self, ids: Sequence[int] | np.ndarray, cache: KVCache | None = None
+    ) -> np.ndarray:
+        """i64[T]: tokens that can be appended to a cache; to none with None."""
         values = np.asarray(ids, np.int64).reshape(-1)
         if not len(values):
             raise ConfigError("there are no tokens to run; give at least one")
@@ -213,19 +230,30 @@ class LutModel:
                 f"token id {values[wrong][0]} is not in the vocabulary of "
                 f"{self.config.vocab_size}; use the tokenizer of {self.path}"
             )
-        needed = self.cache.length + len(values)
+        if cache is not None:
+            self._check_room(cache, len(values))
+        return values
+
+    def _check_room(self, cache: KVCache, tokens: int) -> None:
+        needed = cache.length + tokens
         if needed > self.context:
             raise ConfigError(
                 f"the sequence would have {needed} tokens, but the context ends at {self.context}; "
                 "shorten the prompt or start a new sequence"
             )
-        return values
 
-    def _forward(self, ids: np.ndarray, wanted: int, logits: np.ndarray | None) -> None:
-        """Run one chunk and advance the cache."""
+    def _forward(
+        self, ids: np.ndarray, caches: Sequence[KVCache], wanted: int, logits: np.ndarray | None
+    ) -> None:
+        """Run one chunk and advance its caches: as many tokens for each, one after another."""
+        each = len(ids) // len(caches)
         self._reserve_rows(len(ids))
-        if self.cache.reserve(self.cache.length + len(ids)):
-            self._move_cache()
+        for n, cache in enumerate(caches):
+            cache.reserve(cache.length + each)
+            self._reserve_positions(cache.capacity)
+            rows = slice(n * each, (n + 1) * each)
+            self._arrays["positions"][rows] = np.arange(cache.length, cache.length + each)
+            self._arrays["caches"][rows] = cache.table.ctypes.data
         self._arrays["ids"][: len(ids)] = ids
         self._arrays["turns"][:] = 0
         self.team.run(
@@ -235,34 +263,61 @@ class LutModel:
             self._lins,
             self._buffers,
             len(ids),
-            self.cache.length,
+            len(caches),
             wanted,
             0 if logits is None else logits.ctypes.data,
         )
-        self.cache.length += len(ids)
+        for cache in caches:
+            cache.length += each
 
-    def prefill(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Append tokens to the sequence; logits f32[V] after the last."""
-        values = self._check_ids(ids)
+    def prefill(self, ids: Sequence[int] | np.ndarray, cache: KVCache | None = None) -> np.ndarray:
+        """Append tokens to the sequence of `cache`, of `self.cache` with None.
+
+        Returns the logits f32[V] after the last.
+        """
+        cache = self.cache if cache is None else cache
+        values = self._check_ids(ids, cache)
         out = np.empty(self.config.vocab_size, np.float32)
         for first in range(0, len(values), CHUNK):
             part = values[first : first + CHUNK]
             last = first + CHUNK >= len(values)
-            self._forward(part, int(last), out if last else None)
+            self._forward(part, [cache], int(last), out if last else None)
         return out
 
     def decode(self, token: int) -> np.ndarray:
         """Append one token; logits f32[V] after it."""
         return self.prefill([token])
 
+    def decode_batch(
+        self, tokens: Sequence[int] | np.ndarray, caches: Sequence[KVCache]
+    ) -> np.ndarray:
+        """Append one token to each of several sequences; logits f32[N, V] after them.
+
+        Everything but attention reads the weights once for all of them. A sequence gets what it
+        would get alone, to the bit.
+        """
+        values = self._check_ids(tokens)
+        if len(values) != len(caches) or len({id(cache) for cache in caches}) != len(caches):
+            raise ConfigError(
+                f"{len(values)} tokens for {len(caches)} caches; each needs one of its own"
+            )
+        for cache in caches:
+            self._check_room(cache, 1)
+        out = np.empty((len(values), self.config.vocab_size), np.float32)
+        for first in range(0, len(values), CHUNK):
+            part = slice(first, first + CHUNK)
+            count = len(values[part])
+            self._forward(values[part], caches[part], count, out[part])
+        return out
+
     def logits(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Logits f32[T, V] of a sequence of its own, i64[T]."""
         self.reset()
-        values = self._check_ids(ids)
+        values = self._check_ids(ids, self.cache)
         out = np.empty((len(values), self.config.vocab_size), np.float32)
         for first in range(0, len(values), CHUNK):
             part = values[first : first + CHUNK]
-            self._forward(part, len(part), out[first:])
+            self._forward(part, [self.cache], len(part), out[first:])
         return out
 
     def nll(self, windows: np.ndarray) -> np.ndarray:
@@ -276,10 +331,10 @@ class LutModel:
         logits = np.empty((HEAD_CHUNK, self.config.vocab_size), np.float32)
         for window, row in zip(windows, losses, strict=True):
             self.reset()
-            self._check_ids(window)
+            self._check_ids(window, self.cache)
             for first in range(0, len(row), CHUNK):
                 part = window[first : min(first + CHUNK, len(row))]
-                self._forward(part, len(part), None)
+                self._forward(part, [self.cache], len(part), None)
                 self._losses(window[first + 1 :], logits, row[first : first + len(part)])
         return losses
 
@@ -305,7 +360,7 @@ class LutModel:
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Inputs f32[T, D] and accumulators i32[T, M] of every linear for a sequence of its own."""
         self.reset()
-        values = self._check_ids(ids)
+        values = self._check_ids(ids, self.cache)
         if len(values) > CHUNK:
             raise ConfigError(f"capture takes up to {CHUNK} tokens, not {len(values)}")
         inputs, sums = {}, {}
@@ -319,7 +374,7 @@ class LutModel:
         ]
         self._buffers["capture"], self._buffers["sums"] = (t.ctypes.data for t in tables)
         try:
-            self._forward(values, 0, None)
+            self._forward(values, [self.cache], 0, None)
         finally:
             self._buffers["capture"] = self._buffers["sums"] = 0
         return inputs, sums
@@ -347,37 +402,44 @@ class LutModel:
         on_text receives the text piece by piece as it is generated.
         """
         sampling = Sampling(temperature, top_p, top_k)
-        if max_tokens < 1:
-            raise ConfigError(f"max_tokens is {max_tokens}; it must be 1 or above")
         ids = self._prompt_ids(prompt, messages)
         self.reset()
+        text = _Continuation(self, ids, self.cache, sampling, max_tokens, seed, on_text)
         start = time.perf_counter()
         logits = self.prefill(ids)
         ready = time.perf_counter()
-        stream = _Stream(self.tokenizer.stream_decoder(), on_text)
-        rng = np.random.default_rng(seed)
-        finish = "length"
-        tokens: list[int] = []
-        while len(tokens) < max_tokens:
-            token = sampling.choose(check_finite(logits, self.path), rng)
-            if token in self.tokenizer.eos_ids:
-                finish = "stop"
-                break
-            tokens.append(token)
-            stream.push(token)
-            if len(tokens) == max_tokens or self.cache.length == self.context:
-                break
-            logits = self.decode(token)
-        seconds = time.perf_counter() - ready
-        decoded = self.cache.length - len(ids)
-        return Generation(
-            stream.finish(),
-            tokens,
-            finish,
-            len(ids),
-            len(ids) / max(ready - start, 1e-9),
-            decoded / max(seconds, 1e-9),
-        )
+        while text.push(logits):
+            logits = self.decode(text.tokens[-1])
+        return text.finish(ready - start, time.perf_counter() - ready)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+    ) -> list[Generation]:
+        """Continue several prompts side by side, see `decode_batch`.
+
+        Each text is what `generate` would give it alone. Speeds are those of the whole batch.
+        """
+        sampling = Sampling(temperature, top_p, top_k)
+        texts = [
+            _Continuation(self, ids, self.new_cache(), sampling, max_tokens, seed)
+            for ids in [self._prompt_ids(prompt, None) for prompt in prompts]
+        ]
+        start = time.perf_counter()
+        logits = [self.prefill(text.prompt, text.cache) for text in texts]
+        ready = time.perf_counter()
+        going = [text for text, row in zip(texts, logits, strict=True) if text.push(row)]
+        while going:
+            rows = self.decode_batch([t.tokens[-1] for t in going], [t.cache for t in going])
+            going = [text for text, row in zip(going, rows, strict=True) if text.push(row)]
+        decoding = time.perf_counter() - ready
+        return [text.finish(ready - start, decoding) for text in texts]
 
     def _prompt_ids(
         self, prompt: str | None, messages: Sequence[dict[str, Any]] | None
@@ -391,6 +453,50 @@ class LutModel:
         if not ids:
             raise ConfigError("the prompt is empty; give it some text")
         return ids
+
+
+class _Continuation:
+    """A text that grows token by token behind a prompt."""
+
+    def __init__(
+        self,
+        model: LutModel,
+        prompt: list[int],
+        cache: KVCache,
+        sampling: Sampling,
+        max_tokens: int,
+        seed: int,
+        on_text: Callable[[str], None] | None = None,
+    ):
+        if max_tokens < 1:
+            raise ConfigError(f"max_tokens is {max_tokens}; it must be 1 or above")
+        self.prompt, self.cache = prompt, cache
+        self.tokens: list[int] = []
+        self._model, self._sampling, self._max_tokens = model, sampling, max_tokens
+        self._rng = np.random.default_rng(seed)
+        self._stream = _Stream(model.tokenizer.stream_decoder(), on_text)
+        self._reason = "length"
+
+    def push(self, logits: np.ndarray) -> bool:
+        """Choose a token; False if no logits behind it are needed."""
+        model = self._model
+        token = self._sampling.choose(check_finite(logits, model.path), self._rng)
+        if token in model.tokenizer.eos_ids:
+            self._reason = "stop"
+            return False
+        self.tokens.append(token)
+        self._stream.push(token)
+        return len(self.tokens) < self._max_tokens and self.cache.length < model.context
+
+    def finish(self, prefill_s: float, decode_s: float) -> Generation:
+        return Generation(
+            self._stream.finish(),
+            self.tokens,
+            self._reason,
+            len(self.prompt),
+            len(self.prompt) / max(prefill_s, 1e-9),
+            (self.cache.length - len(self.prompt)) / max(decode_s, 1e-9),
+        )
 
 
 class _Stream:
@@ -449,11 +555,6 @@ class _FloatTensors:
             found[f"{part}_scale"] = scale.ctypes.data
         return found
 
-    def _head(self) -> dict[str, int]:
-        if self._artifact.quant.lut_head:
-            return {"head_kind": LUT}
-        return self._rows("head", self._artifact.head_name)
-
     def decoder(self, config: ModelConfig) -> np.ndarray:
         """DECODER[1]."""
         record = np.zeros(1, DECODER)
@@ -466,7 +567,9 @@ class _FloatTensors:
             "head_dim": config.head_dim,
             "vocab": config.vocab_size,
             **self._rows("embed", EMBEDDING),
-            **self._head(),
+            **self._rows("head", self._artifact.head_name),
+            "screened": int(self._artifact.quant.lut_head),
+            "head_margin": self._artifact.quant.head_margin,
             "head_limit": hidden_limit(config.hidden_size),
             "final_norm": self._norm("model.norm.weight"),
             "eps": config.rms_norm_eps,

@@ -94,11 +94,12 @@ def logits(
 
 def head_logits(artifact: Artifact, h: np.ndarray) -> np.ndarray:
     """Logits f32[T, V] of normed hidden states f32[T, hidden]."""
-    linear = artifact.head_linear()
-    if linear is not None:
-        return intmath.lut_linear(h, linear)
     name = artifact.head_name
     kind, rows = artifact.stored(name)
-    if kind == "I8":
-        return int8_rows.logits(h, rows, artifact.row_scales(name))
-    return h @ artifact.float32(name).T
+    if kind != "I8":
+        return h @ artifact.float32(name).T
+    exact = int8_rows.logits(h, rows, artifact.row_scales(name))
+    linear = artifact.head_linear()
+    if linear is None:
+        return exact
+    return int8_rows.screen(intmath.lut_linear(h, linear), exact, artifact.quant.head_margin)

@@ -6,6 +6,9 @@ import torch
 from torch import nn
 
 from lutllm import int8_rows
+from lutllm.config import QuantConfig
+from lutllm.hf.module import LutLinear
+from lutllm.model_config import LinearShape
 
 
 class Int8Rows(nn.Module):
@@ -48,3 +51,30 @@ class TiedInt8Head(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [..., H] -> [..., V]."""
         return Int8Head.forward(self._embedding[0], x)  # type: ignore[arg-type]
+
+
+class ScreenedHead(LutLinear):
+    """A LUT linear, and rows for the logits that it puts near the largest (`int8_rows.screen`)."""
+
+    def __init__(self, shape: LinearShape, quant: QuantConfig, rows: Int8Embedding | None):
+        """rows: those of a tied embedding, which are saved with it; None: rows of its own."""
+        super().__init__(
+            shape.name, quant.for_linear(shape.name), shape.in_features, shape.out_features, False
+        )
+        self._margin = quant.head_margin
+        self._tied = [] if rows is None else [rows]  # in a list, so that it is not a child module
+        if rows is None:
+            own = Int8Head(shape.out_features, shape.in_features)
+            self.weight, self.weight_scale = own.weight, own.weight_scale
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [..., H] -> [..., V]."""
+        coarse = super().forward(x)
+        exact = Int8Head.forward(self._tied[0] if self._tied else self, x)  # type: ignore[arg-type]
+        rows = [
+            logits.to("cpu", torch.float32).reshape(-1, coarse.shape[-1]).numpy()
+            for logits in (coarse, exact)
+        ]
+        found = torch.from_numpy(int8_rows.screen(rows[0], rows[1], self._margin))
+        return found.reshape(coarse.shape).to(x.device, x.dtype)

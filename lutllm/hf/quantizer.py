@@ -15,7 +15,7 @@ from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lutllm.config import QuantConfig
-from lutllm.hf.int8_rows import Int8Embedding, Int8Head, TiedInt8Head
+from lutllm.hf.int8_rows import Int8Embedding, Int8Head, ScreenedHead, TiedInt8Head
 from lutllm.hf.module import Joined, LutLinear, Part
 from lutllm.model_config import LinearShape, ModelConfig
 
@@ -81,30 +81,33 @@ def insert_linears(model: Any, quant: QuantConfig) -> None:
         for shape in config.layer_linears(index):
             bias = config.qkv_bias and shape.name.endswith("qkv_proj")
             with torch.device("meta"):
-                linear = _module(shape, quant, bias)
+                linear = LutLinear(
+                    shape.name,
+                    quant.for_linear(shape.name),
+                    shape.in_features,
+                    shape.out_features,
+                    bias,
+                )
             _insert(layer, shape, linear)
 
 
 def _insert_rows(model: Any, base: Any, config: ModelConfig, quant: QuantConfig) -> None:
-    """int8 rows in the place of the embedding; where the model has a head, such or a LUT linear."""
+    """int8 rows in the place of the embedding and, where the model has one, of the head."""
+    tied = config.tie_word_embeddings
     with torch.device("meta"):
         base.embed_tokens = Int8Embedding(config.vocab_size, config.hidden_size)
         if not hasattr(model, "lm_head"):
             return
         if quant.lut_head:
-            model.lm_head = _module(config.head_linear(), quant, False)
-        elif config.tie_word_embeddings:
+            rows = base.embed_tokens if tied else None
+            model.lm_head = ScreenedHead(config.head_linear(), quant, rows)
+        elif tied:
             model.lm_head = TiedInt8Head(base.embed_tokens)
         else:
             model.lm_head = Int8Head(config.vocab_size, config.hidden_size)
-    if config.tie_word_embeddings:
+    if tied:
         model._tied_weights_keys = None
         model.all_tied_weights_keys = {}
-
-
-def _module(shape: LinearShape, quant: QuantConfig, bias: bool) -> LutLinear:
-    config = quant.for_linear(shape.name)
-    return LutLinear(shape.name, config, shape.in_features, shape.out_features, bias)
 
 
 def _insert(layer: nn.Module, shape: LinearShape, linear: LutLinear) -> None:
