@@ -454,7 +454,8 @@ def estimate(
 ) -> dict[str, Any]:
     """Speed, size, fit and power of a model on an FPGA, from its configuration alone.
 
-    source  artifact, folder with config.json, config.json, or the name of a known model
+    source  artifact, folder with config.json, config.json, GGUF file (of which the header is
+            read), or the name of a known model
     design  choices of engine and decoder or their JSON file, as `explore` writes it; None takes
             those of an export
     vocab_ports, query_tokens

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import lutllm
@@ -26,9 +27,14 @@ from fpga.performance.timing import (
     Assumed,
     MemoryEfficiency,
 )
+from lutllm.checkpoint import tensor_shapes
+from lutllm.checkpoint.gguf_file import GgufFile
 from lutllm.cli import main
+from lutllm.cli.common import plain
 from lutllm.config import LutConfig, QuantConfig
 from lutllm.errors import CheckpointError, ConfigError
+from lutllm.model_config import ModelConfig
+from tests import tiny_models
 
 KEYS = {"decode_ms_per_token", "prefill_ms", "tokens_per_s", "resources", "fits", "bottleneck"}
 WEIGHT = QuantConfig(LutConfig(scheme="weight"))
@@ -420,6 +426,47 @@ def test_models_are_read_without_weights(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama", "num_attention_heads": 2}')
     with pytest.raises(CheckpointError, match="lacks 'hidden_size'"):
         read_source(tmp_path)
+
+
+def write_random_gguf(path, kind="Q8_0"):
+    """A tiny Qwen3 model; returns its config."""
+    pytest.importorskip("gguf")
+    config = tiny_models.tiny_config("qwen3")
+    shapes = tensor_shapes(ModelConfig.from_hf(config))
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+    tiny_models.write_gguf(path, config, tensors, kind)
+    return config
+
+
+def test_a_gguf_file_is_sized_like_its_config(tmp_path, capsys):
+    config = write_random_gguf(tmp_path / "m.gguf")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
+    assert main(["estimate", str(tmp_path / "m.gguf"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == plain(lutllm.estimate(tmp_path / "config.json"))
+
+
+def test_weights_of_a_gguf_file_are_not_read(tmp_path, monkeypatch):
+    write_random_gguf(tmp_path / "m.gguf")
+    monkeypatch.setattr(GgufFile, "raw_rows", None)
+    assert read_source(tmp_path / "m.gguf").stored == "F16"
+    write_random_gguf(tmp_path / "wide.gguf", "F32")
+    assert read_source(tmp_path / "wide.gguf").stored == "F32"
+
+
+def test_bad_gguf_files_are_refused(tmp_path, capsys):
+    path = tmp_path / "m.gguf"
+    write_random_gguf(path)
+    whole = path.read_bytes()
+    for data, message in (
+        (whole[: len(whole) // 2], "truncated"),
+        (whole[:40], "the header leaves the file"),
+        (b"{}", "not a GGUF file"),
+    ):
+        path.write_bytes(data)
+        assert main(["estimate", str(path)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_settings_of_a_schedule():

@@ -20,6 +20,8 @@ from fpga.performance.quantity import explain
 from fpga.performance.resources import EngineResources
 from fpga.performance.timing import ASSUMED, HEADS, SCHEDULES, Assumed, Schedule
 from lutllm.artifact import read_json
+from lutllm.checkpoint import open_checkpoint
+from lutllm.checkpoint.gguf_file import is_gguf
 from lutllm.config import QuantConfig
 from lutllm.errors import CheckpointError, ConfigError
 from lutllm.model_config import ModelConfig
@@ -50,24 +52,31 @@ class Source:
 def read_source(source: str | Path) -> Source:
     """The model behind `source`; weights are not read.
 
-    source: an artifact or Hugging Face folder, a config.json, or one of `model_names()`.
+    source: an artifact or Hugging Face folder, a config.json, a GGUF file, or one of
+    `model_names()`.
     """
-    path = Path(source)
-    if not path.exists():
-        path = MODEL_FOLDER / f"{source}.json"
-        if not path.is_file() or "/" in str(source):
-            raise CheckpointError(
-                f"{source}: no such file or folder; give an artifact, a folder with config.json, a "
-                f"config.json, or one of {', '.join(model_names())}"
-            )
-    if path.is_dir():
-        path = path / "config.json"
-    config = read_json(path, CheckpointError)
+    config = _read_config(Path(source), str(source))
     stored = _STORED.get(str(config.get("torch_dtype") or config.get("dtype")), "BF16")
     quant = config.get("quantization_config")
     if not isinstance(quant, dict) or quant.get("quant_method") != "lutllm":
         return Source(ModelConfig.from_hf(config), None, stored)
     return Source(ModelConfig.from_hf(config), QuantConfig.from_dict(quant), stored)
+
+
+def _read_config(path: Path, source: str) -> dict[str, Any]:
+    """The config.json of a model, or its equal in the header of a GGUF file."""
+    if not path.exists():
+        path = MODEL_FOLDER / f"{source}.json"
+        if not path.is_file() or "/" in source:
+            raise CheckpointError(
+                f"{source}: no such file or folder; give an artifact, a folder with config.json, a "
+                f"config.json, a GGUF file, or one of {', '.join(model_names())}"
+            )
+    if path.is_file() and (path.suffix == ".gguf" or is_gguf(path)):
+        return open_checkpoint(path).hf_config
+    if path.is_dir():
+        path = path / "config.json"
+    return read_json(path, CheckpointError)
 
 
 def find_schedule(name: str) -> Schedule:

@@ -65,8 +65,9 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     """What is estimated, and for which work."""
     parser.add_argument(
         "source",
-        metavar="ART|CONFIG",
-        help="artifact, folder with config.json, config.json, or a known model like qwen3-1.7b",
+        metavar="ART|CONFIG|GGUF",
+        help="artifact, folder with config.json, config.json, GGUF file, or a known model like "
+        "qwen3-1.7b",
     )
     parser.add_argument("--device", default="v80", metavar="NAME", help="default v80")
     parser.add_argument("--prompt-tokens", type=positive, default=128, metavar="N")
