@@ -495,12 +495,16 @@ def explore(
     decode_tokens_per_s: float = 0.0,
     prefill_ms: float = 0.0,
     max_share: float = 0.8,
+    max_perplexity_ratio: float = 0.0,
     head: str = "lut",
     **options: Any,
 ) -> dict[str, Any]:
     """The best FPGA design within a budget, and the Pareto front of all that fit.
 
     quants   quantizations to choose from, by name; None takes the default recipe
+    max_perplexity_ratio
+             of the quantized to the float model; "accuracy" in the result says where ratios come
+             from and of which quantizations there is none
     options  those of fpga/performance/commands.py `explore`
     """
     from fpga.performance import commands
@@ -509,7 +513,7 @@ def explore(
     return commands.explore(
         source,
         quants or {DEFAULT_RECIPE: recipe(DEFAULT_RECIPE).quant()},
-        Budget(decode_tokens_per_s, prefill_ms, max_share),
+        Budget(decode_tokens_per_s, prefill_ms, max_share, max_perplexity_ratio),
         heads=(head,),
         **options,
     )

@@ -19,6 +19,7 @@ from fpga.performance.explore import explore as run_explore
 from fpga.performance.quantity import explain
 from fpga.performance.resources import EngineResources
 from fpga.performance.timing import ASSUMED, HEADS, SCHEDULES, Assumed, Schedule
+from lutllm.accuracy import Ratios, measured_ratio, read_ratios, recorded_ratios
 from lutllm.artifact import read_json
 from lutllm.checkpoint import open_checkpoint
 from lutllm.checkpoint.gguf_file import is_gguf
@@ -170,25 +171,31 @@ def explore(
     schedules: Sequence[str] = ("emitted",),
     heads: Sequence[str] = ("lut",),
     clocks_mhz: Sequence[float] = (),
+    accuracy: Sequence[str | Path] = (),
     out: str | Path | None = None,
     plot: str | Path | None = None,
 ) -> dict[str, Any]:
     """Search for the best design within a budget; `out` gets its choices (fpga/design_file.py).
 
-    quants  by name; an artifact has its own and needs none
-    plot    an image of the front; needs matplotlib
+    quants    by name; an artifact has its own and needs none
+    accuracy  where perplexity ratios come from (`lutllm.accuracy.read_ratios`); empty: the report
+              of an artifact, and for other sources what is recorded of a small model
+    plot      an image of the front; needs matplotlib
     """
     model = read_source(source)
+    quants = {"artifact": model.quant} if model.quant else quants
+    ratios = _ratios(source, accuracy, quants, model.quant is not None)
     board = load_device(device)
     for head in heads:
         if head not in HEADS:
             raise ConfigError(f"head is {head!r}; choose one of {', '.join(HEADS)}")
     space = Space(
-        {"artifact": model.quant} if model.quant else quants,
+        quants,
         tuple(clocks_mhz) or (board.clock_mhz,),
         tuple(find_schedule(name) for name in schedules),
         tuple(heads),
         stored=model.stored,
+        ratios=ratios.values,
     )
     found = run_explore(model.model, board, space, budget, prompt_tokens, context)
     if out is not None and found.chosen is not None:
@@ -197,7 +204,30 @@ def explore(
         from fpga.performance.plots import plot_front
 
         plot_front(found, Path(plot))
-    return _explored(found, board.name)
+    return _explored(found, board.name) | {"accuracy": _known(ratios, [*quants])}
+
+
+def _ratios(
+    source: str | Path,
+    accuracy: Sequence[str | Path],
+    quants: dict[str, QuantConfig],
+    is_artifact: bool,
+) -> Ratios:
+    if accuracy:
+        return read_ratios(accuracy, quants)
+    if not is_artifact:
+        return recorded_ratios(quants)
+    report = Path(source) / "report.json"
+    own = measured_ratio(read_json(report, ConfigError)) if report.is_file() else None
+    return Ratios({} if own is None else dict.fromkeys(quants, own), str(report))
+
+
+def _known(ratios: Ratios, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "source": ratios.source,
+        "ratios": ratios.values,
+        "unknown": ratios.unknown(names),
+    }
 
 
 def _explored(found: Exploration, device: str) -> dict[str, Any]:
