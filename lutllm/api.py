@@ -362,8 +362,8 @@ def export(
 ) -> dict[str, Any]:
     """Write FPGA kernels, memory images and a testbench for an artifact into `out`.
 
-    design         choices of engine and decoder or their JSON file, as `explore` writes it;
-                   None = the defaults
+    design         choices of engine, decoder and clock or their JSON file, as `explore` writes
+                   it; None = the defaults
     golden_layers  decoder layers whose linears get golden vectors for C simulation: the inputs
                    that the emulator gives them for the first golden_tokens tokens of our text
     prompt_tokens  tokens of our text that the decoder continues in C simulation
@@ -380,6 +380,7 @@ def export(
         artifact,
         out,
         device=device,
+        clock_mhz=choices.clock_mhz,
         engine=choices.engine,
         decoder=choices.decoder,
         golden=inputs,
@@ -456,8 +457,8 @@ def estimate(
 
     source  artifact, folder with config.json, config.json, GGUF file (of which the header is
             read), or the name of a known model
-    design  choices of engine and decoder or their JSON file, as `explore` writes it; None takes
-            those of an export
+    design  choices of engine, decoder and clock or their JSON file, as `explore` writes it; None
+            takes those of an export
     vocab_ports, query_tokens
             of the decoder kernel, in place of those of `design`
     head, attention_macs, vector_lanes

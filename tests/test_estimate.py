@@ -142,6 +142,19 @@ def test_design_file(tmp_path):
     )
 
 
+def test_clock_of_the_design_file():
+    """The command's own clock wins; a clock that the board cannot have is refused."""
+    clocks = {
+        given: lutllm.estimate("qwen3-0.6b", WEIGHT, {"clock_mhz": in_file}, clock_mhz=given)
+        for in_file, given in ((300, 0.0), (300, 200.0))
+    }
+    assert {given: found["clock_mhz"] for given, found in clocks.items()} == {0.0: 300, 200.0: 200}
+    assert clocks[0.0]["decode_ms_per_token"] < clocks[200.0]["decode_ms_per_token"]
+    assert lutllm.estimate("qwen3-0.6b", WEIGHT, {"clock_mhz": 0})["clock_mhz"] == V80.clock_mhz
+    with pytest.raises(ConfigError, match=r"clock_mhz is 500; .* ports of v80 take up to 400"):
+        lutllm.estimate("qwen3-0.6b", WEIGHT, {"clock_mhz": 500})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -149,6 +162,9 @@ def test_design_file(tmp_path):
         ('{"decoder": {"ports": 3}}', "decoder config: unknown field 'ports'"),
         ('{"decoder": {"vocab_ports": 0}}', "vocab_ports is 0"),
         ('{"channels": 16}', "design: unknown field 'channels'"),
+        ('{"clock_mhz": -1}', "clock_mhz is -1; it must be a number of MHz"),
+        ('{"clock_mhz": "fast"}', "clock_mhz is 'fast'"),
+        ('{"clock_mhz": true}', "clock_mhz is True"),
         ('{"engine": 5}', r"design.json: design: engine is 5"),
     ],
 )

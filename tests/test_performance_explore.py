@@ -188,19 +188,28 @@ def test_a_chosen_design_is_exported_and_estimated_alike(tmp_path, capsys):
     quant = QuantConfig(LutConfig(group_size=64))
     art = write_artifact(tmp_path / "art", tiny_config("qwen3"), quant)
     out = tmp_path / "design.json"
-    assert main(["explore", str(art), "--json", "-q", "-o", str(out)]) == 0
+    words = ["explore", str(art), "--json", "-q", "-o", str(out), "--clock-mhz", "300"]
+    assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["accuracy"]["unknown"] == ["artifact"]
     chosen = found["chosen"]
     choices = DesignChoices.read(out)
-    assert choices.to_dict() == {"engine": chosen["engine"], "decoder": chosen["decoder"]}
-    files = export(art, tmp_path / "design", engine=choices.engine, layers=1, golden={})
+    assert choices.to_dict() == {n: chosen[n] for n in ("engine", "decoder", "clock_mhz")}
+    assert choices.clock_mhz == 300
+    given = {"engine": choices.engine, "decoder": choices.decoder, "clock_mhz": choices.clock_mhz}
+    files = export(art, tmp_path / "design", golden={}, **given)
     assert files["engines"] == ["lut_linear"]
-    assert read_design(tmp_path / "design").engines[0].config.to_dict() == chosen["engine"]
+    design = read_design(tmp_path / "design")
+    assert design.engines[0].config.to_dict() == chosen["engine"]
+    assert design.device.clock_mhz == 300
+    for kernel in ("lut_linear", "decoder"):
+        assert "clock=3.33333ns\n" in (tmp_path / "design" / f"hls/{kernel}.cfg").read_text()
+    assert "built for 300 MHz" in (tmp_path / "design/README.md").read_text()
     assert main(["estimate", str(art), "--design", str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["decode_ms_per_token"] == pytest.approx(chosen["decode_ms_per_token"])
     assert found["prefill_ms"] == pytest.approx(chosen["prefill_ms"])
+    assert found["clock_mhz"] == 300
 
 
 def test_budget_beyond_reach_is_exit_status_1(tmp_path, capsys):

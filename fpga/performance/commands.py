@@ -104,6 +104,7 @@ def estimate(
 
     quant      of a source that is not an artifact; None = the default recipe
     choices    the defaults are those of an export
+    clock_mhz  in place of that of `choices`; 0 leaves it
     csynth     a Vitis HLS report; adds "comparison"
     explained  adds "explanation": every headline number with its formula
     """
@@ -117,7 +118,8 @@ def estimate(
         decoder = dataclasses.replace(decoder, context=positions)
     design = decoder_design(found.model, chosen, choices.engine, decoder, found.stored)
     board = load_device(device)
-    setting = Setting(board, find_schedule(schedule), assumed, clock_mhz=clock_mhz)
+    clock = clock_mhz or choices.clock_mhz
+    setting = Setting(board, find_schedule(schedule), assumed, clock_mhz=clock)
     result = Estimate(design, setting, prompt_tokens, context)
     out = result.to_dict()
     if csynth is not None:
@@ -199,7 +201,8 @@ def explore(
     )
     found = run_explore(model.model, board, space, budget, prompt_tokens, context)
     if out is not None and found.chosen is not None:
-        DesignChoices(found.chosen.engine, found.chosen.design.config).write(out)
+        chosen = found.chosen
+        DesignChoices(chosen.engine, chosen.design.config, chosen.setting.clock).write(out)
     if plot is not None:
         from fpga.performance.plots import plot_front
 
