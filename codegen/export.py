@@ -72,6 +72,11 @@ def export(
     engines = plan_engines(artifact.model, artifact.quant, shapes, engine or EngineConfig())
     _check_device(engines, load_device(device))
     whole = len(shapes) == len(artifact.model.linears())
+    if whole and artifact.quant.lut_head:
+        raise ConfigError(
+            f"{artifact_path}: head is 'lut', and the decoder kernel has no LUT linear for a head "
+            "yet; quantize with --head int8, or export some layers with --layers"
+        )
     if decoder_golden is not None and not whole:
         raise ConfigError("a golden run of the decoder needs all layers; leave `layers` out")
     return write_design(

@@ -136,7 +136,7 @@ class Artifact:
 
     def _check_names(self) -> None:
         wanted = set(self.float_tensors())
-        for shape in self.model.linears():
+        for shape in self.shapes():
             config = self.quant.for_linear(shape.name)
             specs = array_specs(config, shape.in_features, shape.out_features)
             wanted |= {f"{shape.name}.{k}" for k, (_, _, optional) in specs.items() if not optional}
@@ -154,21 +154,27 @@ class Artifact:
 
     @property
     def head_name(self) -> str:
-        """The tensor whose rows give the logits."""
+        """The tensor whose rows give the logits, where the head is not a LUT linear."""
         return EMBEDDING if self.model.tie_word_embeddings else HEAD
 
     def _row_tensors(self) -> tuple[str, ...]:
         """Tensors with a row for every word."""
-        return (EMBEDDING,) if self.model.tie_word_embeddings else (EMBEDDING, HEAD)
+        shared = self.model.tie_word_embeddings or self.quant.lut_head
+        return (EMBEDDING,) if shared else (EMBEDDING, HEAD)
+
+    def shapes(self) -> tuple[LinearShape, ...]:
+        """Every LUT linear, the head included where it is one."""
+        head = (self.model.head_linear(),) if self.quant.lut_head else ()
+        return (*self.model.linears(), *head)
 
     def float_tensors(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the tensors beside the LUT linears: norms, embedding and head."""
+        """Names and shapes of the tensors beside the LUT linears: norms, rows of words."""
         model = self.model
         hidden = (model.hidden_size,)
         out: dict[str, tuple[int, ...]] = {"model.norm.weight": hidden}
         for name in self._row_tensors():
             out[name] = (model.vocab_size, model.hidden_size)
-            if self.quant.head == "int8":
+            if self.quant.int8_rows:
                 out[f"{name}_scale"] = (model.vocab_size,)
         for i in range(model.num_hidden_layers):
             out[f"model.layers.{i}.input_layernorm.weight"] = hidden
@@ -195,9 +201,10 @@ class Artifact:
                 f"{self.path}: {name} has shape {list(view.shape)}, expected {shape}"
             )
         kind = file.dtype(name)
-        coded = self.quant.head == "int8" and name in self._row_tensors()
+        coded = self.quant.int8_rows and name in self._row_tensors()
         if kind not in (("I8",) if coded else _FLOATS):
-            wanted = "I8 is needed, as head is 'int8'" if coded else "a float type is needed"
+            head = self.quant.head
+            wanted = f"I8 is needed, as head is {head!r}" if coded else "a float type is needed"
             raise ArtifactError(f"{self.path}: {name} is {kind}; {wanted}")
         return kind, view
 
@@ -241,16 +248,20 @@ class Artifact:
         return linear
 
     def linears(self) -> Iterator[LutLinear]:
-        """Every LUT linear, validated, in the order the model runs them."""
+        """The LUT linears of the decoder layers, validated, in the order the model runs them."""
         for shape in self.model.linears():
             yield self.linear(shape)
+
+    def head_linear(self) -> LutLinear | None:
+        """The output head where it is a LUT linear, validated."""
+        return self.linear(self.model.head_linear()) if self.quant.lut_head else None
 
     def verify(self) -> list[str]:
         """Problems found by a full check: every array, every value, every recorded digest."""
         problems = []
         for name in self.float_tensors():
             problems += _problem(lambda n=name: self.float32(n))
-        for shape in self.model.linears():
+        for shape in self.shapes():
             problems += _problem(lambda s=shape: self.linear(s))
         recorded = {}
         if (self.path / "report.json").is_file():

@@ -16,8 +16,10 @@ from lutllm.errors import ConfigError
 
 FORMAT_VERSION = 1
 SCHEMES = ("co", "weight")
-#: How embedding and output head are stored: in the type of the checkpoint, or as int8 rows.
-HEADS = ("source", "int8")
+#: How embedding and output head are stored: in the type of the checkpoint; as int8 rows; or the
+#: embedding as int8 rows and the head as the LUT linear HEAD_LINEAR.
+HEADS = ("source", "int8", "lut")
+HEAD_LINEAR = "lm_head"
 
 #: One further activation stage refines the grid of the stage before by this many bits.
 STAGE_BITS = 3
@@ -143,6 +145,16 @@ class QuantConfig:
             raise ConfigError(f"head is {self.head!r}; choose one of {', '.join(HEADS)}")
         for pattern in self.overrides:
             self.for_linear(pattern)
+
+    @property
+    def int8_rows(self) -> bool:
+        """The embedding, and the head unless it is a LUT linear, are int8 rows."""
+        return self.head != "source"
+
+    @property
+    def lut_head(self) -> bool:
+        """The head is the LUT linear HEAD_LINEAR."""
+        return self.head == "lut"
 
     def for_linear(self, name: str) -> LutConfig:
         """The configuration of the linear `name`, overrides applied in order."""

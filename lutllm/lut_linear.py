@@ -166,6 +166,14 @@ def array_specs(
     return specs
 
 
+def stored_bytes(config: LutConfig, in_features: int, out_features: int, bias: bool) -> int:
+    """Bytes of all arrays of a LUT linear."""
+    specs = array_specs(config, in_features, out_features)
+    if not bias:
+        del specs["bias"]
+    return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape, _ in specs.values())
+
+
 def accumulator_bound(config: LutConfig, positions: int, block_shift: np.ndarray) -> int:
     """Largest magnitude the accumulator of a layer can reach. block_shift: u8[Sa, Sw, NB]."""
     blocks = np.arange(block_shift.shape[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lutllm.config import HEAD_LINEAR
 from lutllm.errors import CheckpointError
 
 #: model_type of an artifact: this and the model_type of its source.
@@ -29,7 +30,7 @@ ROPE_TYPES = ("default", "linear", "llama3")
 
 @dataclass(frozen=True)
 class LinearShape:
-    """One LUT linear of a decoder layer: its name, its sources in the checkpoint, D and M."""
+    """One LUT linear: its name, its sources in the checkpoint, D and M."""
 
     name: str
     sources: tuple[str, ...]
@@ -105,8 +106,13 @@ class ModelConfig:
         )
 
     def linears(self) -> tuple[LinearShape, ...]:
-        """Every LUT linear of the model, layer by layer."""
+        """Every LUT linear of the decoder layers, layer by layer."""
         return tuple(s for i in range(self.num_hidden_layers) for s in self.layer_linears(i))
+
+    def head_linear(self) -> LinearShape:
+        """The output head as a LUT linear: of the embedding's rows where they are tied."""
+        source = "model.embed_tokens" if self.tie_word_embeddings else "lm_head"
+        return LinearShape(HEAD_LINEAR, (source,), self.hidden_size, self.vocab_size)
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> ModelConfig:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from lutllm.config import LutConfig, QuantConfig
+from lutllm.config import HEAD_LINEAR, LutConfig, QuantConfig
 from lutllm.errors import ConfigError
 
 
@@ -22,8 +23,26 @@ class Recipe:
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     head: str = "int8"
 
-    def quant(self, seed: int = 0) -> QuantConfig:
-        return QuantConfig(self.config, self.overrides, seed, self.head)
+    def quant(self, seed: int = 0, head: str | None = None) -> QuantConfig:
+        """The configuration; head: another one than the recipe's."""
+        return with_head(QuantConfig(self.config, self.overrides, seed), head or self.head)
+
+
+#: A head of 4 index bits a weight. Groups are large: a vocabulary has rows enough to fill them, and
+#: codebooks cost next to nothing then.
+LUT_HEAD = LutConfig(
+    scheme="weight", weight_stages=2, group_size=4096, block_positions=4, table_bits=16
+)
+
+
+def with_head(config: QuantConfig, head: str) -> QuantConfig:
+    """`config` with another head; a LUT head is coded as LUT_HEAD where no override says else."""
+    overrides = config.overrides
+    if head == "lut":
+        own = LUT_HEAD.to_dict() | overrides.get(HEAD_LINEAR, {})
+        rest = {k: v for k, v in overrides.items() if k != HEAD_LINEAR}
+        overrides = {HEAD_LINEAR: own} | rest
+    return dataclasses.replace(config, head=head, overrides=overrides)
 
 
 #: Four positions under one exponent: of sixteen, one with large values would leave the others

@@ -105,8 +105,7 @@ class Student:
             )
             linears.append({s.name: StudentLinear(artifact.linear(s)) for s in shapes})
         final = norm("model.norm.weight")
-        head = torch.from_numpy(artifact.float32(artifact.head_name))
-        return cls(decoder, artifact.quant, layers, linears, final, head, norms)
+        return cls(decoder, artifact.quant, layers, linears, final, _head_rows(artifact), norms)
 
     def hidden(self, ids: np.ndarray) -> torch.Tensor:
         """Normalised last hidden states f32[N, ctx, hidden]. ids: i64[N, ctx]."""
@@ -143,6 +142,14 @@ class Student:
         """Every trained tensor in a fixed order, for saving and resuming."""
         linears = [s for layer in self.linears for s in layer.values()]
         return [t for s in linears for t in s.parameters()] + self._norms
+
+
+def _head_rows(artifact: Artifact) -> torch.Tensor:
+    """f32[vocab, hidden], what the stored head amounts to."""
+    linear = artifact.head_linear()
+    if linear is None:
+        return torch.from_numpy(artifact.float32(artifact.head_name))
+    return StudentLinear(linear).weight()
 
 
 def divergence(

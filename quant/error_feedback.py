@@ -11,7 +11,7 @@ in parallel and the result does not depend on the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,17 @@ class CodedWeight:
             np.zeros((config.weight_stages, positions, rows), np.uint8),
             np.ascontiguousarray(step, np.float32),
             np.zeros((rows, positions * v), np.float32),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[CodedWeight]) -> CodedWeight:
+        """Row groups one after another: the parts but the last are whole groups."""
+        return cls(
+            np.concatenate([p.integers for p in parts], axis=1),
+            np.concatenate([p.exponents for p in parts], axis=1),
+            np.concatenate([p.codes for p in parts], axis=2),
+            parts[0].step,
+            np.concatenate([p.values for p in parts]),
         )
 
 

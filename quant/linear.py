@@ -10,6 +10,7 @@ import torch
 from lutllm.config import LutConfig
 from lutllm.lut_linear import LutLinear, pack_codes
 from lutllm.model_config import LinearShape
+from lutllm.progress import Progress
 from quant.activation import (
     InputCode,
     code_input,
@@ -29,6 +30,9 @@ from quant.error_feedback import (
 )
 from quant.tables import RANGE_TOKENS, TableUse, choose_shifts, clear_vanished, code_frequency
 
+#: Rows that `quantize_rows` works on at a time.
+CHUNK_ROWS = 16384
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -38,6 +42,8 @@ class Effort:
     refit_damping pull of the refitted weights towards the float ones, relative likewise
     iterations    Lloyd iterations per weight codebook
     sweeps        coordinate descent sweeps
+    correction    share of the residual stream's error so far that the linears which add to it are
+                  fitted to take back
     """
 
     damping: float = 0.01
@@ -45,6 +51,7 @@ class Effort:
     iterations: int = 10
     sweeps: int = 1
     row_scale: bool = True
+    correction: float = 1.0
 
 
 @dataclass
@@ -78,23 +85,103 @@ def quantize_linear(
     effort: Effort,
     seed: int,
     token_weights: torch.Tensor | None = None,
+    lacking: torch.Tensor | None = None,
 ) -> QuantizedLinear:
     """Quantize W so that coded inputs of the quantized model give the outputs of the float model.
 
     weight: f32[M, D]; x_float, x_quant: f32[T, D], inputs of this layer in the float model and in
     the model whose earlier layers are quantized; token_weights: f32[T] with mean 1, how much the
-    squared output error of a token counts, None for all alike.
+    squared output error of a token counts, None for all alike; lacking: f32[T, M], what the outputs
+    are to give beside those of the float model.
     """
+    inputs = _code_inputs(weight, x_float, x_quant, config, seed, token_weights)
+    extra = None if lacking is None else lacking.t() @ inputs.weighted
+    coded, row_scale = _code_rows(weight, inputs, config, effort, extra)
+    linear = _assemble(shape, config, inputs, coded, row_scale, bias)
+    final = torch.from_numpy(coded.values) * row_scale[:, None]
+    return QuantizedLinear(linear, inputs.code, final, bias, _product(inputs.coded_x, final, bias))
+
+
+def quantize_rows(
+    shape: LinearShape,
+    weight: torch.Tensor,
+    x_float: torch.Tensor,
+    x_quant: torch.Tensor,
+    config: LutConfig,
+    effort: Effort,
+    seed: int,
+    progress: bool = False,
+) -> LutLinear:
+    """`quantize_linear` for very many rows, CHUNK_ROWS at a time: an output head.
+
+    Row groups do not depend on each other, so only the working memory differs.
+    """
+    inputs = _code_inputs(weight, x_float, x_quant, config, seed, None)
+    size = max(1, CHUNK_ROWS // config.group_size) * config.group_size
+    parts = []
+    chunks = weight.split(size)
+    with Progress(len(chunks), f"quantizing {shape.name}", progress) as bar:
+        for rows in chunks:
+            coded, row_scale = _code_rows(rows, inputs, config, effort)
+            coded.values = coded.values[:0]  # only large
+            parts.append((coded, row_scale))
+            bar.advance()
+    coded = CodedWeight.join([part for part, _ in parts])
+    row_scale = torch.cat([scale for _, scale in parts])
+    return _assemble(shape, config, inputs, coded, row_scale, None)
+
+
+@dataclass
+class _CodedInputs:
+    """What the rows of a weight matrix share: the code of the input and its moments.
+
+    coded_x: f32[C, T]; weighted: f32[T, C], the same times the weights of the tokens over T;
+    moment H, cross S: f32[C, C], see `refit`; uses: as `choose_shifts` wants.
+    """
+
+    code: InputCode
+    coded_x: torch.Tensor
+    weighted: torch.Tensor
+    moment: torch.Tensor
+    cross: torch.Tensor
+    uses: list[TableUse]
+
+
+def _code_inputs(
+    weight: torch.Tensor,
+    x_float: torch.Tensor,
+    x_quant: torch.Tensor,
+    config: LutConfig,
+    seed: int,
+    token_weights: torch.Tensor | None,
+) -> _CodedInputs:
     if token_weights is None:
         token_weights = torch.ones(len(x_quant))
     code = fit_input(x_quant, weight, config, seed, token_weights)
     codes = input_codes(x_quant, code, config) if config.scheme == "co" else []
     coded_x = decode_input(codes, code) if codes else round_input(x_quant, code)
-    target = _slot_weight(weight, code)
     weighted = (coded_x * (token_weights / len(x_quant))).t()
     moment = coded_x @ weighted
     cross = gather_slots(x_float, code.perm, code.column_norm) @ weighted
-    target = refit(target, moment, cross, effort.refit_damping)
+    shares = token_weights.numpy()
+    uses = (
+        _coded_uses(code, codes, config, shares)
+        if codes
+        else _rounded_use(code, config, x_quant, shares, seed)
+    )
+    return _CodedInputs(code, coded_x, weighted, moment, cross, uses)
+
+
+def _code_rows(
+    weight: torch.Tensor,
+    inputs: _CodedInputs,
+    config: LutConfig,
+    effort: Effort,
+    extra: torch.Tensor | None = None,
+) -> tuple[CodedWeight, torch.Tensor]:
+    """Codes of the rows of W f32[M, D], normalised, and their scales f32[M]. extra: see `refit`."""
+    code, moment = inputs.code, inputs.moment
+    target = refit(_slot_weight(weight, code), moment, inputs.cross, effort.refit_damping, extra)
     row_scale = _row_scales(target) if effort.row_scale else torch.ones(len(target))
     normal = target / row_scale[:, None]
     row_weights = (row_scale / row_scale.pow(2).mean().sqrt()).pow(2).numpy()
@@ -109,16 +196,10 @@ def quantize_linear(
     )
     for _ in range(effort.sweeps):
         coordinate_descent(coded, normal, moment, row_weights, config, damping=effort.damping)
-    values = torch.from_numpy(coded.values)
-    row_scale = row_scale * best_row_gain(values, normal, with_damping(moment, effort.damping))
-    uses = (
-        _coded_uses(code, codes, config, token_weights.numpy())
-        if codes
-        else _rounded_use(code, config, x_quant, token_weights.numpy(), seed)
+    gain = best_row_gain(
+        torch.from_numpy(coded.values), normal, with_damping(moment, effort.damping)
     )
-    linear = _assemble(shape, config, code, coded, row_scale, bias, uses)
-    final = values * row_scale[:, None]
-    return QuantizedLinear(linear, code, final, bias, _product(coded_x, final, bias))
+    return coded, row_scale * gain
 
 
 def _slot_weight(weight: torch.Tensor, code: InputCode) -> torch.Tensor:
@@ -130,15 +211,22 @@ def _slot_weight(weight: torch.Tensor, code: InputCode) -> torch.Tensor:
 
 
 def refit(
-    weight: torch.Tensor, moment: torch.Tensor, cross: torch.Tensor, damping: float
+    weight: torch.Tensor,
+    moment: torch.Tensor,
+    cross: torch.Tensor,
+    damping: float,
+    extra: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Weights that best give the float outputs from the coded inputs (ridge towards W).
+    """Weights that best give the float outputs, and E beside, from the coded inputs.
 
-    W' = W (S + lambda I)(H + lambda I)^-1 minimises |W Yf - W' Yq|^2 + lambda |W' - W|^2, with
-    H = Yq Yq^T and S = Yf Yq^T. weight: f32[M, C]; moment H, cross S: f32[C, C].
+    W' = (W (S + lambda I) + E Yq^T)(H + lambda I)^-1 minimises |W Yf + E - W' Yq|^2 +
+    lambda |W' - W|^2, with H = Yq Yq^T and S = Yf Yq^T. weight: f32[M, C]; moment H, cross S:
+    f32[C, C]; extra E Yq^T: f32[M, C].
     """
     ridge = damping * float(moment.diagonal().mean()) + 1e-12
     right = weight @ cross + ridge * weight
+    if extra is not None:
+        right += extra
 
     def solve(scale: float) -> torch.Tensor:
         factor = torch.linalg.cholesky(with_damping(moment, scale))
@@ -164,13 +252,13 @@ def best_row_gain(values: torch.Tensor, weight: torch.Tensor, moment: torch.Tens
 def _assemble(
     shape: LinearShape,
     config: LutConfig,
-    code: InputCode,
+    inputs: _CodedInputs,
     coded: CodedWeight,
     row_scale: torch.Tensor,
     bias: torch.Tensor | None,
-    uses: list[TableUse],
 ) -> LutLinear:
     """The stored arrays of the layer, validated."""
+    code, uses = inputs.code, inputs.uses
     integers = coded.integers.copy()
     share = code_frequency(coded.codes, config.weight_centroids, config.group_size)
     table_shift, block_shift, unit = choose_shifts(uses, integers, share, coded.exponents, config)

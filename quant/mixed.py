@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lutllm.checkpoint import Checkpoint
-from lutllm.config import LutConfig, QuantConfig
+from lutllm.config import HEAD_LINEAR, LutConfig, QuantConfig
 from lutllm.errors import ConfigError
 from quant.allocation import allocate
 from quant.sensitivity import sensitivities
@@ -86,8 +86,8 @@ def _with_options(config: QuantConfig, names: list[str], options: list[Option]) 
     common = Counter(options).most_common(1)[0][0]
     default = _coded(config.default, common)
     overrides = {k: dict(v) for k, v in config.overrides.items()}
-    for fields in overrides.values():
-        for name in common.fields():
+    for pattern, fields in overrides.items():
+        for name in () if pattern == HEAD_LINEAR else common.fields():
             fields.pop(name, None)
     for name, option in zip(names, options, strict=True):
         if option != common:

@@ -30,19 +30,21 @@ from lutllm.checkpoint import Checkpoint
 from lutllm.config import QuantConfig
 from lutllm.errors import ArtifactError, ResourceError
 from lutllm.hub_files import hub_config, write_hub_module
-from lutllm.lut_linear import LutLinear, array_specs
+from lutllm.lut_linear import LutLinear, stored_bytes
 from lutllm.model_config import LinearShape
 from lutllm.progress import Progress
 from lutllm.tensorfile import TensorFile, write_tensors
 from lutllm.version import __version__
 from quant.baseline import relative_error, round_to_nearest
-from quant.head import head_bytes, stored_tensors, stored_values
-from quant.linear import Effort, QuantizedLinear, quantize_linear
+from quant.head import head_bytes, quantize_head, stored_tensors, stored_values
+from quant.linear import CHUNK_ROWS, Effort, QuantizedLinear, quantize_linear
 from quant.refine import refine
 from quant.workspace import Workspace, check_output
 
 #: Tokens that per-layer errors are measured on.
 _ERROR_TOKENS = 1024
+#: The linears whose outputs are added to the residual stream.
+_ADDING = ("o_proj", "down_proj")
 #: Windows of the float stream that run through a layer at once.
 _FLOAT_WINDOWS = 4
 
@@ -112,7 +114,7 @@ def quantize(
                 {"exact": streams.exact.numpy(), "quantized": streams.quantized.numpy()},
             )
             bar.advance(note=f"layer {index}")
-    _finish_files(workspace, checkpoint, config)
+    _finish_files(workspace, decoder, config, streams, effort, progress)
     if distill_minutes > 0:
         every = text_windows(calib_ids, calibration.ctx)
         refine(workspace, checkpoint, config, every, distill_minutes, progress)
@@ -160,8 +162,13 @@ def _initial_streams(
 def _quantize_layer(
     decoder: FloatDecoder, index: int, streams: _Streams, config: QuantConfig, effort: Effort
 ) -> tuple[list[LutLinear], list[dict[str, Any]]]:
-    """Quantize the linears of a layer in the order they run and move both streams behind it."""
+    """Quantize the linears of a layer in the order they run and move both streams behind it.
+
+    The linears that add to the residual stream are also to take back what it lacks: errors of
+    earlier linears reach them, and partly show in their inputs.
+    """
     weights = decoder.layer(index)
+    lacking = (streams.exact - streams.quantized).flatten(0, 1)
     streams.exact, inputs = _run_float(decoder, weights, streams.exact)
     done: list[LutLinear] = []
     errors: list[dict[str, Any]] = []
@@ -170,6 +177,7 @@ def _quantize_layer(
         seed = config.seed + 1009 * index + len(done)
         linear_config = config.for_linear(shape.name)
         x_float = inputs.pop(shape.name)
+        adds = shape.name.endswith(_ADDING)
         result = quantize_linear(
             shape,
             weights.weight[shape.name],
@@ -179,7 +187,10 @@ def _quantize_layer(
             linear_config,
             effort,
             seed,
+            lacking=effort.correction * lacking if adds and effort.correction else None,
         )
+        if adds:
+            lacking.add_(weights.apply(shape, x_float)).sub_(result.output)
         done.append(result.linear)
         errors.append(_layer_error(shape, weights, x_float, x, result))
         return result.output
@@ -253,13 +264,24 @@ def _write_layer(
     _write_shard(folder / shard_name(index, checkpoint.model.num_hidden_layers + 1), tensors)
 
 
-def _finish_files(workspace: Workspace, checkpoint: Checkpoint, config: QuantConfig) -> None:
+def _finish_files(
+    workspace: Workspace,
+    decoder: FloatDecoder,
+    config: QuantConfig,
+    streams: _Streams,
+    effort: Effort,
+    progress: bool,
+) -> None:
     """Embedding, final norm and head; config, tokenizer and index. Once only when resumed."""
-    folder = workspace.path
+    folder, checkpoint = workspace.path, decoder.checkpoint
     if workspace.refined is not None:
         return
     count = checkpoint.model.num_hidden_layers + 1
     tensors: dict[str, tuple[str, np.ndarray]] = {}
+    if config.lut_head:
+        behind = streams.exact, streams.quantized
+        head = quantize_head(decoder, *behind, config, effort, progress)
+        tensors |= linear_tensors(head)
     for name in checkpoint.names():
         if not name.startswith("model.layers."):
             tensors |= stored_tensors(checkpoint, name, config)
@@ -319,12 +341,9 @@ def artifact_sizes(checkpoint: Checkpoint, config: QuantConfig) -> dict[str, int
     """Bytes of the LUT linears (every array counted), and of norms, embedding and head."""
     linear_bytes, weights = 0, 0
     for shape in checkpoint.model.linears():
-        specs = array_specs(config.for_linear(shape.name), shape.in_features, shape.out_features)
-        if not (checkpoint.model.qkv_bias and shape.name.endswith("qkv_proj")):
-            del specs["bias"]
-        linear_bytes += sum(
-            int(np.prod(dims)) * np.dtype(dtype).itemsize for dtype, dims, _ in specs.values()
-        )
+        bias = checkpoint.model.qkv_bias and shape.name.endswith("qkv_proj")
+        setting = config.for_linear(shape.name)
+        linear_bytes += stored_bytes(setting, shape.in_features, shape.out_features, bias)
         weights += shape.in_features * shape.out_features
     norms = sum(
         2 * int(np.prod(checkpoint.shape(n)))
@@ -335,7 +354,9 @@ def artifact_sizes(checkpoint: Checkpoint, config: QuantConfig) -> dict[str, int
     return {"linear_bytes": linear_bytes, "float_bytes": norms + rows, "linear_weights": weights}
 
 
-def estimate_peak_rss(checkpoint: Checkpoint, calibration: CalibrationConfig) -> int:
+def estimate_peak_rss(
+    checkpoint: Checkpoint, config: QuantConfig, calibration: CalibrationConfig
+) -> int:
     """Upper estimate of peak resident memory in bytes.
 
     Libraries, one layer of float weights, the copies of the widest linear, the activations of
@@ -350,6 +371,10 @@ def estimate_peak_rss(checkpoint: Checkpoint, calibration: CalibrationConfig) ->
     working = tokens * (5 * inputs + 3 * model.intermediate_size)
     floats = layer + 7 * widest + activations + working + 6 * inputs**2
     head = 4 * model.vocab_size * model.hidden_size
+    if config.lut_head:  # its codes twice, and the copies of the rows in work
+        stages = config.for_linear(model.head_linear().name).weight_stages
+        head += model.vocab_size * model.hidden_size * stages
+        head += 4 * 7 * min(CHUNK_ROWS, model.vocab_size) * model.hidden_size
     return (700 << 20) + 4 * floats + head
 
 
@@ -367,7 +392,8 @@ def check_resources(
             f"{parent}: {free >> 20} MiB free, the artifact needs about {need >> 20} MiB; "
             "free some space or choose another folder with -o"
         )
-    memory, available = estimate_peak_rss(checkpoint, calibration), available_memory()
+    memory = estimate_peak_rss(checkpoint, config, calibration)
+    available = available_memory()
     if available is not None and available < memory:
         raise ResourceError(
             f"{available >> 20} MiB of memory available, the run needs up to {memory >> 20} MiB; "
@@ -398,7 +424,7 @@ def plan(
         "linear_weights": sizes["linear_weights"],
         "bits_per_weight": sizes["linear_bytes"] * 8 / sizes["linear_weights"],
         "estimated_seconds": round(estimate_seconds(checkpoint, config, calibration)),
-        "estimated_peak_rss_bytes": estimate_peak_rss(checkpoint, calibration),
+        "estimated_peak_rss_bytes": estimate_peak_rss(checkpoint, config, calibration),
         "estimated_artifact_bytes": sizes["linear_bytes"] + sizes["float_bytes"],
     }
 
@@ -408,7 +434,8 @@ def estimate_seconds(
 ) -> float:
     """Operation count over the speed this machine shows on a short matrix product."""
     tokens, total = calibration.tokens, 0.0
-    for shape in checkpoint.model.linears():
+    head = [checkpoint.model.head_linear()] if config.lut_head else []
+    for shape in [*checkpoint.model.linears(), *head]:
         d, m = shape.in_features, shape.out_features
         setting = config.for_linear(shape.name)
         dense = 2 * tokens * d * (2 * d + 2 * m) + 2 * d**3 + 14 * m * d * d

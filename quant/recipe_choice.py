@@ -81,9 +81,7 @@ def choose_recipe(
 
 def _size(checkpoint: Checkpoint, name: str, head: str | None) -> tuple[float, int]:
     """Bits per weight and bytes of the artifact, without the tokenizer's files."""
-    config = recipe(name).quant()
-    config = dataclasses.replace(config, head=head or config.head)
-    sizes = artifact_sizes(checkpoint, config)
+    sizes = artifact_sizes(checkpoint, recipe(name).quant(head=head))
     bits = sizes["linear_bytes"] * 8 / sizes["linear_weights"]
     return bits, sizes["linear_bytes"] + sizes["float_bytes"]
 

@@ -98,6 +98,9 @@ def _write(workspace: Workspace, student: Student) -> None:
         if not name.startswith("model.layers.")
     }
     rest["model.norm.weight"] = ("F32", student.final_norm.detach().numpy())
+    head = artifact.head_linear()
+    if head is not None:
+        rest |= linear_tensors(head)
     write_tensors(folder / files[-1].name, rest)
 
 

@@ -148,6 +148,7 @@ class StudentLinear:
         self._bias = None if linear.bias is None else torch.from_numpy(np.array(linear.bias))
         self.books = (integers / self._rms).requires_grad_()
         self.gain = torch.ones(linear.out_features).requires_grad_()
+        self._fine = float(1 << (STAGE_BITS * (config.act_stages - 1)))
         self.act_books = None
         if linear.act_codebook is not None:
             act = torch.from_numpy(linear.act_codebook.astype(np.float32))
@@ -187,15 +188,25 @@ class StudentLinear:
             y = y * token_scale
         return y if self._bias is None else y + self._bias
 
+    @torch.no_grad()
+    def weight(self) -> torch.Tensor:
+        """f32[M, D], what the linear multiplies by where its input is not rounded."""
+        books = self.integers() * self._unit
+        slots = _decoded(books, self._codes, self.linear.config.group_size)
+        slots = slots * (self._scale / self._fine)[:, None] * (self._output_scale * self.gain)
+        used = torch.from_numpy(self.linear.input_perm >= 0)
+        out = torch.zeros(self.linear.out_features, self.linear.in_features)
+        out[:, self._index[used]] = slots[used].t()
+        return out
+
     def _code(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Integer activations with straight-through gradients. z: f32[T, C]."""
         config = self.linear.config
         if config.scheme == "weight":
             top = z.detach().abs().amax(1, keepdim=True).clamp(min=1e-30)
             return round_through(z * (127 / top)), top / 127
-        fine = float(1 << (STAGE_BITS * (config.act_stages - 1)))
         centroids = self.act_integers() * self._act_unit
-        return _CodedActivation.apply(z / fine, centroids, fine), None
+        return _CodedActivation.apply(z / self._fine, centroids, self._fine), None
 
     def trained(self) -> LutLinear:
         """The layer with its trained codebooks and scales."""

@@ -123,9 +123,13 @@ def write_artifact(
         weight_map.update(dict.fromkeys(tensors, name))
 
     floats = {"model.norm.weight": store(1 + 0.1 * rng.standard_normal(model.hidden_size), "F32")}
-    for name in ["model.embed_tokens.weight"] + ["lm_head.weight"] * (
-        not config["tie_word_embeddings"]
-    ):
+    names = ["model.embed_tokens.weight"]
+    if quant.lut_head:
+        shape = model.head_linear()
+        floats |= linear_tensors(make_linear(shape, quant.for_linear(shape.name), seed + 5, False))
+    elif not config["tie_word_embeddings"]:
+        names.append("lm_head.weight")
+    for name in names:
         values = rng.standard_normal((model.vocab_size, model.hidden_size), np.float32)
         floats |= store_rows(name, values * np.float32(0.3), quant.head, kind)
     write("floats.safetensors", floats)

@@ -181,11 +181,12 @@ def test_architectures(tmp_path, arch, own_type):
     assert_equal_up_to_flips(compare(model, LutModel.load(tmp_path, threads=1), ids))
 
 
+@pytest.mark.parametrize("head", ["int8", "lut"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_int8_rows(tmp_path, tied):
-    """Embedding and head of int8 rows: the emulator's logits, and saved as they were."""
+def test_heads(tmp_path, tied, head):
+    """Rows of integers or a LUT linear: the emulator's logits, and saved as they were."""
     config = hub_config(tiny_config("qwen3", eos_token_id=2, tie_word_embeddings=tied))
-    write_artifact(tmp_path / "art", config, QuantConfig(LutConfig(group_size=64), head="int8"))
+    write_artifact(tmp_path / "art", config, QuantConfig(LutConfig(group_size=64), head=head))
     model, emulator = load(tmp_path / "art"), LutModel.load(tmp_path / "art", threads=1)
     ids = np.random.default_rng(0).integers(0, 301, 16)
     assert_equal_up_to_flips(compare(model, emulator, ids))

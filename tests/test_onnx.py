@@ -195,11 +195,12 @@ def assert_equal_to_emulator(artifact, out):
 # ---------------------------------------------------------------- files
 
 
+@pytest.mark.parametrize("head", ["int8", "lut"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_int8_rows(tmp_path, tied):
-    """Embedding and head of int8 rows: integers again, so logits agree as closely as before."""
+def test_heads(tmp_path, tied, head):
+    """int8 rows, a LUT linear: integers again, so logits agree as closely as before."""
     config = tiny_config("qwen3", tie_word_embeddings=tied)
-    artifact = write_artifact(tmp_path / "art", config, QuantConfig(head="int8"))
+    artifact = write_artifact(tmp_path / "art", config, QuantConfig(head=head))
     assert_equal_to_emulator(artifact, tmp_path / "onnx")
 
 

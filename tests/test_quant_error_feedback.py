@@ -170,17 +170,21 @@ def test_more_blocks_of_positions_than_one() -> None:
     assert fast == pytest.approx(plain, rel=0.05)
 
 
-def test_refit_is_the_ridge_solution() -> None:
+@pytest.mark.parametrize("size", [0.0, 0.5])
+def test_refit_is_the_ridge_solution(size: float) -> None:
+    """size: of what the outputs are to give beside those of the weight."""
     rng = np.random.default_rng(0)
     exact = rng.standard_normal((12, 500))
     seen = exact + 0.3 * rng.standard_normal((12, 500))
-    weight = rng.standard_normal((7, 12))
+    weight, beside = rng.standard_normal((7, 12)), size * rng.standard_normal((7, 500))
     moment, cross = seen @ seen.T / 500, exact @ seen.T / 500
-    found = refit(*(torch.tensor(a, dtype=torch.float32) for a in (weight, moment, cross)), 0.02)
+    values = (weight, moment, cross, beside @ seen.T / 500)
+    weight_f, moment_f, cross_f, extra = (torch.tensor(a, dtype=torch.float32) for a in values)
+    found = refit(weight_f, moment_f, cross_f, 0.02, extra if size else None)
     ridge = 0.02 * np.diag(moment).mean()
     # Least squares with the pull towards W as extra rows.
     left = np.hstack([seen / np.sqrt(500), np.sqrt(ridge) * np.eye(12)])
-    right = np.hstack([weight @ exact / np.sqrt(500), np.sqrt(ridge) * weight])
+    right = np.hstack([(weight @ exact + beside) / np.sqrt(500), np.sqrt(ridge) * weight])
     expected = np.linalg.lstsq(left.T, right.T, rcond=None)[0].T
     assert np.allclose(found.numpy(), expected, atol=1e-4)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from calib.decoder import FloatDecoder
 from lutllm.artifact import EMBEDDING, Artifact, artifact_hash, read_json
@@ -16,7 +17,9 @@ from lutllm.config import LutConfig, QuantConfig
 from lutllm.errors import CheckpointError, ConfigError, LutLLMError, ResourceError
 from lutllm.int8_rows import round_rows
 from quant import head, pipeline
+from quant.linear import Effort
 from quant.pipeline import CalibrationConfig, plan, quantize
+from quant.workspace import Workspace
 from tests.tiny_models import make_model, tiny_config, write_hf
 
 CALIBRATION = CalibrationConfig(tokens=512, ctx=64)
@@ -168,15 +171,47 @@ def test_quantized_prefix_feeds_the_next_linear(
     gaps = []
     original = pipeline.quantize_linear
 
-    def spy(shape: Any, weight: Any, bias: Any, x_float: Any, x_quant: Any, *rest: Any) -> Any:
+    def spy(*args: Any, **options: Any) -> Any:
+        x_float, x_quant = args[3:5]
         gaps.append(float((x_float - x_quant).abs().max()))
-        return original(shape, weight, bias, x_float, x_quant, *rest)
+        return original(*args, **options)
 
     monkeypatch.setattr(pipeline, "quantize_linear", spy)
     run(checkpoint, tmp_path / "out")
     assert len(gaps) == 8
     assert gaps[0] < 1e-5
     assert min(gaps[1:]) > 1e-2
+
+
+def test_what_adds_to_the_stream_takes_back_what_it_lacks(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """o_proj and down_proj are told the error of the residual stream, and lower it."""
+    seen: list[tuple[str, torch.Tensor | None]] = []
+    original = pipeline.quantize_linear
+
+    def spy(shape: Any, *args: Any, lacking: Any, **options: Any) -> Any:
+        seen.append((shape.name, None if lacking is None else lacking.clone()))
+        return original(shape, *args, lacking=lacking, **options)
+
+    streams = {}
+    finish = Workspace.finish_layer
+    for share in (1.0, 0.0):
+        monkeypatch.setattr(pipeline, "quantize_linear", spy if share else original)
+
+        def keep(self: Any, record: Any, hidden: Any, share: float = share) -> None:
+            streams[share] = {k: v.copy() for k, v in hidden.items()}
+            finish(self, record, hidden)
+
+        monkeypatch.setattr(Workspace, "finish_layer", keep)
+        run(checkpoint, tmp_path / f"out{share}", effort=Effort(correction=share))
+        monkeypatch.undo()
+    told = [name.rsplit(".", 1)[-1] for name, lacking in seen if lacking is not None]
+    assert told == ["o_proj", "down_proj"] * 2
+    assert seen[1][1] is not None
+    assert float(seen[1][1].abs().max()) < 1e-6  # nothing is lost yet before the first o_proj
+    errors = {k: float(np.square(v["exact"] - v["quantized"]).mean()) for k, v in streams.items()}
+    assert errors[1.0] < 0.9 * errors[0.0]
 
 
 def test_progress_counts_layers(

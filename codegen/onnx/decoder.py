@@ -68,7 +68,7 @@ class DecoderGraph:
         return name, scale
 
     def _embed(self, ids: str) -> str:
-        if self.artifact.quant.head == "int8":
+        if self.artifact.quant.int8_rows:
             g = self._g
             rows, scale = self._rows(EMBEDDING)
             factor = g("Unsqueeze", g("Gather", scale, ids), g.constant([-1], np.int64))
@@ -81,7 +81,10 @@ class DecoderGraph:
         g = self._g
         rows = g.reshape(hidden, -1, self.config.hidden_size)
         tied = self.config.tie_word_embeddings
-        if self.artifact.quant.head == "int8":
+        linear = self.artifact.head_linear()
+        if linear is not None:
+            flat = self._functions.call(g, rows, linear, self._weights)
+        elif self.artifact.quant.int8_rows:
             weight, scale = (EMBEDDING, f"{EMBEDDING}_scale") if tied else self._rows(HEAD)
             flat = int8_head(g, rows, weight, scale, self.config.hidden_size)
         else:

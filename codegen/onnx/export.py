@@ -40,7 +40,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     files = [MODEL_FILE, DATA_FILE]
     if layer is None:
-        levels = block_levels(artifact.linear(shape) for shape in artifact.model.linears())
+        levels = block_levels(artifact.linear(shape) for shape in artifact.shapes())
         model = write_model(
             folder, lambda f, w: DecoderGraph(artifact, f, w).build(), levels, digest
         )
@@ -104,7 +104,7 @@ def write_model(folder: Path, build: Build, levels: int, digest: str) -> onnx.Mo
 
 
 def _shape(artifact: Artifact, name: str) -> LinearShape:
-    shapes = {shape.name: shape for shape in artifact.model.linears()}
+    shapes = {shape.name: shape for shape in artifact.shapes()}
     if name not in shapes:
         raise ConfigError(
             f"{artifact.path}: no linear {name!r}; the first layer has "

@@ -18,7 +18,7 @@ from fpga.performance.explore import Budget, Exploration, Space
 from fpga.performance.explore import explore as run_explore
 from fpga.performance.quantity import explain
 from fpga.performance.resources import EngineResources
-from fpga.performance.timing import ASSUMED, HEADS, SCHEDULES, Assumed, Schedule
+from fpga.performance.timing import ASSUMED, EMITTED, HEADS, SCHEDULES, Assumed, Schedule
 from lutllm.accuracy import Ratios, measured_ratio, read_ratios, recorded_ratios
 from lutllm.artifact import read_json
 from lutllm.checkpoint import open_checkpoint
@@ -112,6 +112,11 @@ def estimate(
     if found.quant is not None and quant is not None:
         raise ConfigError(f"{source}: is quantized already; leave out the quantization options")
     chosen = found.quant or quant or recipe(DEFAULT_RECIPE).quant()
+    if chosen.lut_head and schedule == EMITTED.name:
+        raise ConfigError(
+            f"{source}: head is 'lut', which no exported decoder has yet; choose --schedule "
+            "on-chip or overlapped with --head lut, or quantize with --head int8"
+        )
     decoder = choices.decoder
     positions = max(prompt_tokens, context)
     if (decoder.context or MAX_CONTEXT) < positions:

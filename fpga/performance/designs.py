@@ -37,7 +37,7 @@ def decoder_design(
 
 def rows_kind(quant: QuantConfig, stored: str) -> str:
     """safetensors dtype of embedding and head in an artifact; `stored`: that of the checkpoint."""
-    return "I8" if quant.head == "int8" else stored
+    return "I8" if quant.int8_rows else stored
 
 
 def with_head(model: ModelConfig, engines: Sequence[EngineDesign]) -> list[EngineDesign]:

@@ -22,7 +22,7 @@ from lutllm.cli.common import (
 from lutllm.config import HEADS, SCHEMES, LutConfig, QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.progress import format_seconds
-from lutllm.recipes import AUTO, DEFAULT_RECIPE, RECIPES, recipe
+from lutllm.recipes import AUTO, DEFAULT_RECIPE, RECIPES, recipe, with_head
 
 _HINT = "; the same command with --resume continues after the last finished layer"
 #: option -> the field of LutConfig it sets, and what it is
@@ -78,7 +78,8 @@ def add_parser(commands: Any) -> None:
     setting.add_argument(
         "--head",
         choices=HEADS,
-        help="embedding and output head: int8, one scale a row (default), or as in the source",
+        help="embedding and output head: int8, one scale a row (default); source: as they are; "
+        "lut: the embedding as int8, the head as a LUT linear of 4 index bits",
     )
     setting.add_argument("--seed", type=natural, default=0, metavar="N")
     setting.add_argument(
@@ -185,7 +186,8 @@ def build_config(args: argparse.Namespace) -> QuantConfig:
     for text in args.override:
         pattern, field, value = parse_override(text)
         overrides.setdefault(pattern, {})[field] = value
-    return QuantConfig(LutConfig.from_dict(values), overrides, args.seed, args.head or base.head)
+    config = QuantConfig(LutConfig.from_dict(values), overrides, args.seed)
+    return with_head(config, args.head or base.head)
 
 
 def parse_override(text: str) -> tuple[str, str, str | int]:

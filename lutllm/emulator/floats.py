@@ -52,6 +52,8 @@ LANES = 8
 KEYS = 16
 #: How a stored float tensor is read.
 F32, F16, BF16, I8 = 0, 1, 2, 3
+#: Stands where a kind of rows does for a head that has none, but is a LUT linear.
+LUT = 4
 KINDS = {"F32": F32, "F16": F16, "BF16": BF16, "I8": I8}
 #: Bytes of a stored value by kind.
 WIDTHS = {F32: 4, F16: 2, BF16: 2, I8: 1}

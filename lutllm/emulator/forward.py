@@ -15,6 +15,7 @@ from lutllm.emulator.floats import (
     BF16,
     I8,
     KEYS,
+    LUT,
     head_rows,
     mix_values,
     read_row,
@@ -41,8 +42,9 @@ LINEARS = 4
 #: Queries that share the loads of keys and values.
 QUERIES = 8
 
-#: Sizes, constants and stored float tensors of a model. *_kind: `floats.KINDS`; *_scale: of int8
-#: rows, f32[vocab]; head_limit: `int8_rows.hidden_limit`.
+#: Sizes, constants and stored float tensors of a model. *_kind: `floats.KINDS`, or LUT for a head
+#: that is the last of the linears; *_scale: of int8 rows, f32[vocab]; head_limit:
+#: `int8_rows.hidden_limit`.
 DECODER = record_type(
     """
     layers hidden intermediate heads kv_heads head_dim vocab
@@ -310,9 +312,41 @@ def _gate(dec: Any, buf: Any, tokens: int, member: int, members: int) -> None:
 
 
 @inline
-def _final_norm(dec: Any, buf: Any, first: int, tokens: int, member: int, members: int) -> None:
-    """Normed rows as the head wants them: in its order, or as integers with scales in `scales`."""
+def _final_norm(
+    dec: Any,
+    lins: Any,
+    buf: Any,
+    first: int,
+    tokens: int,
+    arrivals: int,
+    phase: int,
+    member: int,
+    members: int,
+) -> None:
+    """Normed rows as the head wants them: in its order, as integers with scales in `scales`, or
+    coded in `act`.
+
+    In the last case there is the barrier phase + 1 between the norm and the code.
+    """
     _norm_rows(dec, buf, dec.final_norm, first, tokens, member, members)
+    if dec.head_kind == LUT:
+        index = LINEARS * dec.layers
+        barrier(arrivals, members * (phase + 1))
+        code_inputs(
+            lins[index],
+            tokens,
+            buf.normed + first * buf.h_bytes,
+            buf.h_bytes,
+            buf.act + first * buf.act_bytes,
+            buf.act_bytes,
+            buf.scales + 4 * first,
+            0,
+            buf.scratch + member * buf.scratch_bytes,
+            buf.turns + 16 * index,
+            member,
+            members,
+        )
+        return
     padded = (dec.hidden + BLOCK - 1) // BLOCK * BLOCK
     low, high = share(tokens, member, members)
     for t in range(first + low, first + high):
@@ -325,9 +359,30 @@ def _final_norm(dec: Any, buf: Any, first: int, tokens: int, member: int, member
 
 @inline
 def _logits(
-    dec: Any, buf: Any, first: int, tokens: int, out: int, member: int, members: int
+    dec: Any, lins: Any, buf: Any, first: int, tokens: int, out: int, member: int, members: int
 ) -> None:
-    """Head of normed rows first ... to out: f32[tokens, vocab], rows split in fours."""
+    """Head of rows first ... as `_final_norm` left them, to out: f32[tokens, vocab].
+
+    Stored rows are split in fours.
+    """
+    if dec.head_kind == LUT:
+        index = LINEARS * dec.layers
+        apply_tables(
+            lins[index],
+            tokens,
+            buf.act + first * buf.act_bytes,
+            buf.act_bytes,
+            buf.scales + 4 * first,
+            out,
+            4 * dec.vocab,
+            0,
+            False,
+            buf.scratch + member * buf.scratch_bytes,
+            buf.turns + 16 * index + 8,
+            member,
+            members,
+        )
+        return
     fours = (dec.vocab + 3) // 4
     low, high = share(fours, member, members)
     if dec.head_kind == I8:
@@ -412,9 +467,9 @@ def forward(
 ) -> None:
     """Run `tokens` tokens at positions start ... through the model.
 
-    decoder DECODER[1], layers LAYER[L], lins LINEAR[4 L], buffers BUFFERS[1]. The last `wanted`
-    tokens get their final norm (in `normed`, see `_final_norm`) and, if `logits` is not 0,
-    f32[wanted, vocab] there.
+    decoder DECODER[1], layers LAYER[L], lins LINEAR[4 L], one more where the head is a LUT linear,
+    buffers BUFFERS[1]. The last `wanted` tokens get their final norm (see `_final_norm`) and, if
+    `logits` is not 0, f32[wanted, vocab] there.
     """
     dec, buf = decoder[0], buffers[0]
     low, high = share(tokens, member, members)
@@ -436,15 +491,17 @@ def forward(
             phase += 2
     if wanted:
         last = tokens - wanted
-        _final_norm(dec, buf, last, wanted, member, members)
-        barrier(arrivals, members * (phase + 1))
+        _final_norm(dec, lins, buf, last, wanted, arrivals, phase, member, members)
+        phase += 2 if dec.head_kind == LUT else 1
+        barrier(arrivals, members * phase)
         if logits:
-            _logits(dec, buf, last, wanted, logits, member, members)
+            _logits(dec, lins, buf, last, wanted, logits, member, members)
 
 
 @kernel
 def project(
     decoder: np.ndarray,
+    lins: np.ndarray,
     buffers: np.ndarray,
     first: int,
     tokens: int,
@@ -455,12 +512,12 @@ def project(
     member: int,
     members: int,
 ) -> None:
-    """Head of normed rows first ...; then, with targets i64[tokens], losses f64[tokens].
+    """Head of rows first ... of a run; then, with targets i64[tokens], losses f64[tokens].
 
     A loss is -log softmax(logits)[target], summed in float64.
     """
     dec, buf = decoder[0], buffers[0]
-    _logits(dec, buf, first, tokens, logits, member, members)
+    _logits(dec, lins, buf, first, tokens, logits, member, members)
     barrier(arrivals, members)
     if not targets:
         return

@@ -12,7 +12,7 @@ import numpy as np
 
 from lutllm.artifact import EMBEDDING, Artifact
 from lutllm.emulator.cache import KVCache
-from lutllm.emulator.floats import KEYS, KINDS, LANES, WIDTHS
+from lutllm.emulator.floats import KEYS, KINDS, LANES, LUT, WIDTHS
 from lutllm.emulator.forward import (
     BUFFERS,
     DECODER,
@@ -71,7 +71,10 @@ class LutModel:
         self._check_supported()
         arena = Arena()
         self.linears: list[PackedLinear] = [pack(lin, arena) for lin in artifact.linears()]
-        self._lins = np.concatenate([p.record for p in self.linears])
+        head = artifact.head_linear()
+        self._head = None if head is None else pack(head, arena)
+        packed = [*self.linears, *([self._head] if self._head else [])]
+        self._lins = np.concatenate([p.record for p in packed])
         self._floats = _FloatTensors(artifact.path)
         self._decoder = self._floats.decoder(self.config)
         self._layers = self._floats.layers(self.config)
@@ -101,20 +104,22 @@ class LutModel:
 
     @property
     def table_bytes(self) -> int:
-        """Bytes of the packed LUT linears."""
+        """Bytes of the packed LUT linears of the layers."""
         return sum(p.nbytes for p in self.linears)
 
     @property
     def lookups_per_token(self) -> int:
-        """Table lookups that one token needs in the LUT linears."""
-        lins = self._lins
+        """Table lookups that one token needs in the LUT linears of the layers."""
+        lins = self._lins[: len(self.linears)]
         stages = lins["act_stages"] * lins["weight_stages"]
         positions = -(-lins["in_features"] // lins["vec_len"])
         return int((lins["out_features"] * positions * stages).sum())
 
     @property
     def head_bytes(self) -> int:
-        """Bytes of the stored output head, its row scales included."""
+        """Bytes of the output head, its row scales included."""
+        if self._head is not None:
+            return self._head.nbytes
         dec = self._decoder[0]
         scales = 4 if dec["head_scale"] else 0
         width = self.config.hidden_size * WIDTHS[int(dec["head_kind"])]
@@ -282,9 +287,11 @@ class LutModel:
         for first in range(0, len(out), HEAD_CHUNK):
             part = np.ascontiguousarray(targets[first : first + HEAD_CHUNK])
             count = min(HEAD_CHUNK, len(out) - first)
+            self._arrays["turns"][:] = 0
             self.team.run(
                 project,
                 self._decoder,
+                self._lins,
                 self._buffers,
                 first,
                 count,
@@ -442,6 +449,11 @@ class _FloatTensors:
             found[f"{part}_scale"] = scale.ctypes.data
         return found
 
+    def _head(self) -> dict[str, int]:
+        if self._artifact.quant.lut_head:
+            return {"head_kind": LUT}
+        return self._rows("head", self._artifact.head_name)
+
     def decoder(self, config: ModelConfig) -> np.ndarray:
         """DECODER[1]."""
         record = np.zeros(1, DECODER)
@@ -454,7 +466,7 @@ class _FloatTensors:
             "head_dim": config.head_dim,
             "vocab": config.vocab_size,
             **self._rows("embed", EMBEDDING),
-            **self._rows("head", self._artifact.head_name),
+            **self._head(),
             "head_limit": hidden_limit(config.hidden_size),
             "final_norm": self._norm("model.norm.weight"),
             "eps": config.rms_norm_eps,

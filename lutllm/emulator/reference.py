@@ -94,6 +94,9 @@ def logits(
 
 def head_logits(artifact: Artifact, h: np.ndarray) -> np.ndarray:
     """Logits f32[T, V] of normed hidden states f32[T, hidden]."""
+    linear = artifact.head_linear()
+    if linear is not None:
+        return intmath.lut_linear(h, linear)
     name = artifact.head_name
     kind, rows = artifact.stored(name)
     if kind == "I8":

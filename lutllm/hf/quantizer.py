@@ -74,36 +74,37 @@ def insert_linears(model: Any, quant: QuantConfig) -> None:
     """Replace the projections of every decoder layer by LutLinear modules without values."""
     config = ModelConfig.from_hf(model.config.to_dict())
     base = getattr(model, model.base_model_prefix, model)
-    if quant.head == "int8":
-        _insert_rows(model, base, config)
+    if quant.int8_rows:
+        _insert_rows(model, base, config, quant)
     layers = base.layers
     for index, layer in enumerate(layers):
         for shape in config.layer_linears(index):
             bias = config.qkv_bias and shape.name.endswith("qkv_proj")
             with torch.device("meta"):
-                linear = LutLinear(
-                    shape.name,
-                    quant.for_linear(shape.name),
-                    shape.in_features,
-                    shape.out_features,
-                    bias,
-                )
+                linear = _module(shape, quant, bias)
             _insert(layer, shape, linear)
 
 
-def _insert_rows(model: Any, base: Any, config: ModelConfig) -> None:
-    """int8 rows in the place of the embedding and, where the model has one, of the head."""
+def _insert_rows(model: Any, base: Any, config: ModelConfig, quant: QuantConfig) -> None:
+    """int8 rows in the place of the embedding; where the model has a head, such or a LUT linear."""
     with torch.device("meta"):
         base.embed_tokens = Int8Embedding(config.vocab_size, config.hidden_size)
-        head = Int8Head(config.vocab_size, config.hidden_size)
-    if not hasattr(model, "lm_head"):
-        return
+        if not hasattr(model, "lm_head"):
+            return
+        if quant.lut_head:
+            model.lm_head = _module(config.head_linear(), quant, False)
+        elif config.tie_word_embeddings:
+            model.lm_head = TiedInt8Head(base.embed_tokens)
+        else:
+            model.lm_head = Int8Head(config.vocab_size, config.hidden_size)
     if config.tie_word_embeddings:
-        model.lm_head = TiedInt8Head(base.embed_tokens)
         model._tied_weights_keys = None
         model.all_tied_weights_keys = {}
-    else:
-        model.lm_head = head
+
+
+def _module(shape: LinearShape, quant: QuantConfig, bias: bool) -> LutLinear:
+    config = quant.for_linear(shape.name)
+    return LutLinear(shape.name, config, shape.in_features, shape.out_features, bias)
 
 
 def _insert(layer: nn.Module, shape: LinearShape, linear: LutLinear) -> None:
