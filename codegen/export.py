@@ -45,6 +45,7 @@ def export(
     out_dir: str | Path,
     *,
     device: str = "v80",
+    clock_mhz: float = 0.0,
     engine: EngineConfig | None = None,
     golden: GoldenSource | None = None,
     golden_tokens: int = 32,
@@ -55,6 +56,7 @@ def export(
 ) -> dict[str, Any]:
     """Write the design of an artifact to `out_dir`; the same input gives the same bytes.
 
+    clock_mhz      of the kernels; 0 = that of the device
     engine         the engine's configuration; None = the defaults of EngineConfig
     golden         inputs f32[T, D] by linear name (a dict or a function); None = random inputs for
                    the first linear of every kind. Expected results come from intmath.
@@ -63,7 +65,7 @@ def export(
     decoder        the decoder kernel's configuration; None = the defaults of DecoderConfig. It is
                    exported with all layers only
     decoder_golden what the model gives for a prompt; None = the decoder has nothing to compare with
-    Returns files, device, artifact_hash, engines, image_bytes and source_lines.
+    Returns files, device, clock_mhz, artifact_hash, engines, image_bytes and source_lines.
     """
     artifact = Artifact.open(artifact_path)
     shapes = select_linears(artifact, layers)
@@ -82,6 +84,7 @@ def export(
         engines,
         (artifact.linear(shape) for shape in shapes),
         device=device,
+        clock_mhz=clock_mhz,
         model=describe(artifact),
         artifact_hash=artifact_hash(artifact.path),
         golden=golden,
@@ -99,6 +102,7 @@ def write_design(
     linears: Iterable[LutLinear],
     *,
     device: str,
+    clock_mhz: float = 0.0,
     model: str,
     artifact_hash: str,
     golden: GoldenSource | None = None,
@@ -112,7 +116,7 @@ def write_design(
 
     decoder: the kernel that runs the whole model; its embedding and norms come from `artifact`.
     """
-    board = load_device(device)
+    board = load_device(device).at_clock(clock_mhz)
     _check_device(engines, board)
     sources = design_sources(engines, board, model, artifact_hash, decoder)
     image_bytes = sum(sum(image_files(engine).values()) for engine in engines)
@@ -150,6 +154,7 @@ def write_design(
     return {
         "files": sorted([*files, MANIFEST]),
         "device": board.name,
+        "clock_mhz": board.clock_mhz,
         "artifact_hash": artifact_hash,
         "engines": [engine.name for engine in engines],
         "decoder": decoder is not None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,35 @@ from lutllm.errors import ConfigError
 
 @dataclass(frozen=True)
 class DesignChoices:
-    """All that is chosen freely; the rest of a design follows from the model."""
+    """All that is chosen freely; the rest of a design follows from the model.
+
+    clock_mhz  of the kernels, checked against the device where both are known; 0 = the device's
+    """
 
     engine: EngineConfig = field(default_factory=EngineConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    clock_mhz: float = 0.0
+
+    def __post_init__(self) -> None:
+        clock = self.clock_mhz
+        if isinstance(clock, bool) or not isinstance(clock, int | float) or not 0 <= clock < inf:
+            raise ConfigError(f"design: clock_mhz is {clock!r}; it must be a number of MHz, or 0")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DesignChoices:
-        """{"engine": {...}, "decoder": {...}}; what is left out has its default."""
-        reject_unknown("design", values, {"engine", "decoder"})
+        """{"engine": {...}, "decoder": {...}, "clock_mhz": x}; what is left out has its default."""
+        reject_unknown("design", values, {f.name for f in dataclasses.fields(cls)})
         engine, decoder = values.get("engine", {}), values.get("decoder", {})
         for name, part in (("engine", engine), ("decoder", decoder)):
             if not isinstance(part, dict):
                 raise ConfigError(f"design: {name} is {part!r}; it must be an object of fields")
         known = {f.name for f in dataclasses.fields(DecoderConfig)}
         reject_unknown("decoder config", decoder, known)
-        return cls(EngineConfig.from_dict(engine), DecoderConfig(**decoder))
+        clock = values.get("clock_mhz", 0.0)
+        return cls(EngineConfig.from_dict(engine), DecoderConfig(**decoder), clock)
 
     @classmethod
     def read(cls, path: str | Path) -> DesignChoices:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,20 @@ class Device:
     @property
     def clock_period_ns(self) -> float:
         return 1000.0 / self.clock_mhz
+
+    def at_clock(self, clock_mhz: float) -> Device:
+        """The board with its kernels at `clock_mhz`; 0 keeps the clock it has.
+
+        A kernel drives the memory ports at its own clock, so theirs is the limit.
+        """
+        if clock_mhz == 0:
+            return self
+        if not 0 < clock_mhz <= self.port_clock_mhz:
+            raise ConfigError(
+                f"clock_mhz is {clock_mhz:g}; it must be above zero, and the memory ports of "
+                f"{self.name} take up to {self.port_clock_mhz:g}"
+            )
+        return dataclasses.replace(self, clock_mhz=clock_mhz)
 
     def port_name(self, index: int) -> str:
         """The linker's name of port `index`; ConfigError when the board has no such port."""

@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if TYPE_CHECKING:
     from lutllm.api import (
         bench,
+        choose_recipe,
         csim,
         estimate,
         evaluate,
@@ -47,6 +48,7 @@ __all__ = [
     "QuantConfig",
     "__version__",
     "bench",
+    "choose_recipe",
     "compare_onnx",
     "csim",
     "estimate",

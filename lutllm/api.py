@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lutllm import recipes
 from lutllm.artifact import Artifact, artifact_hash, is_artifact, read_json, write_json
 from lutllm.config import QuantConfig
 from lutllm.errors import ArtifactError, ConfigError
 from lutllm.model_card import write_model_card
-from lutllm.recipes import DEFAULT_RECIPE, recipe
+from lutllm.recipes import AUTO, DEFAULT_RECIPE
 from lutllm.version import __version__
 
 if TYPE_CHECKING:
@@ -36,16 +37,66 @@ Source = str | Path
 CTX = 512
 
 
-def plan(
-    source: Source, config: QuantConfig | None = None, *, calib_tokens: int = 8192
+def choose_recipe(
+    source: Source,
+    *,
+    max_bits: float | None = None,
+    max_mb: float | None = None,
+    head: str | None = None,
 ) -> dict[str, Any]:
-    """What quantizing `source` would take: seconds, peak memory, artifact size."""
+    """The most accurate recipe within a budget of size, and why (`quant.recipe_choice`).
+
+    max_bits  bits per weight of the linears, codebooks and scales included
+    max_mb    size of the artifact in MB (10^6 bytes), without the tokenizer
+    head      "int8" or "source", in place of the recipe's
+    Accuracy is what docs/ACCURACY.md records of the recipes. Returns recipe, bits_per_weight,
+    artifact_bytes, recorded_ratio and reason; ConfigError where no recipe fits.
+    """
+    from lutllm.checkpoint import open_checkpoint
+    from quant import recipe_choice
+
+    budget = recipe_choice.SizeBudget(max_bits, max_mb)
+    return recipe_choice.choose_recipe(open_checkpoint(source), budget, head).to_dict()
+
+
+def _configured(
+    source: Source,
+    config: QuantConfig | None,
+    recipe: str | None,
+    max_bits: float | None,
+    max_mb: float | None,
+) -> tuple[QuantConfig, dict[str, Any]]:
+    """The configuration asked for, and "recipe_choice" for the result where it was chosen."""
+    if config is not None and recipe is not None:
+        raise ConfigError("config and recipe are both given; leave one out")
+    if recipe == AUTO:
+        choice = choose_recipe(source, max_bits=max_bits, max_mb=max_mb)
+        return recipes.recipe(choice["recipe"]).quant(), {"recipe_choice": choice}
+    if max_bits is not None or max_mb is not None:
+        raise ConfigError(f"max_bits and max_mb are a budget of recipe {AUTO!r}; leave them out")
+    return config or recipes.recipe(recipe or DEFAULT_RECIPE).quant(), {}
+
+
+def plan(
+    source: Source,
+    config: QuantConfig | None = None,
+    *,
+    recipe: str | None = None,
+    max_bits: float | None = None,
+    max_mb: float | None = None,
+    calib_tokens: int = 8192,
+) -> dict[str, Any]:
+    """What quantizing `source` would take: seconds, peak memory, artifact size.
+
+    config, recipe, max_bits, max_mb  as for `quantize`
+    """
     from lutllm.checkpoint import open_checkpoint
     from quant import pipeline
 
+    config, choice = _configured(source, config, recipe, max_bits, max_mb)
     checkpoint = open_checkpoint(source)
     calibration = pipeline.CalibrationConfig(calib_tokens, _context(checkpoint, calib_tokens))
-    return pipeline.plan(checkpoint, config or recipe(DEFAULT_RECIPE).quant(), calibration)
+    return pipeline.plan(checkpoint, config, calibration) | choice
 
 
 def quantize(
@@ -53,6 +104,9 @@ def quantize(
     out: Source,
     config: QuantConfig | None = None,
     *,
+    recipe: str | None = None,
+    max_bits: float | None = None,
+    max_mb: float | None = None,
     calib: Source | None = None,
     calib_tokens: int = 8192,
     eval_text: Source | None = None,
@@ -65,7 +119,9 @@ def quantize(
     """Quantize a checkpoint into the artifact folder `out` and return its report.
 
     source       Hugging Face folder, GGUF file or hub id
-    config       None takes the published setting
+    config       None takes `recipe`
+    recipe       a name; None takes the published setting, "auto" the most accurate one within
+                 max_bits and max_mb (`choose_recipe`), which "recipe_choice" in the result explains
     calib        calibration text; None takes the one that ships with lutllm
     eval_text    text for perplexity before and after; None takes the end of the calibration text,
                  which is then not calibrated on
@@ -80,7 +136,10 @@ def quantize(
     from quant import pipeline
 
     begun = time.monotonic()
-    out, config = Path(out), config or recipe(DEFAULT_RECIPE).quant()
+    if recipe == AUTO and bits is not None:
+        raise ConfigError("bits and recipe 'auto' both choose index bits; leave one out")
+    config, choice = _configured(source, config, recipe, max_bits, max_mb)
+    out = Path(out)
     checkpoint = open_checkpoint(source)
     calibration = pipeline.CalibrationConfig(calib_tokens, _context(checkpoint, calib_tokens))
     tokenizer = checkpoint.tokenizer()
@@ -118,7 +177,7 @@ def quantize(
     report["seconds"] = round(time.monotonic() - begun, 1)
     write_json(out / "report.json", report)
     write_model_card(out, report)
-    return report
+    return report | choice
 
 
 def _mixed(
@@ -366,8 +425,8 @@ def export(
 ) -> dict[str, Any]:
     """Write FPGA kernels, memory images and a testbench for an artifact into `out`.
 
-    design         choices of engine and decoder or their JSON file, as `explore` writes it;
-                   None = the defaults
+    design         choices of engine, decoder and clock or their JSON file, as `explore` writes
+                   it; None = the defaults
     golden_layers  decoder layers whose linears get golden vectors for C simulation: the inputs
                    that the emulator gives them for the first golden_tokens tokens of our text
     prompt_tokens  tokens of our text that the decoder continues in C simulation
@@ -384,6 +443,7 @@ def export(
         artifact,
         out,
         device=device,
+        clock_mhz=choices.clock_mhz,
         engine=choices.engine,
         decoder=choices.decoder,
         golden=inputs,
@@ -458,9 +518,10 @@ def estimate(
 ) -> dict[str, Any]:
     """Speed, size, fit and power of a model on an FPGA, from its configuration alone.
 
-    source  artifact, folder with config.json, config.json, or the name of a known model
-    design  choices of engine and decoder or their JSON file, as `explore` writes it; None takes
-            those of an export
+    source  artifact, folder with config.json, config.json, GGUF file (of which the header is
+            read), or the name of a known model
+    design  choices of engine, decoder and clock or their JSON file, as `explore` writes it; None
+            takes those of an export
     vocab_ports, query_tokens
             of the decoder kernel, in place of those of `design`
     head, attention_macs, vector_lanes
@@ -498,12 +559,16 @@ def explore(
     decode_tokens_per_s: float = 0.0,
     prefill_ms: float = 0.0,
     max_share: float = 0.8,
+    max_perplexity_ratio: float = 0.0,
     head: str = "lut",
     **options: Any,
 ) -> dict[str, Any]:
     """The best FPGA design within a budget, and the Pareto front of all that fit.
 
     quants   quantizations to choose from, by name; None takes the default recipe
+    max_perplexity_ratio
+             of the quantized to the float model; "accuracy" in the result says where ratios come
+             from and of which quantizations there is none
     options  those of fpga/performance/commands.py `explore`
     """
     from fpga.performance import commands
@@ -511,8 +576,8 @@ def explore(
 
     return commands.explore(
         source,
-        quants or {DEFAULT_RECIPE: recipe(DEFAULT_RECIPE).quant()},
-        Budget(decode_tokens_per_s, prefill_ms, max_share),
+        quants or {DEFAULT_RECIPE: recipes.recipe(DEFAULT_RECIPE).quant()},
+        Budget(decode_tokens_per_s, prefill_ms, max_share, max_perplexity_ratio),
         heads=(head,),
         **options,
     )

@@ -84,6 +84,8 @@ RECIPES = {
     ),
 }
 DEFAULT_RECIPE = "paper"
+#: In place of a recipe: the most accurate one within a budget (`quant.recipe_choice`).
+AUTO = "auto"
 
 
 def recipe(name: str) -> Recipe:

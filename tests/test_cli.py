@@ -370,7 +370,7 @@ def test_bits_that_contradict_are_refused(words, message, capsys):
 
 def test_export_and_csim(quantized, tmp_path, capsys):
     design = tmp_path / "design"
-    choices = DesignChoices(EngineConfig(channels=8), DecoderConfig(vocab_ports=4))
+    choices = DesignChoices(EngineConfig(channels=8), DecoderConfig(vocab_ports=4), 320.0)
     choices.write(tmp_path / "choices.json")
     words = ["export", str(quantized[0]), "-o", str(design), "--json"]
     assert main([*words, "--design", str(tmp_path / "choices.json")]) == 0
@@ -378,6 +378,7 @@ def test_export_and_csim(quantized, tmp_path, capsys):
     assert exported["device"] == "v80"
     written = read_design(design)
     assert written.engines[0].config.channels == 8
+    assert written.device.clock_mhz == exported["clock_mhz"] == 320
     assert written.decoder is not None
     assert written.decoder.design.config.vocab_ports == 4
     assert exported["artifact_hash"] == artifact_hash(quantized[0])
@@ -396,6 +397,9 @@ def test_export_and_csim(quantized, tmp_path, capsys):
     assert main(["csim", str(design), "--decoder", "--layers", "1"]) == 2
     assert main(["csim", str(tmp_path / "none")]) == 2
     assert main(["export", str(quantized[0]), "-o", str(design), "--device", "x1"]) == 2
+    (tmp_path / "fast.json").write_text('{"clock_mhz": 900}')
+    assert main([*words, "--design", str(tmp_path / "fast.json")]) == 2
+    assert "ports of v80 take up to 400" in capsys.readouterr().err
 
 
 def test_plan_writes_nothing(checkpoint, tmp_path, monkeypatch, capsys):

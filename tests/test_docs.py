@@ -26,10 +26,16 @@ PAGES = [
     "docs/FAQ.md",
     "docs/BENCHMARKS.md",
     "docs/ACCURACY.md",
+    "docs/RECIPES.md",
 ]
 #: Names of artifacts and checkpoints in the documentation.
 ARTIFACTS = ("qwen-lut", "qwen-lut-accurate", "tiny-lut", "tiny-accurate", "qwen", "smol")
-CHECKPOINTS = ("Qwen2.5-Coder-0.5B", "SmolLM2-135M-Instruct", "models/tiny-qwen3")
+CHECKPOINTS = (
+    "Qwen2.5-Coder-0.5B",
+    "Qwen2.5-Coder-0.5B-Instruct.Q4_K_M.gguf",
+    "SmolLM2-135M-Instruct",
+    "models/tiny-qwen3",
+)
 TEXTS = ("wiki.txt", "wikitext2_raw_test.txt", "calib.txt")
 #: Commands that take long, and the tests that run them; here their words are checked.
 ELSEWHERE = {

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import lutllm
@@ -26,9 +27,14 @@ from fpga.performance.timing import (
     Assumed,
     MemoryEfficiency,
 )
+from lutllm.checkpoint import tensor_shapes
+from lutllm.checkpoint.gguf_file import GgufFile
 from lutllm.cli import main
+from lutllm.cli.common import plain
 from lutllm.config import LutConfig, QuantConfig
 from lutllm.errors import CheckpointError, ConfigError
+from lutllm.model_config import ModelConfig
+from tests import tiny_models
 
 KEYS = {"decode_ms_per_token", "prefill_ms", "tokens_per_s", "resources", "fits", "bottleneck"}
 WEIGHT = QuantConfig(LutConfig(scheme="weight"))
@@ -136,6 +142,19 @@ def test_design_file(tmp_path):
     )
 
 
+def test_clock_of_the_design_file():
+    """The command's own clock wins; a clock that the board cannot have is refused."""
+    clocks = {
+        given: lutllm.estimate("qwen3-0.6b", WEIGHT, {"clock_mhz": in_file}, clock_mhz=given)
+        for in_file, given in ((300, 0.0), (300, 200.0))
+    }
+    assert {given: found["clock_mhz"] for given, found in clocks.items()} == {0.0: 300, 200.0: 200}
+    assert clocks[0.0]["decode_ms_per_token"] < clocks[200.0]["decode_ms_per_token"]
+    assert lutllm.estimate("qwen3-0.6b", WEIGHT, {"clock_mhz": 0})["clock_mhz"] == V80.clock_mhz
+    with pytest.raises(ConfigError, match=r"clock_mhz is 500; .* ports of v80 take up to 400"):
+        lutllm.estimate("qwen3-0.6b", WEIGHT, {"clock_mhz": 500})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -143,6 +162,9 @@ def test_design_file(tmp_path):
         ('{"decoder": {"ports": 3}}', "decoder config: unknown field 'ports'"),
         ('{"decoder": {"vocab_ports": 0}}', "vocab_ports is 0"),
         ('{"channels": 16}', "design: unknown field 'channels'"),
+        ('{"clock_mhz": -1}', "clock_mhz is -1; it must be a number of MHz"),
+        ('{"clock_mhz": "fast"}', "clock_mhz is 'fast'"),
+        ('{"clock_mhz": true}', "clock_mhz is True"),
         ('{"engine": 5}', r"design.json: design: engine is 5"),
     ],
 )
@@ -420,6 +442,47 @@ def test_models_are_read_without_weights(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama", "num_attention_heads": 2}')
     with pytest.raises(CheckpointError, match="lacks 'hidden_size'"):
         read_source(tmp_path)
+
+
+def write_random_gguf(path, kind="Q8_0"):
+    """A tiny Qwen3 model; returns its config."""
+    pytest.importorskip("gguf")
+    config = tiny_models.tiny_config("qwen3")
+    shapes = tensor_shapes(ModelConfig.from_hf(config))
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+    tiny_models.write_gguf(path, config, tensors, kind)
+    return config
+
+
+def test_a_gguf_file_is_sized_like_its_config(tmp_path, capsys):
+    config = write_random_gguf(tmp_path / "m.gguf")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
+    assert main(["estimate", str(tmp_path / "m.gguf"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == plain(lutllm.estimate(tmp_path / "config.json"))
+
+
+def test_weights_of_a_gguf_file_are_not_read(tmp_path, monkeypatch):
+    write_random_gguf(tmp_path / "m.gguf")
+    monkeypatch.setattr(GgufFile, "raw_rows", None)
+    assert read_source(tmp_path / "m.gguf").stored == "F16"
+    write_random_gguf(tmp_path / "wide.gguf", "F32")
+    assert read_source(tmp_path / "wide.gguf").stored == "F32"
+
+
+def test_bad_gguf_files_are_refused(tmp_path, capsys):
+    path = tmp_path / "m.gguf"
+    write_random_gguf(path)
+    whole = path.read_bytes()
+    for data, message in (
+        (whole[: len(whole) // 2], "truncated"),
+        (whole[:40], "the header leaves the file"),
+        (b"{}", "not a GGUF file"),
+    ):
+        path.write_bytes(data)
+        assert main(["estimate", str(path)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_settings_of_a_schedule():

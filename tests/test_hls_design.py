@@ -19,6 +19,11 @@ def test_v80_facts() -> None:
     device = load_device("v80")
     assert device.part == "xcv80-lsva4737-2MHP-e-S"
     assert device.clock_period_ns == 4.0
+    assert device.at_clock(0) is device
+    assert device.at_clock(400).clock_period_ns == 2.5
+    for clock in (400.1, -1, float("nan")):
+        with pytest.raises(ConfigError, match="ports of v80 take up to 400"):
+            device.at_clock(clock)
     assert device.port_name(63) == "HBM63"
     assert device.memory_ports * device.region_bytes == device.capacity_bytes
     assert "v80" in device_names()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
+import struct
 import time
 
 import pytest
 
+import lutllm
 from codegen.export import export
 from codegen.manifest import read_design
 from fpga.design import EngineConfig, EngineDesign
@@ -65,6 +68,41 @@ def test_choice_keeps_the_budget(found):
     assert tight is not None
 
 
+def with_ratios(candidates, ratios):
+    return [dataclasses.replace(c, ratio=ratios.get(c.quant_name)) for c in candidates]
+
+
+def test_accuracy_keeps_slower_designs_on_the_front(found):
+    """The fastest design of the more accurate quantization cannot be beaten by the other's."""
+    fastest = {
+        name: min((c for c in found.candidates if c.quant_name == name), key=lambda c: c.costs())
+        for name in QUANTS
+    }
+    slower = max(fastest, key=lambda name: fastest[name].decode_ms)
+    (faster,) = set(QUANTS) - {slower}
+    for ratios in ({slower: 1.1, faster: 5.0}, {faster: 5.0}):
+        front = pareto(with_ratios(found.candidates, ratios))
+        assert {c.quant_name for c in front} == set(QUANTS)
+        assert fastest[slower].costs()[0] == min(
+            c.costs()[0] for c in front if c.quant_name == slower
+        )
+    same = pareto(with_ratios(found.candidates, {slower: 2.0, faster: 2.0}))
+    assert [c.design for c in same] == [c.design for c in found.front]
+
+
+def test_accuracy_limits_the_choice(found):
+    front = pareto(with_ratios(found.candidates, {"co": 5.0, "weight": 1.5}))
+    chosen = choose(front, Budget(max_perplexity_ratio=2))
+    assert chosen is not None
+    assert chosen.quant_name == "weight"
+    assert choose(front, Budget(max_perplexity_ratio=1.4)) is None
+    unknown = pareto(with_ratios(found.candidates, {"co": 5.0}))
+    assert choose(unknown, Budget(max_perplexity_ratio=2)) is None
+    chosen = choose(unknown, Budget(max_perplexity_ratio=6))
+    assert chosen is not None
+    assert chosen.quant_name == "co"
+
+
 def test_goals_of_the_1_7b_model_are_met_by_both_schemes(found):
     """At most 1.1 ms/token with the head and 55 ms for 128 tokens, at 300 MHz, overlapped."""
     for name in QUANTS:
@@ -116,22 +154,62 @@ def test_command_writes_a_config_that_engines_take(tmp_path, capsys):
     assert found["tried"] >= found["fitting"] >= len(found["front"])
 
 
+def test_accuracy_on_the_command_line(tmp_path, capsys):
+    table = tmp_path / "ratios.json"
+    table.write_text('{"accurate": 1.2}')
+    words = ["explore", "qwen2.5-0.5b", "--recipe", "tiny", "--recipe", "accurate"]
+    words += ["--accuracy", str(table), "--max-perplexity-ratio", "1.3"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["chosen"]["quantization"] == "accurate"
+    assert found["chosen"]["perplexity_ratio"] == 1.2
+    known = {"source": str(table), "ratios": {"accurate": 1.2}, "unknown": ["tiny"]}
+    assert found["accuracy"] == known
+    assert {c["quantization"] for c in found["front"]} == {"tiny", "accurate"}
+    table.write_text('{"accurate": 1.4}')
+    assert main(words) == 1
+    text = capsys.readouterr().out
+    assert f"ratios {table}" in text
+    assert "accuracy of tiny: within no limit" in text
+    assert "none is within the budget" in text
+
+
+def test_an_artifact_brings_its_own_ratio(tmp_path):
+    art = write_artifact(tmp_path / "art", tiny_config("qwen3"), QuantConfig())
+    report = art / "report.json"
+    report.write_text(json.dumps({"perplexity_before": 20.0, "perplexity_after": 30.0}))
+    found = lutllm.explore(art, max_perplexity_ratio=2.0)
+    assert found["accuracy"]["ratios"] == {"artifact": 1.5}
+    assert found["chosen"]["perplexity_ratio"] == 1.5
+
+
 def test_a_chosen_design_is_exported_and_estimated_alike(tmp_path, capsys):
     """Explore, export with what was written, estimate: one engine."""
     quant = QuantConfig(LutConfig(group_size=64))
     art = write_artifact(tmp_path / "art", tiny_config("qwen3"), quant)
     out = tmp_path / "design.json"
-    assert main(["explore", str(art), "--json", "-q", "-o", str(out)]) == 0
-    chosen = json.loads(capsys.readouterr().out)["chosen"]
+    words = ["explore", str(art), "--json", "-q", "-o", str(out), "--clock-mhz", "300"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"]["unknown"] == ["artifact"]
+    chosen = found["chosen"]
     choices = DesignChoices.read(out)
-    assert choices.to_dict() == {"engine": chosen["engine"], "decoder": chosen["decoder"]}
-    files = export(art, tmp_path / "design", engine=choices.engine, layers=1, golden={})
+    assert choices.to_dict() == {n: chosen[n] for n in ("engine", "decoder", "clock_mhz")}
+    assert choices.clock_mhz == 300
+    given = {"engine": choices.engine, "decoder": choices.decoder, "clock_mhz": choices.clock_mhz}
+    files = export(art, tmp_path / "design", golden={}, **given)
     assert files["engines"] == ["lut_linear"]
-    assert read_design(tmp_path / "design").engines[0].config.to_dict() == chosen["engine"]
+    design = read_design(tmp_path / "design")
+    assert design.engines[0].config.to_dict() == chosen["engine"]
+    assert design.device.clock_mhz == 300
+    for kernel in ("lut_linear", "decoder"):
+        assert "clock=3.33333ns\n" in (tmp_path / "design" / f"hls/{kernel}.cfg").read_text()
+    assert "built for 300 MHz" in (tmp_path / "design/README.md").read_text()
     assert main(["estimate", str(art), "--design", str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["decode_ms_per_token"] == pytest.approx(chosen["decode_ms_per_token"])
     assert found["prefill_ms"] == pytest.approx(chosen["prefill_ms"])
+    assert found["clock_mhz"] == 300
 
 
 def test_budget_beyond_reach_is_exit_status_1(tmp_path, capsys):
@@ -154,3 +232,11 @@ def test_plot(found, tmp_path):
 
     plot_front(found, tmp_path / "front.png")
     assert (tmp_path / "front.png").stat().st_size > 10_000
+    known = with_ratios(found.candidates, {"co": 5.0})
+    more = dataclasses.replace(found, candidates=known, front=pareto(known), chosen=None)
+    plot_front(more, tmp_path / "accuracy.png")
+    widths = [
+        struct.unpack_from(">I", (tmp_path / name).read_bytes(), 16)[0]
+        for name in ("front.png", "accuracy.png")
+    ]
+    assert widths[1] * 3 == widths[0] * 4  # a fourth panel

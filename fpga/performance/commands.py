@@ -19,7 +19,10 @@ from fpga.performance.explore import explore as run_explore
 from fpga.performance.quantity import explain
 from fpga.performance.resources import EngineResources
 from fpga.performance.timing import ASSUMED, EMITTED, HEADS, SCHEDULES, Assumed, Schedule
+from lutllm.accuracy import Ratios, measured_ratio, read_ratios, recorded_ratios
 from lutllm.artifact import read_json
+from lutllm.checkpoint import open_checkpoint
+from lutllm.checkpoint.gguf_file import is_gguf
 from lutllm.config import QuantConfig
 from lutllm.errors import CheckpointError, ConfigError
 from lutllm.model_config import ModelConfig
@@ -50,24 +53,31 @@ class Source:
 def read_source(source: str | Path) -> Source:
     """The model behind `source`; weights are not read.
 
-    source: an artifact or Hugging Face folder, a config.json, or one of `model_names()`.
+    source: an artifact or Hugging Face folder, a config.json, a GGUF file, or one of
+    `model_names()`.
     """
-    path = Path(source)
-    if not path.exists():
-        path = MODEL_FOLDER / f"{source}.json"
-        if not path.is_file() or "/" in str(source):
-            raise CheckpointError(
-                f"{source}: no such file or folder; give an artifact, a folder with config.json, a "
-                f"config.json, or one of {', '.join(model_names())}"
-            )
-    if path.is_dir():
-        path = path / "config.json"
-    config = read_json(path, CheckpointError)
+    config = _read_config(Path(source), str(source))
     stored = _STORED.get(str(config.get("torch_dtype") or config.get("dtype")), "BF16")
     quant = config.get("quantization_config")
     if not isinstance(quant, dict) or quant.get("quant_method") != "lutllm":
         return Source(ModelConfig.from_hf(config), None, stored)
     return Source(ModelConfig.from_hf(config), QuantConfig.from_dict(quant), stored)
+
+
+def _read_config(path: Path, source: str) -> dict[str, Any]:
+    """The config.json of a model, or its equal in the header of a GGUF file."""
+    if not path.exists():
+        path = MODEL_FOLDER / f"{source}.json"
+        if not path.is_file() or "/" in source:
+            raise CheckpointError(
+                f"{source}: no such file or folder; give an artifact, a folder with config.json, a "
+                f"config.json, a GGUF file, or one of {', '.join(model_names())}"
+            )
+    if path.is_file() and (path.suffix == ".gguf" or is_gguf(path)):
+        return open_checkpoint(path).hf_config
+    if path.is_dir():
+        path = path / "config.json"
+    return read_json(path, CheckpointError)
 
 
 def find_schedule(name: str) -> Schedule:
@@ -94,6 +104,7 @@ def estimate(
 
     quant      of a source that is not an artifact; None = the default recipe
     choices    the defaults are those of an export
+    clock_mhz  in place of that of `choices`; 0 leaves it
     csynth     a Vitis HLS report; adds "comparison"
     explained  adds "explanation": every headline number with its formula
     """
@@ -112,7 +123,8 @@ def estimate(
         decoder = dataclasses.replace(decoder, context=positions)
     design = decoder_design(found.model, chosen, choices.engine, decoder, found.stored)
     board = load_device(device)
-    setting = Setting(board, find_schedule(schedule), assumed, clock_mhz=clock_mhz)
+    clock = clock_mhz or choices.clock_mhz
+    setting = Setting(board, find_schedule(schedule), assumed, clock_mhz=clock)
     result = Estimate(design, setting, prompt_tokens, context)
     out = result.to_dict()
     if csynth is not None:
@@ -166,34 +178,64 @@ def explore(
     schedules: Sequence[str] = ("emitted",),
     heads: Sequence[str] = ("lut",),
     clocks_mhz: Sequence[float] = (),
+    accuracy: Sequence[str | Path] = (),
     out: str | Path | None = None,
     plot: str | Path | None = None,
 ) -> dict[str, Any]:
     """Search for the best design within a budget; `out` gets its choices (fpga/design_file.py).
 
-    quants  by name; an artifact has its own and needs none
-    plot    an image of the front; needs matplotlib
+    quants    by name; an artifact has its own and needs none
+    accuracy  where perplexity ratios come from (`lutllm.accuracy.read_ratios`); empty: the report
+              of an artifact, and for other sources what is recorded of a small model
+    plot      an image of the front; needs matplotlib
     """
     model = read_source(source)
+    quants = {"artifact": model.quant} if model.quant else quants
+    ratios = _ratios(source, accuracy, quants, model.quant is not None)
     board = load_device(device)
     for head in heads:
         if head not in HEADS:
             raise ConfigError(f"head is {head!r}; choose one of {', '.join(HEADS)}")
     space = Space(
-        {"artifact": model.quant} if model.quant else quants,
+        quants,
         tuple(clocks_mhz) or (board.clock_mhz,),
         tuple(find_schedule(name) for name in schedules),
         tuple(heads),
         stored=model.stored,
+        ratios=ratios.values,
     )
     found = run_explore(model.model, board, space, budget, prompt_tokens, context)
     if out is not None and found.chosen is not None:
-        DesignChoices(found.chosen.engine, found.chosen.design.config).write(out)
+        chosen = found.chosen
+        DesignChoices(chosen.engine, chosen.design.config, chosen.setting.clock).write(out)
     if plot is not None:
         from fpga.performance.plots import plot_front
 
         plot_front(found, Path(plot))
-    return _explored(found, board.name)
+    return _explored(found, board.name) | {"accuracy": _known(ratios, [*quants])}
+
+
+def _ratios(
+    source: str | Path,
+    accuracy: Sequence[str | Path],
+    quants: dict[str, QuantConfig],
+    is_artifact: bool,
+) -> Ratios:
+    if accuracy:
+        return read_ratios(accuracy, quants)
+    if not is_artifact:
+        return recorded_ratios(quants)
+    report = Path(source) / "report.json"
+    own = measured_ratio(read_json(report, ConfigError)) if report.is_file() else None
+    return Ratios({} if own is None else dict.fromkeys(quants, own), str(report))
+
+
+def _known(ratios: Ratios, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "source": ratios.source,
+        "ratios": ratios.values,
+        "unknown": ratios.unknown(names),
+    }
 
 
 def _explored(found: Exploration, device: str) -> dict[str, Any]:

@@ -57,8 +57,7 @@ class Setting:
     clock_mhz: float = 0.0  # 0 = that of the device
 
     def __post_init__(self) -> None:
-        if self.clock_mhz < 0:
-            raise ConfigError(f"clock_mhz is {self.clock_mhz}; it must be above zero")
+        self.device.at_clock(self.clock_mhz)  # refuses what the board cannot have
 
     @property
     def clock(self) -> float:

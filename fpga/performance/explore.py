@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fpga.decoder_design import DecoderConfig, DecoderDesign
@@ -44,14 +44,17 @@ class Budget:
     decode_tokens_per_s  at least
     prefill_ms           at most, for the prompt of the search
     max_share            of any resource of the device
+    max_perplexity_ratio of the quantized to the float model, at most; a quantization whose ratio
+                         is not known does not meet it
     """
 
     decode_tokens_per_s: float = 0.0
     prefill_ms: float = 0.0
     max_share: float = COMFORTABLE
+    max_perplexity_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("decode_tokens_per_s", "prefill_ms"):
+        for name in ("decode_tokens_per_s", "prefill_ms", "max_perplexity_ratio"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"budget: {name} is {getattr(self, name)}; it must be above 0")
         if not 0 < self.max_share <= 1:
@@ -67,6 +70,7 @@ class Space:
     quants  quantizations to choose from, by name
     heads   of the schedules that are not rendered
     stored  safetensors dtype of embedding and head where a quantization leaves them as they are
+    ratios  perplexity ratio of a quantization to the float model, by name, where it is known
     """
 
     quants: dict[str, QuantConfig]
@@ -77,13 +81,15 @@ class Space:
     lanes: tuple[int, ...] = LANES
     max_tokens: tuple[int, ...] = MAX_TOKENS
     stored: str = "BF16"
+    ratios: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A design that fits, in numbers."""
+    """A design that fits, in numbers. ratio: of perplexities, None where it is not known."""
 
     quant_name: str
+    ratio: float | None
     design: DecoderDesign
     setting: Setting
     decode_ms: float
@@ -103,14 +109,16 @@ class Candidate:
         """Share of the scarcest resource."""
         return max(self.shares.values())
 
-    def costs(self) -> tuple[float, float, float, float]:
+    def costs(self) -> tuple[float, ...]:
         """What a Pareto front weighs: smaller is better in each."""
-        return self.decode_ms, self.prefill_ms, self.joule_per_token, self.size
+        speed = (self.decode_ms, self.prefill_ms, self.joule_per_token, self.size)
+        return (*speed, self.ratio or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         s = self.setting
         return {
             "quantization": self.quant_name,
+            "perplexity_ratio": self.ratio,
             "schedule": s.schedule.name,
             "clock_mhz": s.clock,
             "decode_ms_per_token": self.decode_ms,
@@ -153,14 +161,18 @@ def explore(
         estimate = Estimate(design, setting, prompt, context)
         shares = utilisation(estimate.resources, device)
         if max(shares.values()) <= budget.max_share and estimate.fits:
-            found.append(_candidate(quant_name, estimate, shares))
+            ratio = space.ratios.get(quant_name)
+            found.append(_candidate(quant_name, ratio, estimate, shares))
     front = pareto(found)
     return Exploration(found, front, choose(front, budget, prompt), tried)
 
 
-def _candidate(quant_name: str, estimate: Estimate, shares: dict[str, float]) -> Candidate:
+def _candidate(
+    quant_name: str, ratio: float | None, estimate: Estimate, shares: dict[str, float]
+) -> Candidate:
     return Candidate(
         quant_name=quant_name,
+        ratio=ratio,
         design=estimate.design,
         setting=estimate.setting,
         decode_ms=estimate.decode.ms.value,
@@ -302,16 +314,22 @@ def _centroids_late(plan: Sequence[EngineDesign], base: EngineConfig, ports: int
 
 def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Candidates that no other beats or equals in everything, by decode time."""
+    weighed = any(candidate.ratio is not None for candidate in candidates)
     front: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda c: c.costs()):
-        costs = candidate.costs()
-        if not any(_no_worse(other.costs(), costs) for other in front):
+        if not any(_no_worse(other, candidate, weighed) for other in front):
             front.append(candidate)
     return front
 
 
-def _no_worse(a: Iterable[float], b: Iterable[float]) -> bool:
-    return all(x <= y * (1 + 1e-9) for x, y in zip(a, b, strict=True))
+def _no_worse(a: Candidate, b: Candidate, weighed: bool) -> bool:
+    """`a` costs no more than `b` in anything.
+
+    weighed: accuracy counts; where it is not known, that can only be said of one quantization.
+    """
+    if weighed and a.quant_name != b.quant_name and None in (a.ratio, b.ratio):
+        return False
+    return all(x <= y * (1 + 1e-9) for x, y in zip(a.costs(), b.costs(), strict=True))
 
 
 def choose(front: Sequence[Candidate], budget: Budget, prompt: int = 128) -> Candidate | None:
@@ -321,9 +339,19 @@ def choose(front: Sequence[Candidate], budget: Budget, prompt: int = 128) -> Can
     """
     limit = 1000 / budget.decode_tokens_per_s if budget.decode_tokens_per_s else float("inf")
     prefill = budget.prefill_ms or float("inf")
-    fitting = [c for c in front if c.decode_ms <= limit and c.prefill_ms <= prefill]
+    fitting = [
+        c
+        for c in front
+        if c.decode_ms <= limit and c.prefill_ms <= prefill and _accurate(c, budget)
+    ]
     if not fitting:
         return None
     return min(
         fitting, key=lambda c: (c.watts * (c.prefill_ms + prompt * c.decode_ms) ** 2, c.costs())
     )
+
+
+def _accurate(candidate: Candidate, budget: Budget) -> bool:
+    if not budget.max_perplexity_ratio:
+        return True
+    return candidate.ratio is not None and candidate.ratio <= budget.max_perplexity_ratio

@@ -14,10 +14,12 @@ _PANELS = (
     (("decode, ms per token", "decode_ms"), ("joule per token", "joule_per_token")),
     (("decode, ms per token", "decode_ms"), ("share of the scarcest resource", "size")),
 )
+#: One more where the ratio of some candidate is known; the others are not in it.
+_ACCURACY = (("decode, ms per token", "decode_ms"), ("perplexity ratio", "ratio"))
 
 
 def plot_front(found: Exploration, path: Path) -> None:
-    """Candidates, front and choice, in three panels; the suffix of `path` names the format."""
+    """Candidates, front and choice, in panels; the suffix of `path` names the format."""
     try:
         import matplotlib
     except ImportError:
@@ -27,8 +29,10 @@ def plot_front(found: Exploration, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
 
-    figure, axes = pyplot.subplots(1, len(_PANELS), figsize=(15, 4.5), constrained_layout=True)
-    for axis, panel in zip(axes, _PANELS, strict=True):
+    panels = (*_PANELS, _ACCURACY) if any(c.ratio for c in found.candidates) else _PANELS
+    size = (5 * len(panels), 4.5)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=size, constrained_layout=True)
+    for axis, panel in zip(axes, panels, strict=True):
         _draw(axis, panel, found)
         for side in (axis.xaxis, axis.yaxis):
             side.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -47,7 +51,9 @@ def _draw(axis: Any, panel: Any, found: Exploration) -> None:
     (x_name, x_key), (y_name, y_key) = panel
 
     def points(candidates: list[Candidate]) -> tuple[list[float], list[float]]:
-        return [getattr(c, x_key) for c in candidates], [getattr(c, y_key) for c in candidates]
+        pairs = [(getattr(c, x_key), getattr(c, y_key)) for c in candidates]
+        known = [(x, y) for x, y in pairs if y is not None]
+        return [x for x, _ in known], [y for _, y in known]
 
     axis.scatter(*points(found.candidates), s=8, color="0.75", label="fits")
     axis.scatter(*points(found.front), s=18, color="tab:blue", marker="s", label="Pareto front")

@@ -37,7 +37,13 @@ def add_parser(commands: Any) -> None:
     add_target(parser)
     parser.add_argument("--design", type=Path, metavar="FILE", help=DESIGN_HELP)
     parser.add_argument("--schedule", choices=SCHEDULES, default="emitted", help=SCHEDULE_HELP)
-    parser.add_argument("--clock-mhz", type=non_negative_number, default=0.0, metavar="X")
+    parser.add_argument(
+        "--clock-mhz",
+        type=non_negative_number,
+        default=0.0,
+        metavar="X",
+        help="of the kernels (default: the design's, else the device's)",
+    )
     kernel = parser.add_argument_group("decoder kernel")
     kernel.add_argument("--vocab-ports", type=positive, metavar="N", help="for embedding and head")
     kernel.add_argument("--query-tokens", type=positive, metavar="N", help="that share a key read")
@@ -54,7 +60,7 @@ def add_parser(commands: Any) -> None:
     add_quantization(parser)
 
 
-DESIGN_HELP = "choices of engine and decoder kernel, as lutllm explore writes them"
+DESIGN_HELP = "choices of engine, decoder kernel and clock, as lutllm explore writes them"
 SCHEDULE_HELP = (
     "emitted: the decoder kernel as it is exported, step after step; not exported yet: on-chip: "
     "attention and head over many ports; overlapped: and memory is read ahead"
@@ -65,8 +71,9 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     """What is estimated, and for which work."""
     parser.add_argument(
         "source",
-        metavar="ART|CONFIG",
-        help="artifact, folder with config.json, config.json, or a known model like qwen3-1.7b",
+        metavar="ART|CONFIG|GGUF",
+        help="artifact, folder with config.json, config.json, GGUF file, or a known model like "
+        "qwen3-1.7b",
     )
     parser.add_argument("--device", default="v80", metavar="NAME", help="default v80")
     parser.add_argument("--prompt-tokens", type=positive, default=128, metavar="N")

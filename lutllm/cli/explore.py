@@ -29,6 +29,21 @@ def add_parser(commands: Any) -> None:
         metavar="FRACTION",
         help="of LUTs and of any other resource of the device (default 0.8)",
     )
+    budget.add_argument(
+        "--max-perplexity-ratio",
+        type=non_negative_number,
+        default=0,
+        metavar="X",
+        help="of the quantized to the float model",
+    )
+    parser.add_argument(
+        "--accuracy",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="where perplexity ratios come from: artifacts, their report.json, JSON tables "
+        "{recipe: ratio} or a recorded model (default: an artifact's own, else SmolLM2's)",
+    )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the design chosen")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="image of the front (matplotlib)")
     space = parser.add_argument_group("space")
@@ -59,6 +74,8 @@ def run(args: argparse.Namespace) -> Outcome:
         decode_tokens_per_s=args.decode_tokens_per_s,
         prefill_ms=args.prefill_ms,
         max_share=args.max_lut,
+        max_perplexity_ratio=args.max_perplexity_ratio,
+        accuracy=args.accuracy,
         device=args.device,
         prompt_tokens=args.prompt_tokens,
         context=args.context,
@@ -76,6 +93,7 @@ def _text(found: Result, out: Path | None) -> str:
         ("device", found["device"]),
         ("tried", f"{found['tried']} designs, {found['fitting']} fit, {len(found['front'])} best"),
     ]
+    rows += _accuracy(found["accuracy"])
     chosen = found["chosen"]
     if chosen is None:
         rows.append(("chosen", "none is within the budget"))
@@ -87,10 +105,30 @@ def _text(found: Result, out: Path | None) -> str:
             ("chosen", f"{chosen['quantization']}, schedule {chosen['schedule']}"),
             ("speed", _speed(chosen)),
             ("power", f"{chosen['power_w']:.0f} W, {chosen['joule_per_token']:.3g} J/token"),
+            (
+                "ratio",
+                _ratio(chosen, "perplexity {:.4g} times that of the float model", "not known"),
+            ),
         ]
         if out is not None:
             rows.append(("design", str(out)))
     return f"{table(rows)}\n\n{_front(found)}" if found["front"] else table(rows)
+
+
+def _accuracy(known: Result) -> list[tuple[str, str]]:
+    """Where perplexity ratios come from, and of what there is none."""
+    rows = [("accuracy", f"ratios {known['source']}")] if known["ratios"] else []
+    if known["unknown"]:
+        names = ", ".join(known["unknown"])
+        rows.append(
+            ("not known", f"accuracy of {names}: within no limit, compared with itself only")
+        )
+    return rows
+
+
+def _ratio(design: Result, known: str, unknown: str) -> str:
+    ratio = design["perplexity_ratio"]
+    return unknown if ratio is None else known.format(ratio)
 
 
 def _speed(design: Result) -> str:
@@ -101,7 +139,7 @@ def _speed(design: Result) -> str:
 
 
 def _front(found: Result) -> str:
-    heads = ("recipe", "rows", "channels", "lanes", "tokens", "MHz", "decode ms")
+    heads = ("recipe", "rows", "ratio", "channels", "lanes", "tokens", "MHz", "decode ms")
     rows: list[tuple[str, ...]] = [(*heads, "prefill ms", "J/token", "W", "LUT", "DSP", "URAM")]
     shown = found["front"]
     step = max(1, -(-len(shown) // _SHOWN))
@@ -115,6 +153,7 @@ def _front(found: Result) -> str:
             (
                 f"{design['quantization']}{mark}",
                 engine["rows"],
+                _ratio(design, "{:.3f}", "?"),
                 str(engine["channels"]),
                 str(engine["lanes_per_cycle"]),
                 str(engine["max_tokens"]),

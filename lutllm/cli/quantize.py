@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lutllm.cli.common import (
 from lutllm.config import HEADS, SCHEMES, LutConfig, QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.progress import format_seconds
-from lutllm.recipes import DEFAULT_RECIPE, RECIPES, recipe, with_head
+from lutllm.recipes import AUTO, DEFAULT_RECIPE, RECIPES, recipe, with_head
 
 _HINT = "; the same command with --resume continues after the last finished layer"
 #: option -> the field of LutConfig it sets, and what it is
@@ -45,7 +46,19 @@ def add_parser(commands: Any) -> None:
         default=DEFAULT_RECIPE,
         metavar="NAME",
         help="; ".join(f"{name}: {r.purpose}" for name, r in RECIPES.items())
-        + f" (default {DEFAULT_RECIPE})",
+        + f" (default {DEFAULT_RECIPE}); {AUTO}: the most accurate within --max-bits, --max-mb",
+    )
+    setting.add_argument(
+        "--max-bits",
+        type=non_negative_number,
+        metavar="X",
+        help=f"of --recipe {AUTO}: bits per weight, codebooks and scales included",
+    )
+    setting.add_argument(
+        "--max-mb",
+        type=non_negative_number,
+        metavar="X",
+        help=f"of --recipe {AUTO}: size of the artifact in MB",
     )
     setting.add_argument(
         "--scheme",
@@ -108,13 +121,14 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> Outcome:
-    config = build_config(args)
     from lutllm import api
 
+    choice = _choice(args)
+    config = build_config(args)
     if args.plan:
         if args.bits is not None:
             raise ConfigError("--plan measures nothing; leave out --bits")
-        found = api.plan(args.source, config, calib_tokens=args.calib_tokens)
+        found = api.plan(args.source, config, calib_tokens=args.calib_tokens) | choice
         return Outcome(found, _plan_text(found), 0 if found["supported"] else 1)
     if args.bits is not None and args.weight_stages is not None:
         raise ConfigError("--bits chooses the weight stages; leave out --weight-stages")
@@ -133,15 +147,41 @@ def run(args: argparse.Namespace) -> Outcome:
         resume=args.resume,
         progress=not args.quiet,
     )
-    return Outcome({k: v for k, v in report.items() if k != "layers"}, _text(args.out, report))
+    result = {k: v for k, v in report.items() if k != "layers"} | choice
+    return Outcome(result, _text(args.out, report | choice))
+
+
+def _choice(args: argparse.Namespace) -> Result:
+    """With --recipe auto: put a recipe in its place, say why, and return "recipe_choice"."""
+    limits = {"max_bits": args.max_bits, "max_mb": args.max_mb}
+    if args.recipe != AUTO:
+        if any(limit is not None for limit in limits.values()):
+            raise ConfigError(f"--max-bits and --max-mb are a budget of --recipe {AUTO}")
+        return {}
+    if args.override or args.bits is not None or _changes(args):
+        raise ConfigError(
+            f"--recipe {AUTO} chooses the setting; leave out the options that change it, or name "
+            "a recipe"
+        )
+    from lutllm import api
+
+    choice = api.choose_recipe(args.source, head=args.head, **limits)
+    args.recipe = choice["recipe"]
+    if not args.quiet:
+        print(f"recipe {choice['recipe']}: {choice['reason']}", file=sys.stderr)
+    return {"recipe_choice": choice}
+
+
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
+    """Fields of LutConfig that options of their own set."""
+    names = ("scheme", *(option.replace("-", "_") for option in _SIZES))
+    return {n: v for n in names if (v := getattr(args, n)) is not None}
 
 
 def build_config(args: argparse.Namespace) -> QuantConfig:
     """The recipe with the values given on the command line."""
-    names = ("scheme", *(option.replace("-", "_") for option in _SIZES))
-    changes = {n: v for n in names if (v := getattr(args, n)) is not None}
     base = recipe(args.recipe)
-    values = {**dataclasses.asdict(base.config), **changes}
+    values = {**dataclasses.asdict(base.config), **_changes(args)}
     overrides = {pattern: dict(fields) for pattern, fields in base.overrides.items()}
     for text in args.override:
         pattern, field, value = parse_override(text)
@@ -162,6 +202,7 @@ def parse_override(text: str) -> tuple[str, str, str | int]:
 def _plan_text(found: Result) -> str:
     return table(
         [
+            *_recipe_row(found),
             ("supported", "yes" if found["supported"] else "no"),
             ("time", "about " + format_seconds(found["estimated_seconds"])),
             ("peak memory", "up to " + format_bytes(found["estimated_peak_rss_bytes"])),
@@ -176,6 +217,7 @@ def _text(out: Path, report: Result) -> str:
         key=lambda linear: -linear["relative_error"],
     )[:3]
     rows = [
+        *_recipe_row(report),
         ("artifact", str(out)),
         ("hash", report["artifact_hash"]),
         ("size", format_bytes(report["artifact_bytes"])),
@@ -187,6 +229,12 @@ def _text(out: Path, report: Result) -> str:
     ]
     rows += [("largest error", f"{w['name']} {w['relative_error']:.2%}") for w in worst]
     return table(rows)
+
+
+def _recipe_row(found: Result) -> list[tuple[str, str]]:
+    """The recipe, where it was chosen and not named."""
+    choice = found.get("recipe_choice")
+    return [("recipe", choice["recipe"])] if choice else []
 
 
 def _perplexity(report: Result, when: str) -> str:
