@@ -36,7 +36,8 @@ struct Model : Decoder<C> {
     static constexpr int QKV_HEADS = C::HEADS + 2 * C::KV_HEADS;
     static constexpr int ANGLE_BEATS = 2 * ceil_div(Base::HALF_DIM, Base::FLOATS);
     static constexpr int LOGIT_BEATS = ceil_div(C::VOCAB_SIZE, Base::FLOATS);
-    static constexpr int CACHE_BEATS = C::KV_HEADS * C::CONTEXT * Base::HEAD_BEATS;  // of a layer
+    static constexpr int CACHE_ROWS = ceil_div(C::CONTEXT, C::KV_PORTS);  // of a key head and port
+    static constexpr int CACHE_BEATS = C::KV_HEADS * CACHE_ROWS * Base::HEAD_BEATS;  // of a layer
     static constexpr int FINAL_NORM = C::NORM_BASE + C::LAYERS * C::NORM_BEATS;
     static constexpr int MAX_X_BEATS =
         max_of(C::MIN_BEATS, max_of(Base::HIDDEN_BEATS, max_of(C::HEADS * Base::HEAD_BEATS,
@@ -283,29 +284,27 @@ void norm_heads(typename D::beats& in, typename D::beats& weights, typename D::b
     }
 }
 
-// Attention of a layer over its part of the caches: y -> norm -> rotary -> attention -> x.
+// What a layer's attention works on: y -> norm -> rotary -> queries, and keys and values by the
+// port that caches them.
 template <class D>
-void attend(const typename D::beat_t* y, const typename D::beat_t* constants,
-            hls::burst_maxi<typename D::beat_t> key_cache,
-            hls::burst_maxi<typename D::beat_t> value_cache, typename D::beat_t* x, TokenRun run,
-            int layer) {
+void prepare_heads(const typename D::beat_t* y, const typename D::beat_t* constants,
+                   typename D::beats& q, typename D::beats (&k)[D::KV_PORTS],
+                   typename D::beats (&v)[D::KV_PORTS], TokenRun run, int layer) {
 #pragma HLS DATAFLOW
-    typename D::beats q_in("q_in"), k_in("k_in"), v("v");
+    typename D::beats q_in("q_in"), k_in("k_in"), v_in("v_in");
     typename D::beats q_weights("q_weights"), k_weights("k_weights");
     typename D::beats q_angles("q_angles"), k_angles("k_angles");
-    typename D::beats q_normed("q_normed"), k_normed("k_normed"), q("q"), k("k"), out("out");
+    typename D::beats q_normed("q_normed"), k_normed("k_normed"), k_turned("k_turned");
     LUTLLM_REGION;
-    LUTLLM_PROCESS("split", split_heads<D>(y, q_in, k_in, v, run.tokens));
+    LUTLLM_PROCESS("split", split_heads<D>(y, q_in, k_in, v_in, run.tokens));
     LUTLLM_PROCESS("angles", read_angles<D>(constants, D::head_norms(layer), q_weights, k_weights,
                                             q_angles, k_angles, run));
     LUTLLM_PROCESS("q_norm", norm_heads<D>(q_in, q_weights, q_normed, run.tokens * D::HEADS));
     LUTLLM_PROCESS("k_norm", norm_heads<D>(k_in, k_weights, k_normed, run.tokens * D::KV_HEADS));
     LUTLLM_PROCESS("q_rotary", rotate<D>(q_normed, q_angles, q, run.tokens, D::HEADS));
-    LUTLLM_PROCESS("k_rotary", rotate<D>(k_normed, k_angles, k, run.tokens, D::KV_HEADS));
-    LUTLLM_PROCESS("attention",
-                   attention<D>(key_cache, value_cache, q, k, v, out, run, layer * D::CACHE_BEATS,
-                                D::CONTEXT, D::SCORE_SCALE));
-    LUTLLM_PROCESS("store", store_vectors<D>(out, x, run.tokens, D::HEADS * D::HEAD_BEATS));
+    LUTLLM_PROCESS("k_rotary", rotate<D>(k_normed, k_angles, k_turned, run.tokens, D::KV_HEADS));
+    LUTLLM_PROCESS("deal_keys", deal_rows<D>(k_turned, k, run));
+    LUTLLM_PROCESS("deal_values", deal_rows<D>(v_in, v, run));
 }
 
 // The normed residual, in `beats` beats, to every vocabulary port.
