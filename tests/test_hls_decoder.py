@@ -159,7 +159,7 @@ def test_swiglu(program: Program, rng: np.random.Generator) -> None:
     size = program.shape.intermediate
     gate, up = normal(rng, 3, size) * 20, normal(rng, 3, size)
     gate[0, :3] = [100, -100, 0]
-    found = program.run("swiglu", np.stack([gate, up], axis=1), tokens=3).reshape(3, -1)
+    found = program.run("swiglu", gate, up, tokens=3).reshape(3, -1)
     wanted = reference.silu(gate.astype(np.float64)) * up
     np.testing.assert_allclose(found[:, :size], wanted, rtol=1e-6, atol=1e-30)
 

@@ -2,7 +2,8 @@
 //
 // Every step reads and writes buffers of float32 beats on chip: `hidden` (the residual), `x` (what
 // an engine reads, [token][at least MIN_BEATS beats]) and `y` (what it gave, each section of a
-// token's results padded to whole beats). One step follows another; inside, each is dataflow.
+// token's results padded to whole beats). One step follows another; inside, each is dataflow. The
+// buffers have two ports: a step may read two beats in a cycle, or read one and write one.
 #pragma once
 
 #include "attention.h"
@@ -183,34 +184,52 @@ embed_loop:
     }
 }
 
-// hidden -> norm -> x. norm: first beat of the weights in `constants`.
+// The residual, beat by beat; with `add`, after hidden += y.
 template <class D>
-void normalize(const typename D::beat_t* constants, int norm, const typename D::beat_t* hidden,
-               typename D::beat_t* x, int tokens) {
-#pragma HLS DATAFLOW
-    typename D::beats in("in"), weights("weights"), out("out");
-    LUTLLM_REGION;
-    LUTLLM_PROCESS("hidden", load_beats<D>(hidden, in, tokens * D::HIDDEN_BEATS));
-    LUTLLM_PROCESS("weights", load_beats<D>(constants + norm, weights, D::HIDDEN_BEATS));
-    LUTLLM_PROCESS("norm", (rms_norm<D, D::HIDDEN_BEATS>(in, weights, out, tokens, D::HIDDEN_BEATS,
-                                                         D::HIDDEN_SIZE, D::EPS)));
-    LUTLLM_PROCESS("store", store_vectors<D>(out, x, tokens, D::HIDDEN_BEATS));
-}
-
-// hidden += y.
-template <class D>
-void add_residual(typename D::beat_t* hidden, const typename D::beat_t* y, int tokens) {
+void update_residual(typename D::beat_t* hidden, const typename D::beat_t* y, bool add,
+                     typename D::beats& out, int count) {
 residual_loop:
-    for (int i = 0; i < tokens * D::HIDDEN_BEATS; i++) {
+    for (int i = 0; i < count; i++) {
 #pragma HLS PIPELINE II=1
         typename D::floats_t sum(hidden[i]);
         const typename D::floats_t other(y[i]);
     lane_loop:
         for (int j = 0; j < D::FLOATS; j++) {
 #pragma HLS UNROLL
-            sum.value[j] = sum.value[j] + other.value[j];
+            if (add) sum.value[j] = sum.value[j] + other.value[j];
         }
-        hidden[i] = sum.pack();
+        const typename D::beat_t beat = sum.pack();
+        hidden[i] = beat;
+        out.write(beat);
+    }
+}
+
+// hidden (with `add`, after hidden += y) -> norm -> x. norm: first beat of the weights in
+// `constants`.
+template <class D>
+void normalize(const typename D::beat_t* constants, int norm, typename D::beat_t* hidden,
+               const typename D::beat_t* y, bool add, typename D::beat_t* x, int tokens) {
+#pragma HLS DATAFLOW
+    typename D::beats in("in"), weights("weights"), out("out");
+    LUTLLM_REGION;
+    LUTLLM_PROCESS("hidden", update_residual<D>(hidden, y, add, in, tokens * D::HIDDEN_BEATS));
+    LUTLLM_PROCESS("weights", load_beats<D>(constants + norm, weights, D::HIDDEN_BEATS));
+    LUTLLM_PROCESS("norm", (rms_norm<D, D::HIDDEN_BEATS>(in, weights, out, tokens, D::HIDDEN_BEATS,
+                                                         D::HIDDEN_SIZE, D::EPS)));
+    LUTLLM_PROCESS("store", store_vectors<D>(out, x, tokens, D::HIDDEN_BEATS));
+}
+
+// y: [token][gate, up][INTERMEDIATE_BEATS] -> two streams, a beat of each in a cycle.
+template <class D>
+void split_gate_up(const typename D::beat_t* y, typename D::beats& gate, typename D::beats& up,
+                   int tokens) {
+    int beat = 0, at = 0;
+split_loop:
+    for (int i = 0; i < tokens * D::INTERMEDIATE_BEATS; i++) {
+#pragma HLS PIPELINE II=1
+        gate.write(y[at]);
+        up.write(y[at + D::INTERMEDIATE_BEATS]);
+        at += advance(beat, D::INTERMEDIATE_BEATS) ? D::INTERMEDIATE_BEATS + 1 : 1;
     }
 }
 
@@ -218,29 +237,33 @@ residual_loop:
 template <class D>
 void activate(const typename D::beat_t* y, typename D::beat_t* x, int tokens) {
 #pragma HLS DATAFLOW
-    typename D::beats in("in"), out("out");
+    typename D::beats gate("gate"), up("up"), out("out");
     LUTLLM_REGION;
-    LUTLLM_PROCESS("gate_up", load_beats<D>(y, in, 2 * tokens * D::INTERMEDIATE_BEATS));
-    LUTLLM_PROCESS("swiglu", swiglu<D>(in, out, tokens));
+    LUTLLM_PROCESS("gate_up", split_gate_up<D>(y, gate, up, tokens));
+    LUTLLM_PROCESS("swiglu", swiglu<D>(gate, up, out, tokens * D::INTERMEDIATE_BEATS));
     LUTLLM_PROCESS("store", store_vectors<D>(out, x, tokens, D::INTERMEDIATE_BEATS));
 }
 
-// y: [token][query heads, key heads, value heads][HEAD_BEATS] -> three streams.
+// y: [token][query heads, key heads, value heads][HEAD_BEATS] -> three streams; a beat of the
+// queries and one of keys or values in a cycle.
 template <class D>
 void split_heads(const typename D::beat_t* y, typename D::beats& q, typename D::beats& k,
                  typename D::beats& v, int tokens) {
-    int beat = 0, head = 0;
+    constexpr int Q_BEATS = D::HEADS * D::HEAD_BEATS, KV_BEATS = D::KV_HEADS * D::HEAD_BEATS;
+    constexpr int STEPS = max_of(Q_BEATS, 2 * KV_BEATS);
+    int step = 0, at = 0;
 split_loop:
-    for (int i = 0; i < tokens * D::QKV_HEADS * D::HEAD_BEATS; i++) {
+    for (int i = 0; i < tokens * STEPS; i++) {
 #pragma HLS PIPELINE II=1
-        const typename D::beat_t value = y[i];
-        if (head < D::HEADS)
-            q.write(value);
-        else if (head < D::HEADS + D::KV_HEADS)
-            k.write(value);
-        else
-            v.write(value);
-        if (advance(beat, D::HEAD_BEATS)) advance(head, D::QKV_HEADS);
+        if (step < Q_BEATS) q.write(y[at + step]);
+        if (step < 2 * KV_BEATS) {
+            const typename D::beat_t value = y[at + Q_BEATS + step];
+            if (step < KV_BEATS)
+                k.write(value);
+            else
+                v.write(value);
+        }
+        if (advance(step, STEPS)) at += D::QKV_HEADS * D::HEAD_BEATS;
     }
 }
 

@@ -139,13 +139,15 @@ class EmittedBlocks:
     def attention(self, tokens: int, context: int) -> Quantity:
         """Split, norm and turn the heads; append to the caches; score, weigh and collect.
 
-        A head is held where it is turned and where it is normed; the last values come after the
-        last key and are not waited for.
+        Queries come beside keys and values. The first wait for the weights of their norm, those of
+        every token for its angles.
         """
         model, head = self.model, self._head_beats
         t, kv = given("tokens", tokens), given("kv_heads", model.num_key_value_heads)
-        heads, held = given("heads", model.num_attention_heads), 2 if model.qk_norm else 1
-        turned = t * (heads + 2 * kv) * head - kv * head + held * head
+        heads = given("heads", model.num_attention_heads)
+        weights = given("norms_of_heads", 2 * model.qk_norm) * head
+        angles = given("angle_beats", self.design.angle_beats, "beats")
+        turned = maximum(t * (heads * head + angles) + weights, t * 2 * kv * head)
         return total(
             [
                 turned.named("turned", "cycles"),
@@ -156,15 +158,13 @@ class EmittedBlocks:
         ).named("attention", "cycles")
 
     def vector(self, tokens: int) -> Quantity:
-        """Two norms, which see a token before they pass it on; gate times up; two residuals."""
+        """Two norms, which add residuals and see a token before they pass it on; gate times up."""
         t, hidden = given("tokens", tokens), self._hidden_beats
-        gated = (
-            2
-            * t
-            * given("intermediate_beats", self.design.beats(self.model.intermediate_size), "beats")
+        inner = given(
+            "intermediate_beats", self.design.beats(self.model.intermediate_size), "beats"
         )
-        norms, residuals = 2 * (t + 1) * hidden, 2 * t * hidden
-        return (norms + gated + residuals + 5 * self._depth).named("vector", "cycles")
+        norms, gated = 2 * (t + 1) * hidden, t * inner
+        return (norms + gated + 3 * self._depth).named("vector", "cycles")
 
     @cached_property
     def _row_beats(self) -> Quantity:
@@ -243,8 +243,7 @@ class EmittedBlocks:
 
     def _activate(self, costs: UnitCosts) -> Resources:
         each = given("operations_of_silu", 14, "", "an exponential, a division, two products")
-        held = bram_of(self.design.axi_bits, self.design.beats(self.model.intermediate_size))
-        return self._operations(costs, self._floats * each, bram36=held)
+        return self._operations(costs, self._floats * each)
 
     def _score_words(self, costs: UnitCosts) -> Resources:
         """Per port: the products of a beat of stored values and their sum."""

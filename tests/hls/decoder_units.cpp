@@ -73,13 +73,15 @@ static void run_rotate(int tokens) {
 }
 
 static void run_swiglu(int tokens) {
-    const std::vector<beat_t> x = take(2 * tokens * D::INTERMEDIATE_BEATS);
-    std::vector<beat_t> y(x.size() / 2);
+    const std::vector<beat_t> gates = take(tokens * D::INTERMEDIATE_BEATS);
+    const std::vector<beat_t> ups = take(gates.size());
+    std::vector<beat_t> y(gates.size());
     {
-        D::beats in("in"), out("out");
+        D::beats gate("gate"), up("up"), out("out");
         LUTLLM_REGION;
-        LUTLLM_PROCESS("feed", feed(in, x.data(), x.size()));
-        LUTLLM_PROCESS("swiglu", swiglu<D>(in, out, tokens));
+        LUTLLM_PROCESS("feed_gate", feed(gate, gates.data(), gates.size()));
+        LUTLLM_PROCESS("feed_up", feed(up, ups.data(), ups.size()));
+        LUTLLM_PROCESS("swiglu", swiglu<D>(gate, up, out, gates.size()));
         LUTLLM_PROCESS("drain", drain(out, y.data(), y.size()));
     }
     give(y);
