@@ -59,6 +59,48 @@ int count_rows(int positions, int port) {
     return (positions + D::KV_PORTS - 1 - port) / D::KV_PORTS;
 }
 
+// Where a process is in the passes of a run: a stripe of a block of queries of a key head. Loops are
+// over all stripes of all passes, so that they never drain between passes.
+template <class D>
+struct PassStep {
+    TokenRun run;
+    int head, block, stripe;
+    int keys, stripes;  // of the pass
+
+    explicit PassStep(const TokenRun& of_run) : run(of_run), head(0), block(0), stripe(0) {
+#pragma HLS INLINE
+        enter_pass();
+    }
+    bool last_stripe() const {
+#pragma HLS INLINE
+        return stripe == stripes - 1;
+    }
+    void next_stripe() {
+#pragma HLS INLINE
+        if (!advance(stripe, stripes)) return;
+        if (advance(block, count_blocks<D>(run))) head++;
+        enter_pass();
+    }
+
+  private:
+    void enter_pass() {
+#pragma HLS INLINE
+        keys = block_keys<D>(run, block);
+        stripes = count_stripes<D>(keys);
+    }
+};
+
+// Stripes of all passes.
+template <class D>
+int count_all_stripes(const TokenRun& run) {
+    int stripes = 0;
+count_loop:
+    for (int block = 0; block < count_blocks<D>(run); block++) {
+        stripes += count_stripes<D>(block_keys<D>(run, block));
+    }
+    return D::KV_HEADS * stripes;
+}
+
 // The run's rows, [token][key head][HEAD_BEATS], to the ports of their positions.
 template <class D>
 void deal_rows(typename D::beats& rows, typename D::beats (&out)[D::KV_PORTS], TokenRun run) {
@@ -106,28 +148,48 @@ response_loop:
     }
 }
 
+// Asks for the rows of a pass and goes on to the next pass that has any; beats asked for, 0 after
+// the last pass. first_block: the first whose keys reach the port.
+template <class D>
+int ask_rows(hls::burst_maxi<typename D::beat_t>& memory, TokenRun run, int port, int base,
+             int capacity, int first_block, int& head, int& block) {
+#pragma HLS INLINE
+    if (head == D::KV_HEADS) return 0;
+    const int beats = count_rows<D>(block_keys<D>(run, block), port) * D::HEAD_BEATS;
+    memory.read_request(base + head * capacity * D::HEAD_BEATS, beats);
+    block++;
+    if (block == count_blocks<D>(run)) {
+        block = first_block;
+        head++;
+    }
+    return beats;
+}
+
 // The rows of every pass, one burst each. A burst is asked for before the one ahead of it is read,
 // so that its latency hides.
 template <class D>
 void read_rows(hls::burst_maxi<typename D::beat_t>& memory, typename D::beats& out, TokenRun run,
                int port, int base, int capacity) {
 #pragma HLS INLINE
-    const int blocks = count_blocks<D>(run);
-    int head = 0, block = 0, asked = 0;
-pass_loop:
-    for (int pass = 0; pass <= D::KV_HEADS * blocks; pass++) {
-        const int ready = asked;  // beats of the pass before
-        asked = 0;
-        if (pass < D::KV_HEADS * blocks) {
-            asked = count_rows<D>(block_keys<D>(run, block), port) * D::HEAD_BEATS;
-            const int at = base + head * capacity * D::HEAD_BEATS;
-            if (asked > 0) memory.read_request(at, asked);
-            if (advance(block, blocks)) head++;
-        }
-    read_loop:
-        for (int b = 0; b < ready; b++) {
+    int first_block = 0, rows = 0;
+count_loop:
+    for (int block = 0; block < count_blocks<D>(run); block++) {
+        const int here = count_rows<D>(block_keys<D>(run, block), port);
+        if (here == 0) first_block++;
+        rows += here;
+    }
+    int head = 0, block = first_block, due = 0, asked = 0, done = 0;
+    if (rows > 0) {
+        due = ask_rows<D>(memory, run, port, base, capacity, first_block, head, block);
+        asked = ask_rows<D>(memory, run, port, base, capacity, first_block, head, block);
+    }
+read_loop:
+    for (int b = 0; b < D::KV_HEADS * rows * D::HEAD_BEATS; b++) {
 #pragma HLS PIPELINE II=1
-            out.write(memory.read());
+        out.write(memory.read());
+        if (advance(done, due)) {
+            due = asked;
+            asked = ask_rows<D>(memory, run, port, base, capacity, first_block, head, block);
         }
     }
 }
@@ -143,13 +205,13 @@ void serve_cache(hls::burst_maxi<typename D::beat_t> memory, typename D::beats& 
 // One beat of every position of a stripe; zeros for positions from `keys` on.
 template <class D>
 void read_stripe(typename D::beats (&in)[D::KV_PORTS], typename D::floats_t (&out)[D::KV_PORTS],
-                 int position, int keys) {
+                 int stripe, int keys) {
 #pragma HLS INLINE
 port_loop:
     for (int p = 0; p < D::KV_PORTS; p++) {
 #pragma HLS UNROLL
         typename D::beat_t raw = 0;
-        if (position + p < keys) raw = in[p].read();
+        if (stripe * D::KV_PORTS + p < keys) raw = in[p].read();
         out[p] = typename D::floats_t(raw);
     }
 }
@@ -172,37 +234,32 @@ query_loop:
             q.read();
         if (advance(beat, D::HEAD_BEATS) && advance(head, D::HEADS)) token++;
     }
-pass_loop:
-    for (int h = 0; h < D::KV_HEADS; h++) {
-    block_loop:
-        for (int block = 0; block < count_blocks<D>(run); block++) {
-            const int keys_here = block_keys<D>(run, block);
-            const int base = (block * D::KV_HEADS + h) * D::HEAD_BEATS;
-            int b = 0, position = 0;
-        key_loop:
-            for (int i = 0; i < count_stripes<D>(keys_here) * D::HEAD_BEATS; i++) {
+    PassStep<D> at(run);
+    int b = 0;
+    const int beats = count_all_stripes<D>(run) * D::HEAD_BEATS;
+key_loop:
+    for (int i = 0; i < beats; i++) {
 #pragma HLS PIPELINE II=1
-                typename D::floats_t key[D::KV_PORTS];
-                read_stripe<D>(keys, key, position, keys_here);
-                typename D::products_t found;
-            score_loop:
-                for (int query = 0; query < D::QUERIES; query++) {
+        typename D::floats_t key[D::KV_PORTS];
+        read_stripe<D>(keys, key, at.stripe, at.keys);
+        typename D::products_t found;
+    score_loop:
+        for (int query = 0; query < D::QUERIES; query++) {
 #pragma HLS UNROLL
-                    const typename D::floats_t x(store[query][base + b]);
-                    for (int p = 0; p < D::KV_PORTS; p++) {
+            const int row = (at.block * D::KV_HEADS + at.head) * D::HEAD_BEATS + b;
+            const typename D::floats_t x(store[query][row]);
+            for (int p = 0; p < D::KV_PORTS; p++) {
 #pragma HLS UNROLL
-                        float terms[D::FLOATS];
-                        for (int j = 0; j < D::FLOATS; j++) {
+                float terms[D::FLOATS];
+                for (int j = 0; j < D::FLOATS; j++) {
 #pragma HLS UNROLL
-                            terms[j] = x.value[j] * key[p].value[j];
-                        }
-                        found.value[query][p] = TreeSum<D::FLOATS>::of(terms);
-                    }
+                    terms[j] = x.value[j] * key[p].value[j];
                 }
-                products.write(found);
-                if (advance(b, D::HEAD_BEATS)) position += D::KV_PORTS;
+                found.value[query][p] = TreeSum<D::FLOATS>::of(terms);
             }
         }
+        products.write(found);
+        if (advance(b, D::HEAD_BEATS)) at.next_stripe();
     }
 }
 
@@ -235,55 +292,51 @@ sum_loop:
 template <class D>
 void softmax_steps(typename D::products& products, typename D::steps& steps, TokenRun run,
                    float scale) {
-pass_loop:
-    for (int h = 0; h < D::KV_HEADS; h++) {
-    block_loop:
-        for (int block = 0; block < count_blocks<D>(run); block++) {
-            const int keys = block_keys<D>(run, block), stripes = count_stripes<D>(keys);
-            float largest[D::QUERIES], sum[D::QUERIES];
+    float largest[D::QUERIES], sum[D::QUERIES];
 #pragma HLS ARRAY_PARTITION variable=largest type=complete
 #pragma HLS ARRAY_PARTITION variable=sum type=complete
-        stripe_loop:
-            for (int stripe = 0; stripe < stripes; stripe++) {
+    PassStep<D> at(run);
+    const int stripes = count_all_stripes<D>(run);
+stripe_loop:
+    for (int i = 0; i < stripes; i++) {
 // The beats of a key take as long to arrive; within them `sum` is updated, one product and sum.
 #pragma HLS PIPELINE II=D::HEAD_BEATS
-                float scores[D::QUERIES][D::KV_PORTS];
-                sum_products<D>(products, scores);
-                typename D::step_t step;
-            query_loop:
-                for (int query = 0; query < D::QUERIES; query++) {
+        float scores[D::QUERIES][D::KV_PORTS];
+        sum_products<D>(products, scores);
+        typename D::step_t step;
+    query_loop:
+        for (int query = 0; query < D::QUERIES; query++) {
 #pragma HLS UNROLL
-                    const int own = run.first + block * D::QUERY_TOKENS + query / D::GROUP_HEADS;
-                    const float before = stripe == 0 ? NO_SCORE : largest[query];
-                    const float so_far = stripe == 0 ? 0.0f : sum[query];
-                    float top = before, score[D::KV_PORTS], weights[D::KV_PORTS];
-                    bool seen[D::KV_PORTS];
-                largest_loop:
-                    for (int p = 0; p < D::KV_PORTS; p++) {
+            const int own = run.first + at.block * D::QUERY_TOKENS + query / D::GROUP_HEADS;
+            const float before = at.stripe == 0 ? NO_SCORE : largest[query];
+            const float so_far = at.stripe == 0 ? 0.0f : sum[query];
+            float top = before, score[D::KV_PORTS], weights[D::KV_PORTS];
+            bool seen[D::KV_PORTS];
+        largest_loop:
+            for (int p = 0; p < D::KV_PORTS; p++) {
 #pragma HLS UNROLL
-                        const int position = stripe * D::KV_PORTS + p;
-                        seen[p] = position <= own && position < keys;
-                        score[p] = scores[query][p] * scale;
-                        if (seen[p] && score[p] > top) top = score[p];
-                    }
-                    for (int p = 0; p < D::KV_PORTS; p++) {
-#pragma HLS UNROLL
-                        weights[p] = seen[p] ? exp_float(score[p] - top) : 0.0f;
-                    }
-                    const float decay = exp_float(before - top);
-                    const float total = so_far * decay + TreeSum<D::KV_PORTS>::of(weights);
-                    const float factor = stripe == stripes - 1 ? 1.0f / total : 1.0f;
-                    step.decay[query] = decay * factor;
-                    for (int p = 0; p < D::KV_PORTS; p++) {
-#pragma HLS UNROLL
-                        step.weight[query][p] = weights[p] * factor;
-                    }
-                    largest[query] = top;
-                    sum[query] = total;
-                }
-                steps.write(step);
+                const int position = at.stripe * D::KV_PORTS + p;
+                seen[p] = position <= own && position < at.keys;
+                score[p] = scores[query][p] * scale;
+                if (seen[p] && score[p] > top) top = score[p];
             }
+            for (int p = 0; p < D::KV_PORTS; p++) {
+#pragma HLS UNROLL
+                weights[p] = seen[p] ? exp_float(score[p] - top) : 0.0f;
+            }
+            const float decay = exp_float(before - top);
+            const float total = so_far * decay + TreeSum<D::KV_PORTS>::of(weights);
+            const float factor = at.last_stripe() ? 1.0f / total : 1.0f;
+            step.decay[query] = decay * factor;
+            for (int p = 0; p < D::KV_PORTS; p++) {
+#pragma HLS UNROLL
+                step.weight[query][p] = weights[p] * factor;
+            }
+            largest[query] = top;
+            sum[query] = total;
         }
+        steps.write(step);
+        at.next_stripe();
     }
 }
 
@@ -291,67 +344,59 @@ pass_loop:
 template <class D>
 void weigh_values(typename D::steps& steps, typename D::beats (&values)[D::KV_PORTS],
                   typename D::head_beats (&out)[D::QUERIES], TokenRun run) {
-pass_loop:
-    for (int h = 0; h < D::KV_HEADS; h++) {
-    block_loop:
-        for (int block = 0; block < count_blocks<D>(run); block++) {
-            const int keys = block_keys<D>(run, block), queries = block_queries<D>(run, block);
-            const int beats = count_stripes<D>(keys) * D::HEAD_BEATS;
-            typename D::floats_t sum[D::QUERIES][D::HEAD_BEATS];
+    typename D::floats_t sum[D::QUERIES][D::HEAD_BEATS];
 #pragma HLS ARRAY_PARTITION variable=sum type=complete dim=1
-            typename D::step_t step;
-            int b = 0, position = 0;
-        value_loop:
-            for (int i = 0; i < beats; i++) {
+    typename D::step_t step;
+    PassStep<D> at(run);
+    int b = 0;
+    const int beats = count_all_stripes<D>(run) * D::HEAD_BEATS;
+value_loop:
+    for (int i = 0; i < beats; i++) {
 #pragma HLS PIPELINE II=1
-                if (b == 0) step = steps.read();
-                typename D::floats_t value[D::KV_PORTS];
-                read_stripe<D>(values, value, position, keys);
-            query_loop:
-                for (int query = 0; query < D::QUERIES; query++) {
+#pragma HLS DEPENDENCE variable=sum type=inter direction=RAW distance=D::HEAD_BEATS true
+        if (b == 0) step = steps.read();
+        typename D::floats_t value[D::KV_PORTS];
+        read_stripe<D>(values, value, at.stripe, at.keys);
+        const int queries = at.last_stripe() ? block_queries<D>(run, at.block) : 0;
+    query_loop:
+        for (int query = 0; query < D::QUERIES; query++) {
 #pragma HLS UNROLL
-                    typename D::floats_t y;
-                    for (int j = 0; j < D::FLOATS; j++) {
+            typename D::floats_t y;
+            for (int j = 0; j < D::FLOATS; j++) {
 #pragma HLS UNROLL
-                        float terms[D::KV_PORTS];
-                        for (int p = 0; p < D::KV_PORTS; p++) {
+                float terms[D::KV_PORTS];
+                for (int p = 0; p < D::KV_PORTS; p++) {
 #pragma HLS UNROLL
-                            terms[p] = step.weight[query][p] * value[p].value[j];
-                        }
-                        const float before = i < D::HEAD_BEATS ? 0.0f : sum[query][b].value[j];
-                        y.value[j] =
-                            before * step.decay[query] + TreeSum<D::KV_PORTS>::of(terms);
-                    }
-                    sum[query][b] = y;
-                    if (i >= beats - D::HEAD_BEATS && query < queries) out[query].write(y.pack());
+                    terms[p] = step.weight[query][p] * value[p].value[j];
                 }
-                if (advance(b, D::HEAD_BEATS)) position += D::KV_PORTS;
+                const float before = at.stripe == 0 ? 0.0f : sum[query][b].value[j];
+                y.value[j] = before * step.decay[query] + TreeSum<D::KV_PORTS>::of(terms);
             }
+            sum[query][b] = y;
+            if (query < queries) out[query].write(y.pack());
         }
+        if (advance(b, D::HEAD_BEATS)) at.next_stripe();
     }
 }
 
 // Heads of all passes to their places in x: [token][head][HEAD_BEATS], ATTENDED_BEATS a token.
 template <class D>
 void collect_heads(typename D::head_beats (&in)[D::QUERIES], typename D::beat_t* x, TokenRun run) {
-pass_loop:
-    for (int h = 0; h < D::KV_HEADS; h++) {
-    block_loop:
-        for (int block = 0; block < count_blocks<D>(run); block++) {
-            int b = 0, query = 0;
-        head_loop:
-            for (int i = 0; i < block_queries<D>(run, block) * D::HEAD_BEATS; i++) {
+    int b = 0, query = 0, block = 0, key_head = 0;
+head_loop:
+    for (int i = 0; i < run.tokens * D::HEADS * D::HEAD_BEATS; i++) {
 #pragma HLS PIPELINE II=1
-                typename D::beat_t beat = 0;
-                for (int q = 0; q < D::QUERIES; q++) {
+        typename D::beat_t beat = 0;
+        for (int q = 0; q < D::QUERIES; q++) {
 #pragma HLS UNROLL
-                    if (q == query) beat = in[q].read();
-                }
-                const int token = block * D::QUERY_TOKENS + query / D::GROUP_HEADS;
-                const int head = h * D::GROUP_HEADS + query % D::GROUP_HEADS;
-                x[token * D::ATTENDED_BEATS + head * D::HEAD_BEATS + b] = beat;
-                if (advance(b, D::HEAD_BEATS)) query++;
-            }
+            if (q == query) beat = in[q].read();
+        }
+        const int token = block * D::QUERY_TOKENS + query / D::GROUP_HEADS;
+        const int head = key_head * D::GROUP_HEADS + query % D::GROUP_HEADS;
+        x[token * D::ATTENDED_BEATS + head * D::HEAD_BEATS + b] = beat;
+        if (advance(b, D::HEAD_BEATS) && advance(query, block_queries<D>(run, block)) &&
+            advance(block, count_blocks<D>(run))) {
+            key_head++;
         }
     }
 token_loop:
