@@ -19,8 +19,8 @@
 
 namespace lutllm {
 
-// Write bursts of a cache under way at a time.
-constexpr int CACHE_WRITES = 16;
+// Bursts of a cache under way at a time, so that their latency hides.
+constexpr int CACHE_WRITES = 16, CACHE_READS = 8;
 // Below every score.
 constexpr float NO_SCORE = -3e38f;
 
@@ -165,8 +165,7 @@ int ask_rows(hls::burst_maxi<typename D::beat_t>& memory, TokenRun run, int port
     return beats;
 }
 
-// The rows of every pass, one burst each. A burst is asked for before the one ahead of it is read,
-// so that its latency hides.
+// The rows of every pass, one burst each.
 template <class D>
 void read_rows(hls::burst_maxi<typename D::beat_t>& memory, typename D::beats& out, TokenRun run,
                int port, int base, int capacity) {
@@ -178,18 +177,21 @@ count_loop:
         if (here == 0) first_block++;
         rows += here;
     }
-    int head = 0, block = first_block, due = 0, asked = 0, done = 0;
-    if (rows > 0) {
-        due = ask_rows<D>(memory, run, port, base, capacity, first_block, head, block);
-        asked = ask_rows<D>(memory, run, port, base, capacity, first_block, head, block);
+    int asked[CACHE_READS];  // beats of the bursts under way
+#pragma HLS ARRAY_PARTITION variable=asked type=complete
+    int head = rows > 0 ? 0 : D::KV_HEADS, block = first_block;
+ask_loop:
+    for (int i = 0; i < CACHE_READS; i++) {
+        asked[i] = ask_rows<D>(memory, run, port, base, capacity, first_block, head, block);
     }
+    int slot = 0, done = 0;
 read_loop:
     for (int b = 0; b < D::KV_HEADS * rows * D::HEAD_BEATS; b++) {
 #pragma HLS PIPELINE II=1
         out.write(memory.read());
-        if (advance(done, due)) {
-            due = asked;
-            asked = ask_rows<D>(memory, run, port, base, capacity, first_block, head, block);
+        if (advance(done, asked[slot])) {
+            asked[slot] = ask_rows<D>(memory, run, port, base, capacity, first_block, head, block);
+            advance(slot, CACHE_READS);
         }
     }
 }
