@@ -32,15 +32,25 @@ class DecoderConfig:
 
     context       positions the caches hold; 0 = those of the model, at most MAX_CONTEXT
     vocab_ports   memory ports that the rows of head and embedding are spread over
+    kv_ports      memory ports that the keys of the cache are spread over, and again the values
     query_tokens  tokens whose queries share every key that attention reads
+
+    Attention multiplies kv_ports * query_tokens times the query heads of a key head at once: ports
+    speed up decode and prefill alike, query tokens only prefill.
     """
 
     context: int = 0
     vocab_ports: int = 8
-    query_tokens: int = 4
+    kv_ports: int = 8
+    query_tokens: int = 1
 
     def __post_init__(self) -> None:
-        limits = (("context", 0, 1 << 20), ("vocab_ports", 1, 32), ("query_tokens", 1, 64))
+        limits = (
+            ("context", 0, 1 << 20),
+            ("vocab_ports", 1, 32),
+            ("kv_ports", 1, 32),
+            ("query_tokens", 1, 64),
+        )
         for name, low, high in limits:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -168,11 +178,22 @@ class DecoderDesign:
         return self.embed_base + self.vocab_rows * self.row_beats(self.embed_kind)
 
     @property
+    def cache_rows(self) -> int:
+        """Rows of a key head behind each port; position i is row i / ports of port i % ports."""
+        return ceil_div(self.context, self.config.kv_ports)
+
+    @property
     def cache_beats(self) -> int:
-        """Beats of the keys, or of the values, of all layers."""
+        """Beats of the keys, or of the values, of all layers behind each port."""
         model = self.model
-        rows = model.num_hidden_layers * model.num_key_value_heads * self.context
-        return rows * self.head_beats
+        heads = model.num_hidden_layers * model.num_key_value_heads
+        return heads * self.cache_rows * self.head_beats
+
+    @property
+    def cache_names(self) -> list[str]:
+        return [
+            f"{kind}_cache_{p}" for kind in ("key", "value") for p in range(self.config.kv_ports)
+        ]
 
     @property
     def vocab_names(self) -> list[str]:
@@ -188,8 +209,7 @@ class DecoderDesign:
         logits = self.beats(self.model.vocab_size)
         words = self.beats(self.context)
         return {
-            "key_cache": self.cache_beats,
-            "value_cache": self.cache_beats,
+            **dict.fromkeys(self.cache_names, self.cache_beats),
             "prompt": words,
             "chosen": words,
             "logits": self.max_tokens * logits,
@@ -223,6 +243,7 @@ class DecoderDesign:
             ("int", "KV_HEADS", model.num_key_value_heads, "of keys and values"),
             ("int", "HEAD_DIM", model.head_dim, ""),
             ("int", "QUERY_TOKENS", config.query_tokens, "tokens that share the keys read"),
+            ("int", "KV_PORTS", config.kv_ports, "ports that hold keys, and again values"),
             ("bool", "QK_NORM", str(model.qk_norm).lower(), "queries and keys are normalised"),
             ("int", "VOCAB_SIZE", model.vocab_size, "words"),
             ("int", "VOCAB_PORTS", config.vocab_ports, "ports that hold rows of head, embedding"),

@@ -507,6 +507,7 @@ def estimate(
     prompt_tokens: int = 128,
     context: int = 160,
     vocab_ports: int | None = None,
+    kv_ports: int | None = None,
     query_tokens: int | None = None,
     schedule: str = "emitted",
     head: str = "lut",
@@ -522,7 +523,7 @@ def estimate(
             read), or the name of a known model
     design  choices of engine, decoder and clock or their JSON file, as `explore` writes it; None
             takes those of an export
-    vocab_ports, query_tokens
+    vocab_ports, kv_ports, query_tokens
             of the decoder kernel, in place of those of `design`
     head, attention_macs, vector_lanes
             assumed for the schedules that are not exported yet
@@ -532,7 +533,11 @@ def estimate(
     from fpga.performance.timing import Assumed
 
     blocks = {"attention_macs": attention_macs, "vector_lanes": vector_lanes}
-    kernel = {"vocab_ports": vocab_ports, "query_tokens": query_tokens}
+    kernel = {
+        "vocab_ports": vocab_ports,
+        "kv_ports": kv_ports,
+        "query_tokens": query_tokens,
+    }
     assumed = Assumed(head=head, **{k: v for k, v in blocks.items() if v is not None})
     choices = _choices(design)
     changes = {k: v for k, v in kernel.items() if v is not None}

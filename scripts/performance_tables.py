@@ -61,7 +61,7 @@ def steps() -> None:
         chosen = explore(read_source(MODEL).model, load_device("v80"), space, Budget()).chosen
         assert chosen is not None
         for schedule in (EMITTED, ON_CHIP, OVERLAPPED):
-            kernel = DecoderConfig(vocab_ports=32, query_tokens=8)
+            kernel = DecoderConfig(vocab_ports=32, kv_ports=16)
             design = dataclasses.replace(chosen.design, config=kernel)
             setting = Setting(load_device("v80"), schedule, chosen.setting.assumed)
             found = Estimate(design, setting)

@@ -29,12 +29,14 @@ _MAIN = "int main(int argc, char** argv) {"
 
 @dataclass(frozen=True)
 class Counts:
-    """What one run counted: per process busy cycles and last cycle; per stream transactions.
+    """What one run counted: per process busy cycles, first and last cycle; per stream transactions.
 
+    Of a process that ran several times, first and last cycle are those of the last time.
     report: what the testbench itself says of the run.
     """
 
     busy: dict[str, int]
+    start: dict[str, int]
     end: dict[str, int]
     transactions: dict[str, int]
     report: dict[str, Any]
@@ -42,11 +44,12 @@ class Counts:
     @classmethod
     def parse(cls, text: str, report: str = "{}") -> Counts:
         """text: what timed_stream.h and `--streams` print on standard error; report: one line."""
-        processes = re.findall(r"^process (\S+) (\d+) (\d+)$", text, re.MULTILINE)
+        processes = re.findall(r"^process (\S+) (\d+) (\d+) (\d+)$", text, re.MULTILINE)
         streams = re.findall(r"^(\S+): (\d+) transactions", text, re.MULTILINE)
         return cls(
-            {name: int(busy) for name, busy, _ in processes},
-            {name: int(end) for name, _, end in processes},
+            {name: int(busy) for name, busy, _, _ in processes},
+            {name: int(start) for name, _, start, _ in processes},
+            {name: int(end) for name, _, _, end in processes},
             {name: int(count) for name, count in streams},
             json.loads(report),
         )

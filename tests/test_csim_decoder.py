@@ -47,14 +47,14 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
         tiny_config("qwen2"),
         QuantConfig(LutConfig(group_size=64)),
         "F16",
-        DecoderConfig(vocab_ports=4),
+        DecoderConfig(vocab_ports=4, kv_ports=4, query_tokens=4),
         32,
     ),
     "online": (
         tiny_config("llama", rope_scaling=ROPE),
         QuantConfig(LutConfig(scheme="weight", group_size=64)),
         "F32",
-        DecoderConfig(context=30, vocab_ports=3, query_tokens=2),
+        DecoderConfig(context=30, vocab_ports=3, kv_ports=7, query_tokens=2),
         32,
     ),
     "mixed": (  # two engines, lanes that are not whole beats, two stages in one layer
@@ -67,7 +67,7 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
             },
         ),
         "BF16",
-        DecoderConfig(vocab_ports=1, query_tokens=3),
+        DecoderConfig(vocab_ports=1, kv_ports=1, query_tokens=3),
         20,
     ),
     "int8": (
@@ -81,7 +81,7 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
         tiny_config("llama"),
         QuantConfig(LutConfig(scheme="weight", group_size=64), head="int8"),
         "",
-        DecoderConfig(vocab_ports=3),
+        DecoderConfig(vocab_ports=3, kv_ports=2, query_tokens=5),
         32,
     ),
 }
@@ -237,6 +237,35 @@ def test_changed_embedding_is_found(copy: Path) -> None:
     )
 
 
+def swap_values(root: Path) -> None:
+    """Values of ports 0 and 1 change places on their way to attention; keys do not."""
+    path = root / "hls/decoder.cpp"
+    text = path.read_text()
+    for port in (0, 1):
+        wire = f"values[{port}], run, {port},"
+        assert text.count(wire) == 1
+        text = text.replace(wire, f"values[{1 - port}], run, {port},")
+    path.write_text(text)
+    manifest = json.loads((root / MANIFEST).read_text())
+    manifest["files"] = [file_entry(root, entry["path"]) for entry in manifest["files"]]
+    (root / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_shifted_cache_ports_are_found(
+    copy: Path, designs: Callable[[str], tuple[Path, Path]]
+) -> None:
+    artifact = Artifact.open(designs("coded")[1])
+    swap_values(copy)
+    with pytest.raises(ArtifactError, match=r"hls/decoder\.cpp: differs from what"):
+        run_decoder(copy)
+    full = greedy(artifact, [5, 3, 8, 1], 1)  # as many values behind every port
+    first = run_decoder(copy, golden=full, allow_modified=True)["first_divergence"]
+    assert (first["position"], first["step"]) == (0, "input of model.layers.0.self_attn.o_proj")
+    ragged = greedy(artifact, [5, 3, 8, 1, 9], 1)
+    with pytest.raises(ArtifactError, match="DEADLOCK"):
+        run_decoder(copy, golden=ragged, allow_modified=True)
+
+
 def test_manifest_says_where_tensors_lie(designs: Callable[[str], tuple[Path, Path]]) -> None:
     root, source = designs("online")
     entry = json.loads((root / MANIFEST).read_text())["decoder"]
@@ -303,14 +332,18 @@ def test_refusals(designs: Callable[[str], tuple[Path, Path]], tmp_path: Path) -
         planned(source, DecoderConfig(context=701))
     with pytest.raises(ConfigError, match="vocab_ports is 0"):
         DecoderConfig(vocab_ports=0)
+    with pytest.raises(ConfigError, match="kv_ports is 33; it must be a whole number 1 to 32"):
+        DecoderConfig(kv_ports=33)
     with pytest.raises(
         ConfigError, match=r"head_dim 24 is not a multiple .* lower axi_bits to 256"
     ):
         planned(source, DecoderConfig(), dataclasses.replace(ENGINE, axi_bits=512))
     small = dataclasses.replace(load_device("v80"), region_bytes=200_000)
-    online = planned(designs("online")[1], DecoderConfig(context=700))
-    with pytest.raises(ConfigError, match=r"decoder\.key_cache .* exceed the region of 200000"):
+    online = planned(designs("online")[1], DecoderConfig(context=700, kv_ports=1))
+    with pytest.raises(ConfigError, match=r"decoder\.key_cache_0 .* exceed the region of 200000"):
         decoder_connections(online, small)
+    spread = planned(designs("online")[1], DecoderConfig(context=700, kv_ports=2))
+    assert decoder_connections(spread, small)
     export(source, tmp_path / "part", engine=ENGINE, layers=1)
     with pytest.raises(ConfigError, match="has no decoder; export all layers"):
         run_decoder(tmp_path / "part")

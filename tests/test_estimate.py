@@ -89,8 +89,9 @@ def test_a_32b_model_fits_without_tables(tmp_path, capsys):
     engine = ["--design", str(tmp_path / "wide.json"), "--recipe", "tiny", "--vocab-ports", "32"]
     later = ["--schedule", "overlapped"]
     assert main(["estimate", "qwen3-32b", *engine, *later, "--quiet", "--json"]) == 0
-    # the exported kernel keeps the caches of 4096 positions behind one port each
-    assert main(["estimate", "qwen3-32b", *engine]) == 1
+    # the exported kernel keeps the caches of 4096 positions behind kv_ports ports each
+    assert main(["estimate", "qwen3-32b", *engine]) == 0
+    assert main(["estimate", "qwen3-32b", *engine, "--kv-ports", "1"]) == 1
     assert "MiB behind one port" in capsys.readouterr().out
 
 
@@ -203,7 +204,7 @@ def test_parameters_of_known_models():
 def test_every_device_takes_a_small_model(name):
     device = load_device(name)
     engine = EngineConfig(channels=32 if device.memory_ports >= 32 else 4)
-    kernel = DecoderConfig(query_tokens=2, vocab_ports=min(8, device.memory_ports))
+    kernel = DecoderConfig(vocab_ports=min(8, device.memory_ports), kv_ports=2, query_tokens=2)
     found = make("qwen2.5-0.5b", WEIGHT, engine, Setting(device), kernel)
     assert found.fits, found.problems
     ports = device.memory_ports * device.port_bits / 8 * device.port_clock_mhz / 1000
@@ -261,6 +262,33 @@ def test_head_of_the_kernel_reads_every_row_over_its_ports():
     assert heads[0] == pytest.approx(151936 / 8 * 128 / 0.9, rel=0.01)  # rows of 128 beats
     wide, narrow = (make(stored=kind).decode.parts["head"].value for kind in ("F32", "BF16"))
     assert wide == pytest.approx(2 * narrow, rel=0.01)
+
+
+def test_cache_is_read_over_all_its_ports():
+    """Qwen3-1.7B: 28 layers of 8 key heads of 16 beats, a stripe at a time."""
+    kernels = {n: dataclasses.replace(KERNEL, kv_ports=n) for n in (1, 4, 16)}
+    found = {n: make(kernel=kernel) for n, kernel in kernels.items()}
+    for n, estimate in found.items():
+        cycles = 28 * 8 * 1024 / n * 16 / 0.9
+        assert estimate.kv_growth_ms() == pytest.approx(cycles / 250e3, rel=0.01)
+    macs = {n: estimate.blocks["attend"].dsp.value for n, estimate in found.items()}
+    assert macs[16] - macs[4] == pytest.approx(4 * (macs[4] - macs[1]), rel=0.01)
+    shared = make(kernel=kernels[16], setting=Setting(load_device("u280")), engine=EngineConfig())
+    own = make(kernel=kernels[4], setting=Setting(load_device("u280")), engine=EngineConfig())
+    few = load_device("vpk180")  # 6 ports: three caches behind each
+    assert shared.kv_growth_ms() == pytest.approx(own.kv_growth_ms() / 4, rel=0.01)
+    crowded = make(kernel=kernels[16], setting=Setting(few), engine=EngineConfig(channels=4))
+    assert crowded.kv_growth_ms() > 5 * found[16].kv_growth_ms()
+
+
+def test_prefill_shares_keys_among_tokens():
+    one, four = (
+        make(kernel=dataclasses.replace(KERNEL, query_tokens=n), prompt=1024, context=1024)
+        for n in (1, 4)
+    )
+    attention = [found.prefill.parts["attention"].value for found in (one, four)]
+    assert 2.5 < attention[0] / attention[1] < 4
+    assert one.decode.ms.value == pytest.approx(four.decode.ms.value)
 
 
 def test_port_bytes_are_those_of_an_export():

@@ -28,9 +28,10 @@ class Shape:
     kv_heads: int
     head_dim: int
     query_tokens: int
+    kv_ports: int
     axi_bits: int = 256
     max_tokens: int = 12
-    capacity: int = 40
+    capacity: int = 313
 
     @property
     def floats(self) -> int:
@@ -45,6 +46,8 @@ class Shape:
             "KV_HEADS": self.kv_heads,
             "HEAD_DIM": self.head_dim,
             "QUERY_TOKENS": self.query_tokens,
+            "KV_PORTS": self.kv_ports,
+            "MIN_BEATS": 4,
             "MAX_TOKENS": self.max_tokens,
             "CAPACITY": self.capacity,
         }
@@ -53,8 +56,11 @@ class Shape:
 
 
 SHAPES = {
-    "ragged": Shape(70, 100, 6, 2, 24, 4, axi_bits=128),
-    "grouped": Shape(128, 200, 8, 2, 64, 1),
+    "ragged": Shape(70, 100, 6, 2, 24, 4, 3, axi_bits=128),
+    "grouped": Shape(128, 200, 8, 2, 64, 1, 8),
+    "wide heads": Shape(64, 72, 5, 1, 128, 5, 4),  # five queries in all, of a run of three tokens
+    "one port": Shape(64, 72, 4, 4, 16, 3, 1),
+    "one short head": Shape(64, 72, 1, 1, 16, 2, 5),  # less than an engine reads at least
 }
 
 
@@ -153,9 +159,38 @@ def test_swiglu(program: Program, rng: np.random.Generator) -> None:
     size = program.shape.intermediate
     gate, up = normal(rng, 3, size) * 20, normal(rng, 3, size)
     gate[0, :3] = [100, -100, 0]
-    found = program.run("swiglu", np.stack([gate, up], axis=1), tokens=3).reshape(3, -1)
+    found = program.run("swiglu", gate, up, tokens=3).reshape(3, -1)
     wanted = reference.silu(gate.astype(np.float64)) * up
     np.testing.assert_allclose(found[:, :size], wanted, rtol=1e-6, atol=1e-30)
+
+
+def striped(cache: np.ndarray, ports: int) -> np.ndarray:
+    """f32[key heads, positions, head_dim] -> f32[port, key heads, rows, head_dim]."""
+    heads, _, size = cache.shape
+    return cache.reshape(heads, -1, ports, size).transpose(2, 0, 1, 3)
+
+
+def empty_cache(shape: Shape) -> np.ndarray:
+    """Room for CAPACITY positions behind whole rows of ports; what is not written is no number."""
+    rows = -(-shape.capacity // shape.kv_ports)
+    return np.full((shape.kv_heads, rows * shape.kv_ports, shape.head_dim), np.nan, np.float32)
+
+
+def run_attention(
+    program: Program, caches: list[np.ndarray], q: np.ndarray, k: np.ndarray, v: np.ndarray
+) -> np.ndarray:
+    """Attention of the last queries over caches that hold the positions before, as stored."""
+    past = len(k) - len(q)
+    return program.run(
+        "attention",
+        *caches,
+        q,
+        k[past:],
+        v[past:],
+        tokens=len(q),
+        first=past,
+        number=program.shape.head_dim**-0.5,
+    )
 
 
 def attend(program: Program, past: int, tokens: int, seed: int, spread: float = 1.0) -> None:
@@ -167,31 +202,26 @@ def attend(program: Program, past: int, tokens: int, seed: int, spread: float = 
     wanted = reference.attention(*(a.astype(np.float64) for a in (q, k, v)))[past:]
     caches = []
     for rows in (k, v):
-        cache = np.full((shape.kv_heads, shape.capacity, shape.head_dim), 1e6, np.float32)
+        cache = empty_cache(shape)
         cache[:, :past] = rows[:past].swapaxes(0, 1)
-        caches.append(cache)
-    found = program.run(
-        "attention",
-        *caches,
-        q[past:],
-        k[past:],
-        v[past:],
-        tokens=tokens,
-        first=past,
-        number=shape.head_dim**-0.5,
-    )
+        caches.append(striped(cache, shape.kv_ports))
+    found = run_attention(program, caches, q[past:], k, v)
     padded = -(-shape.head_dim // shape.floats) * shape.floats
-    count = tokens * shape.heads * padded
-    y = found[:count].reshape(tokens, shape.heads, padded)[..., : shape.head_dim]
+    stride = max(4 * shape.floats, shape.heads * padded)
+    x = found[: tokens * stride].reshape(tokens, stride)
+    assert not x[:, shape.heads * padded :].any()
+    y = x[:, : shape.heads * padded].reshape(tokens, shape.heads, padded)[..., : shape.head_dim]
     np.testing.assert_allclose(y.reshape(tokens, -1), wanted, rtol=2e-5, atol=2e-6)
-    stored = found[count:].reshape(2, shape.kv_heads, shape.capacity, padded)
-    for cache, rows in zip(stored, (k, v), strict=True):
-        kept = cache[:, : past + tokens, : shape.head_dim].swapaxes(0, 1)
-        np.testing.assert_array_equal(kept, rows)
-        assert (cache[:, past + tokens :, : shape.head_dim] == 1e6).all()
+    stored = found[tokens * stride :].reshape(2, *caches[0].shape[:-1], padded)
+    for cache, rows in zip(stored[..., : shape.head_dim], (k, v), strict=True):
+        full = empty_cache(shape)
+        full[:, : past + tokens] = rows.swapaxes(0, 1)
+        np.testing.assert_array_equal(cache, striped(full, shape.kv_ports))
 
 
-@pytest.mark.parametrize(("past", "tokens"), [(0, 1), (17, 1), (0, 12), (5, 7), (28, 12)])
+@pytest.mark.parametrize(
+    ("past", "tokens"), [(0, 1), (1, 1), (17, 1), (0, 12), (5, 7), (28, 12), (300, 3), (311, 1)]
+)
 def test_attention(program: Program, past: int, tokens: int) -> None:
     attend(program, past, tokens, seed=past + tokens)
 
@@ -201,15 +231,53 @@ def test_attention_with_extreme_scores(program: Program) -> None:
     attend(program, 9, 4, seed=3, spread=math.sqrt(program.shape.head_dim) * 60)
 
 
-def test_cache_overflow_is_caught(program: Program) -> None:
-    with pytest.raises(AssertionError, match="BURST: attention/key_cache/burst of"):
-        attend_beyond(program)
-
-
-def attend_beyond(program: Program) -> None:
+def test_growing_scores_leave_nothing_of_what_came_before(program: Program) -> None:
+    """Every stripe has a larger maximum than all before: the last key has all the weight."""
     shape = program.shape
-    ones = np.ones((shape.kv_heads, shape.capacity, shape.head_dim), np.float32)
-    rows = np.ones((2, shape.kv_heads, shape.head_dim), np.float32)
+    positions = 40
+    q = np.ones((1, shape.heads, shape.head_dim), np.float32)
+    size = 100 * np.arange(positions, dtype=np.float32)[:, None, None]
+    k = np.broadcast_to(size, (positions, shape.kv_heads, shape.head_dim))
+    v = normal(np.random.default_rng(5), positions, shape.kv_heads, shape.head_dim)
+    caches = []
+    for rows in (k, v):
+        cache = empty_cache(shape)
+        cache[:, : positions - 1] = rows[:-1].swapaxes(0, 1)
+        caches.append(striped(cache, shape.kv_ports))
+    found = run_attention(program, caches, q, k, v)
+    padded = -(-shape.head_dim // shape.floats) * shape.floats
+    y = found[: shape.heads * padded].reshape(shape.heads, padded)[:, : shape.head_dim]
+    wanted = np.repeat(v[-1], shape.heads // shape.kv_heads, axis=0)
+    np.testing.assert_allclose(y, wanted, rtol=1e-6)
+
+
+def test_values_behind_the_wrong_port_show(program: Program) -> None:
+    """Values one port further than their keys: weights meet values of other positions."""
+    shape = program.shape
+    if shape.kv_ports == 1:
+        pytest.skip("there is no other port")
+    past = 4 * shape.kv_ports - 1
+    rng = np.random.default_rng(7)
+    q = normal(rng, 1, shape.heads, shape.head_dim)
+    k, v = (normal(rng, past + 1, shape.kv_heads, shape.head_dim) for _ in "kv")
+    caches = []
+    for rows in (k, v):
+        cache = empty_cache(shape)
+        cache[:, : past + 1] = rows.swapaxes(0, 1)
+        caches.append(striped(cache, shape.kv_ports))
+    right = run_attention(program, caches, q, k, v)
+    shifted = [caches[0], np.roll(caches[1], 1, axis=0)]
+    count = shape.heads * shape.head_dim
+    wrong = run_attention(program, shifted, q, k, v)
+    assert np.abs(wrong[:count] - right[:count]).max() > 0.1
+
+
+def test_cache_overflow_is_caught(program: Program) -> None:
+    """Two tokens where the caches have room for one more."""
+    shape = program.shape
+    caches = [striped(np.nan_to_num(empty_cache(shape)), shape.kv_ports)] * 2
+    positions = caches[0].shape[0] * caches[0].shape[2] + 1
+    rows = np.ones((positions, shape.kv_heads, shape.head_dim), np.float32)
     q = np.ones((2, shape.heads, shape.head_dim), np.float32)
-    last = shape.capacity - 1
-    program.run("attention", ones, ones, q, rows, rows, tokens=2, first=last, number=1.0)
+    with pytest.raises(AssertionError, match="BURST: key_cache/port_0/burst of"):
+        run_attention(program, caches, q, rows, rows)

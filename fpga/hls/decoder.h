@@ -18,20 +18,23 @@ struct Decoder : C {
     static constexpr int GROUP_HEADS = C::HEADS / C::KV_HEADS;     // query heads per key head
     static constexpr int QUERIES = GROUP_HEADS * C::QUERY_TOKENS;  // that share the keys read
     static constexpr int MAX_BLOCKS = ceil_div(C::MAX_TOKENS, C::QUERY_TOKENS);
+    // Beats from one token to the next of what attention gives, which an engine reads.
+    static constexpr int ATTENDED_BEATS = max_of(C::MIN_BEATS, C::HEADS * HEAD_BEATS);
 
     typedef ap_uint<C::AXI_BITS> beat_t;
     typedef FloatBeat<C::AXI_BITS> floats_t;
     typedef hls::stream<beat_t, 32> beats;
     typedef hls::stream<float, 4> floats;
-    struct scores_t {
-        float value[QUERIES];
+    struct products_t {  // of a beat of every query with one of every key of a stripe
+        float value[QUERIES][C::KV_PORTS];
     };
-    struct step_t {  // of the softmax, one key: out = out * decay + weight * v
+    struct step_t {  // of the softmax, one stripe: out = out * decay + sum of weight * v
         float decay[QUERIES];
-        float weight[QUERIES];
+        float weight[QUERIES][C::KV_PORTS];
     };
-    typedef hls::stream<scores_t, 4> scores;
+    typedef hls::stream<products_t, 2 * HEAD_BEATS> products;  // softmax takes a key's at once
     typedef hls::stream<step_t, 4> steps;
+    typedef hls::stream<beat_t, max_of(32, 2 * HEAD_BEATS)> head_beats;  // whole heads
 
     static_assert(C::HEADS % C::KV_HEADS == 0, "key heads divide the query heads");
     static_assert(C::HEAD_DIM % 2 == 0, "rotary embedding needs pairs");

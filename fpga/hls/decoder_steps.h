@@ -2,7 +2,8 @@
 //
 // Every step reads and writes buffers of float32 beats on chip: `hidden` (the residual), `x` (what
 // an engine reads, [token][at least MIN_BEATS beats]) and `y` (what it gave, each section of a
-// token's results padded to whole beats). One step follows another; inside, each is dataflow.
+// token's results padded to whole beats). One step follows another; inside, each is dataflow. The
+// buffers have two ports: a step may read two beats in a cycle, or read one and write one.
 #pragma once
 
 #include "attention.h"
@@ -36,7 +37,8 @@ struct Model : Decoder<C> {
     static constexpr int QKV_HEADS = C::HEADS + 2 * C::KV_HEADS;
     static constexpr int ANGLE_BEATS = 2 * ceil_div(Base::HALF_DIM, Base::FLOATS);
     static constexpr int LOGIT_BEATS = ceil_div(C::VOCAB_SIZE, Base::FLOATS);
-    static constexpr int CACHE_BEATS = C::KV_HEADS * C::CONTEXT * Base::HEAD_BEATS;  // of a layer
+    static constexpr int CACHE_ROWS = ceil_div(C::CONTEXT, C::KV_PORTS);  // of a key head and port
+    static constexpr int CACHE_BEATS = C::KV_HEADS * CACHE_ROWS * Base::HEAD_BEATS;  // of a layer
     static constexpr int FINAL_NORM = C::NORM_BASE + C::LAYERS * C::NORM_BEATS;
     static constexpr int MAX_X_BEATS =
         max_of(C::MIN_BEATS, max_of(Base::HIDDEN_BEATS, max_of(C::HEADS * Base::HEAD_BEATS,
@@ -182,34 +184,52 @@ embed_loop:
     }
 }
 
-// hidden -> norm -> x. norm: first beat of the weights in `constants`.
+// The residual, beat by beat; with `add`, after hidden += y.
 template <class D>
-void normalize(const typename D::beat_t* constants, int norm, const typename D::beat_t* hidden,
-               typename D::beat_t* x, int tokens) {
-#pragma HLS DATAFLOW
-    typename D::beats in("in"), weights("weights"), out("out");
-    LUTLLM_REGION;
-    LUTLLM_PROCESS("hidden", load_beats<D>(hidden, in, tokens * D::HIDDEN_BEATS));
-    LUTLLM_PROCESS("weights", load_beats<D>(constants + norm, weights, D::HIDDEN_BEATS));
-    LUTLLM_PROCESS("norm", (rms_norm<D, D::HIDDEN_BEATS>(in, weights, out, tokens, D::HIDDEN_BEATS,
-                                                         D::HIDDEN_SIZE, D::EPS)));
-    LUTLLM_PROCESS("store", store_vectors<D>(out, x, tokens, D::HIDDEN_BEATS));
-}
-
-// hidden += y.
-template <class D>
-void add_residual(typename D::beat_t* hidden, const typename D::beat_t* y, int tokens) {
+void update_residual(typename D::beat_t* hidden, const typename D::beat_t* y, bool add,
+                     typename D::beats& out, int count) {
 residual_loop:
-    for (int i = 0; i < tokens * D::HIDDEN_BEATS; i++) {
+    for (int i = 0; i < count; i++) {
 #pragma HLS PIPELINE II=1
         typename D::floats_t sum(hidden[i]);
         const typename D::floats_t other(y[i]);
     lane_loop:
         for (int j = 0; j < D::FLOATS; j++) {
 #pragma HLS UNROLL
-            sum.value[j] = sum.value[j] + other.value[j];
+            if (add) sum.value[j] = sum.value[j] + other.value[j];
         }
-        hidden[i] = sum.pack();
+        const typename D::beat_t beat = sum.pack();
+        hidden[i] = beat;
+        out.write(beat);
+    }
+}
+
+// hidden (with `add`, after hidden += y) -> norm -> x. norm: first beat of the weights in
+// `constants`.
+template <class D>
+void normalize(const typename D::beat_t* constants, int norm, typename D::beat_t* hidden,
+               const typename D::beat_t* y, bool add, typename D::beat_t* x, int tokens) {
+#pragma HLS DATAFLOW
+    typename D::beats in("in"), weights("weights"), out("out");
+    LUTLLM_REGION;
+    LUTLLM_PROCESS("hidden", update_residual<D>(hidden, y, add, in, tokens * D::HIDDEN_BEATS));
+    LUTLLM_PROCESS("weights", load_beats<D>(constants + norm, weights, D::HIDDEN_BEATS));
+    LUTLLM_PROCESS("norm", (rms_norm<D, D::HIDDEN_BEATS>(in, weights, out, tokens, D::HIDDEN_BEATS,
+                                                         D::HIDDEN_SIZE, D::EPS)));
+    LUTLLM_PROCESS("store", store_vectors<D>(out, x, tokens, D::HIDDEN_BEATS));
+}
+
+// y: [token][gate, up][INTERMEDIATE_BEATS] -> two streams, a beat of each in a cycle.
+template <class D>
+void split_gate_up(const typename D::beat_t* y, typename D::beats& gate, typename D::beats& up,
+                   int tokens) {
+    int beat = 0, at = 0;
+split_loop:
+    for (int i = 0; i < tokens * D::INTERMEDIATE_BEATS; i++) {
+#pragma HLS PIPELINE II=1
+        gate.write(y[at]);
+        up.write(y[at + D::INTERMEDIATE_BEATS]);
+        at += advance(beat, D::INTERMEDIATE_BEATS) ? D::INTERMEDIATE_BEATS + 1 : 1;
     }
 }
 
@@ -217,29 +237,33 @@ residual_loop:
 template <class D>
 void activate(const typename D::beat_t* y, typename D::beat_t* x, int tokens) {
 #pragma HLS DATAFLOW
-    typename D::beats in("in"), out("out");
+    typename D::beats gate("gate"), up("up"), out("out");
     LUTLLM_REGION;
-    LUTLLM_PROCESS("gate_up", load_beats<D>(y, in, 2 * tokens * D::INTERMEDIATE_BEATS));
-    LUTLLM_PROCESS("swiglu", swiglu<D>(in, out, tokens));
+    LUTLLM_PROCESS("gate_up", split_gate_up<D>(y, gate, up, tokens));
+    LUTLLM_PROCESS("swiglu", swiglu<D>(gate, up, out, tokens * D::INTERMEDIATE_BEATS));
     LUTLLM_PROCESS("store", store_vectors<D>(out, x, tokens, D::INTERMEDIATE_BEATS));
 }
 
-// y: [token][query heads, key heads, value heads][HEAD_BEATS] -> three streams.
+// y: [token][query heads, key heads, value heads][HEAD_BEATS] -> three streams; a beat of the
+// queries and one of keys or values in a cycle.
 template <class D>
 void split_heads(const typename D::beat_t* y, typename D::beats& q, typename D::beats& k,
                  typename D::beats& v, int tokens) {
-    int beat = 0, head = 0;
+    constexpr int Q_BEATS = D::HEADS * D::HEAD_BEATS, KV_BEATS = D::KV_HEADS * D::HEAD_BEATS;
+    constexpr int STEPS = max_of(Q_BEATS, 2 * KV_BEATS);
+    int step = 0, at = 0;
 split_loop:
-    for (int i = 0; i < tokens * D::QKV_HEADS * D::HEAD_BEATS; i++) {
+    for (int i = 0; i < tokens * STEPS; i++) {
 #pragma HLS PIPELINE II=1
-        const typename D::beat_t value = y[i];
-        if (head < D::HEADS)
-            q.write(value);
-        else if (head < D::HEADS + D::KV_HEADS)
-            k.write(value);
-        else
-            v.write(value);
-        if (advance(beat, D::HEAD_BEATS)) advance(head, D::QKV_HEADS);
+        if (step < Q_BEATS) q.write(y[at + step]);
+        if (step < 2 * KV_BEATS) {
+            const typename D::beat_t value = y[at + Q_BEATS + step];
+            if (step < KV_BEATS)
+                k.write(value);
+            else
+                v.write(value);
+        }
+        if (advance(step, STEPS)) at += D::QKV_HEADS * D::HEAD_BEATS;
     }
 }
 
@@ -283,29 +307,27 @@ void norm_heads(typename D::beats& in, typename D::beats& weights, typename D::b
     }
 }
 
-// Attention of a layer over its part of the caches: y -> norm -> rotary -> attention -> x.
+// What a layer's attention works on: y -> norm -> rotary -> queries, and keys and values by the
+// port that caches them.
 template <class D>
-void attend(const typename D::beat_t* y, const typename D::beat_t* constants,
-            hls::burst_maxi<typename D::beat_t> key_cache,
-            hls::burst_maxi<typename D::beat_t> value_cache, typename D::beat_t* x, TokenRun run,
-            int layer) {
+void prepare_heads(const typename D::beat_t* y, const typename D::beat_t* constants,
+                   typename D::beats& q, typename D::beats (&k)[D::KV_PORTS],
+                   typename D::beats (&v)[D::KV_PORTS], TokenRun run, int layer) {
 #pragma HLS DATAFLOW
-    typename D::beats q_in("q_in"), k_in("k_in"), v("v");
+    typename D::beats q_in("q_in"), k_in("k_in"), v_in("v_in");
     typename D::beats q_weights("q_weights"), k_weights("k_weights");
     typename D::beats q_angles("q_angles"), k_angles("k_angles");
-    typename D::beats q_normed("q_normed"), k_normed("k_normed"), q("q"), k("k"), out("out");
+    typename D::beats q_normed("q_normed"), k_normed("k_normed"), k_turned("k_turned");
     LUTLLM_REGION;
-    LUTLLM_PROCESS("split", split_heads<D>(y, q_in, k_in, v, run.tokens));
+    LUTLLM_PROCESS("split", split_heads<D>(y, q_in, k_in, v_in, run.tokens));
     LUTLLM_PROCESS("angles", read_angles<D>(constants, D::head_norms(layer), q_weights, k_weights,
                                             q_angles, k_angles, run));
     LUTLLM_PROCESS("q_norm", norm_heads<D>(q_in, q_weights, q_normed, run.tokens * D::HEADS));
     LUTLLM_PROCESS("k_norm", norm_heads<D>(k_in, k_weights, k_normed, run.tokens * D::KV_HEADS));
     LUTLLM_PROCESS("q_rotary", rotate<D>(q_normed, q_angles, q, run.tokens, D::HEADS));
-    LUTLLM_PROCESS("k_rotary", rotate<D>(k_normed, k_angles, k, run.tokens, D::KV_HEADS));
-    LUTLLM_PROCESS("attention",
-                   attention<D>(key_cache, value_cache, q, k, v, out, run, layer * D::CACHE_BEATS,
-                                D::CONTEXT, D::SCORE_SCALE));
-    LUTLLM_PROCESS("store", store_vectors<D>(out, x, run.tokens, D::HEADS * D::HEAD_BEATS));
+    LUTLLM_PROCESS("k_rotary", rotate<D>(k_normed, k_angles, k_turned, run.tokens, D::KV_HEADS));
+    LUTLLM_PROCESS("deal_keys", deal_rows<D>(k_turned, k, run));
+    LUTLLM_PROCESS("deal_values", deal_rows<D>(v_in, v, run));
 }
 
 // The normed residual, in `beats` beats, to every vocabulary port.

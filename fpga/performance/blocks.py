@@ -1,7 +1,7 @@
 """What lies between two runs of an engine: as the decoder kernel has it, or as assumed.
 
 `EmittedBlocks` follows the loops of fpga/hls/decoder_steps.h and the headers below it: one step
-after another, float32 beats, one port for keys and one for values, a head of stored rows.
+after another, float32 beats, caches striped over kv_ports ports, a head of stored rows.
 `AssumedBlocks` is what a decoder needs so that these steps do not set its pace; it is not rendered.
 """
 
@@ -16,7 +16,7 @@ from fpga.design import ceil_div as divide
 from fpga.device import Device
 from fpga.performance.engine import Call
 from fpga.performance.memory import MemorySystem
-from fpga.performance.quantity import Quantity, ceil_div, given, maximum, total
+from fpga.performance.quantity import Number, Quantity, ceil_div, given, maximum, total
 from fpga.performance.resources import Resources, UnitCosts, bram_of, uram_of
 from fpga.performance.timing import Assumed, Timing
 from lutllm.model_config import ModelConfig
@@ -25,6 +25,8 @@ from lutllm.model_config import ModelConfig
 HEAD_BYTES = {"int8": 1, "bf16": 2}
 #: Interleaved sums of a norm or a logit (rms_norm.h, decoder_steps.h PARTIALS).
 PARTIALS = 8
+#: Float operations of an exponential (float_math.h).
+EXPONENTIAL = 18
 
 
 class Blocks(Protocol):
@@ -101,42 +103,68 @@ class EmittedBlocks:
         row = self._hidden_beats + self._latency
         return (given("tokens", tokens) * row).named("embed", "cycles")
 
+    @cached_property
+    def _stripe_cycles(self) -> Quantity:
+        """Cycles from one stripe of keys, a position behind every port, to the next."""
+        ports = divide(2 * self.design.config.kv_ports, self.memory.device.memory_ports)
+        shared = given("caches_per_port", ports)
+        read = self._head_beats * self.memory.beat_cycles * shared / self.memory.streamed
+        softmax = given("softmax_interval", self.timing.softmax_interval, "cycles", "assumed")
+        return maximum(read, softmax).named("cycles_per_stripe", "cycles")
+
+    def _passes(self, tokens: int, context: int) -> Quantity:
+        """All passes: every key head and block of queries, over the keys up to its last token.
+
+        The heads of a pass are collected beside the next one, which waits for them where it is
+        the shorter; those of the last pass come after it.
+        """
+        config, step, head = self.design.config, self._stripe_cycles, self._head_beats
+        group = self.model.num_attention_heads // self.model.num_key_value_heads
+        read = waited_for = 0
+        for begin in range(0, tokens, config.query_tokens):
+            end = min(begin + config.query_tokens, tokens)
+            stripes = divide(context - tokens + end, config.kv_ports)
+            queries = group * (end - begin)
+            waits = queries * head.value > stripes * step.value
+            read += 0 if waits else stripes
+            waited_for += queries if waits else 0
+        of_head = given("stripes", read) * step + given("queries_waited_for", waited_for) * head
+        outside = given("last_queries", queries) * head
+        if waits:  # collecting sets the pace from the first pass on
+            first = divide(context - tokens + min(config.query_tokens, tokens), config.kv_ports)
+            outside = given("first_stripes", first) * step
+        kv = given("kv_heads", self.model.num_key_value_heads)
+        return (kv * of_head.named("passes_of_head", "cycles") + outside).named("passes", "cycles")
+
     def attention(self, tokens: int, context: int) -> Quantity:
-        """Split, norm and turn the heads; append to the caches; score, weigh and collect."""
-        model, block = self.model, self.design.config.query_tokens
-        first, blocks = context - tokens, divide(tokens, block)
-        keys = sum(first + min((i + 1) * block, tokens) for i in range(blocks))
+        """Split, norm and turn the heads; append to the caches; score, weigh and collect.
+
+        Queries come beside keys and values. The first wait for the weights of their norm, those of
+        every token for its angles.
+        """
+        model, head = self.model, self._head_beats
         t, kv = given("tokens", tokens), given("kv_heads", model.num_key_value_heads)
         heads = given("heads", model.num_attention_heads)
+        weights = given("norms_of_heads", 2 * model.qk_norm) * head
         angles = given("angle_beats", self.design.angle_beats, "beats")
-        turned = t * ((heads + 2 * kv) * self._head_beats + angles) + 2 * self._head_beats
-        append = t * kv * (self._head_beats + self._latency)
-        step = maximum(
-            self._head_beats * self.memory.beat_cycles / self.memory.streamed,
-            given("softmax_interval", self.timing.softmax_interval, "cycles/key", "assumed"),
-        ).named("cycles_per_key", "cycles")
-        read = kv * given("keys_of_all_blocks", keys) * step
-        results = kv * given("blocks", blocks) * given("queries", self.queries) * self._head_beats
+        turned = maximum(t * (heads * head + angles) + weights, t * 2 * kv * head)
         return total(
             [
-                maximum(turned.named("turned", "cycles"), append.named("append", "cycles")),
-                read.named("keys", "cycles"),
-                results.named("results", "cycles"),
-                (t * heads * self._head_beats).named("heads_out", "cycles"),
+                turned.named("turned", "cycles"),
+                2 * self._latency,  # until the new rows are written, until the first are read
+                self._passes(tokens, context),
                 2 * self._depth,
             ]
         ).named("attention", "cycles")
 
     def vector(self, tokens: int) -> Quantity:
-        """Two norms, which see a token before they pass it on; gate times up; two residuals."""
+        """Two norms, which add residuals and see a token before they pass it on; gate times up."""
         t, hidden = given("tokens", tokens), self._hidden_beats
-        gated = (
-            2
-            * t
-            * given("intermediate_beats", self.design.beats(self.model.intermediate_size), "beats")
+        inner = given(
+            "intermediate_beats", self.design.beats(self.model.intermediate_size), "beats"
         )
-        norms, residuals = 2 * (t + 1) * hidden, 2 * t * hidden
-        return (norms + gated + residuals + 5 * self._depth).named("vector", "cycles")
+        norms, gated = 2 * (t + 1) * hidden, t * inner
+        return (norms + gated + 3 * self._depth).named("vector", "cycles")
 
     @cached_property
     def _row_beats(self) -> Quantity:
@@ -169,7 +197,7 @@ class EmittedBlocks:
             "decoder ports": self._ports(costs),
         }
 
-    def _operations(self, costs: UnitCosts, count: Quantity, **rest: float) -> Resources:
+    def _operations(self, costs: UnitCosts, count: Quantity, **rest: Number) -> Resources:
         """Float operations, each a DSP with logic beside it."""
         lut = count * given("float_lut", costs.float_mac_lut, "lut", "fitted")
         return Resources.of(
@@ -184,17 +212,29 @@ class EmittedBlocks:
         return given("floats_per_beat", self.design.floats)
 
     def _attend(self, costs: UnitCosts) -> Resources:
-        """Scores (a product and its sum), softmax, weighing (three operations); norm and turn."""
+        """Scores and weights (a product and its sum for every float read), softmax; norm and turn.
+
+        The softmax has the beats of a head to work on a stripe, so that its operators are shared.
+        """
         model, design, axi_bits = self.model, self.design, self.design.axi_bits
-        queries, floats = given("queries", self.queries), self._floats
+        queries, floats, head = given("queries", self.queries), self._floats, self._head_beats
+        ports = given("kv_ports", design.config.kv_ports)
+        macs = (2 * queries * ports * floats).named("attention_macs", "MAC/cycle")
+        of_score = head + given("operations_of_exponential", EXPONENTIAL) + 3
+        stripe = queries * (ports * of_score + EXPONENTIAL + given("operations_of_division", 8))
+        softmax = ceil_div(stripe, head).named("softmax_operators")
+        decays = 2 * queries * floats
         turn = floats * given("operations_of_norm_and_turn", 2 * (4 + 3))
-        operations = queries * (5 * floats + self._head_beats + 12) + turn
         blocks = divide(design.max_tokens, design.config.query_tokens)
-        beats = model.num_key_value_heads * design.head_beats
-        collected = uram_of(axi_bits, blocks * self.queries * beats)
-        uram = self.queries * uram_of(axi_bits, blocks * beats) + collected
-        select = 2 * 2 * costs.mux_lut(design.head_beats, 32) * design.floats
-        return self._operations(costs, operations, lut=select, uram=uram)
+        depth = blocks * model.num_key_value_heads * design.head_beats
+        uram = queries * given("query_uram", uram_of(axi_bits, depth), "uram")
+        select = given("select", 2 * 2 * costs.mux_lut(design.head_beats, 32) * design.floats)
+        kept = given("held_heads", costs.memory_lut(axi_bits, 2 * design.head_beats), "lut")
+        products = given("held_products", costs.memory_lut(32, 2 * design.head_beats), "lut")
+        beats = given("beat_fifo", costs.memory_lut(axi_bits, 32), "lut", "in and out of a cache")
+        fifos = queries * kept + queries * ports * products + 4 * ports * beats
+        operations = 2 * macs + softmax + decays + turn
+        return self._operations(costs, operations, lut=select + fifos, uram=uram)
 
     def _normalize(self, costs: UnitCosts) -> Resources:
         root = given("operations_of_a_root", PARTIALS + 12)
@@ -203,8 +243,7 @@ class EmittedBlocks:
 
     def _activate(self, costs: UnitCosts) -> Resources:
         each = given("operations_of_silu", 14, "", "an exponential, a division, two products")
-        held = bram_of(self.design.axi_bits, self.design.beats(self.model.intermediate_size))
-        return self._operations(costs, self._floats * each, bram36=held)
+        return self._operations(costs, self._floats * each)
 
     def _score_words(self, costs: UnitCosts) -> Resources:
         """Per port: the products of a beat of stored values and their sum."""

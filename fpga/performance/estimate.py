@@ -170,7 +170,8 @@ class Estimate:
         caches = self.design.context * per_token
         rest = device.capacity_bytes - self.memory_bytes + caches
         if not self.setting.schedule.on_chip:
-            rest = min(rest, 2 * device.region_bytes)
+            ports = min(2 * self.design.config.kv_ports, device.memory_ports)
+            rest = min(rest, ports * device.region_bytes)
         return max(0, rest // per_token)
 
     # Verdict -----------------------------------------------------------------------------------
@@ -195,8 +196,8 @@ class Estimate:
         elif max(self.image_bytes) > device.region_bytes:
             out.append(
                 f"memory: {max(self.image_bytes) >> 20} MiB behind one port, a region has "
-                f"{device.region_bytes >> 20} MiB; use more channels or vocabulary ports, a "
-                "shorter context or fewer bits"
+                f"{device.region_bytes >> 20} MiB; use more channels, vocabulary or "
+                "key and value ports, a shorter context or fewer bits"
             )
         return out
 

@@ -27,8 +27,13 @@ from lutllm.model_config import ModelConfig
 CHANNELS = (4, 8, 16, 24, 32, 48, 56, 64)
 LANES = (64, 128, 256, 512)
 MAX_TOKENS = (32, 128)
-#: Choices beside the engine: of the decoder kernel, and assumed ones.
-KERNELS = tuple(DecoderConfig(vocab_ports=v, query_tokens=q) for v, q in ((8, 4), (32, 8)))
+#: Choices beside the engine: of the decoder kernel, and assumed ones. What the kernel does beside
+#: the engine is assumed in the schedules that are not rendered: one choice is enough.
+KERNELS = tuple(
+    DecoderConfig(vocab_ports=vocab, kv_ports=kv, query_tokens=queries)
+    for vocab, kv, queries in ((8, 4, 1), (8, 8, 1), (32, 8, 1), (32, 8, 2), (32, 16, 1))
+)
+ASSUMED_KERNELS = (DecoderConfig(vocab_ports=32),)
 BLOCKS = (
     ASSUMED,
     dataclasses.replace(ASSUMED, attention_macs=1024, vector_lanes=64, kv_ports=32),
@@ -197,7 +202,7 @@ def settings(
         kind = rows_kind(quant, space.stored)
         for schedule, clock in itertools.product(space.schedules, space.clocks_mhz):
             assumed = BLOCKS if schedule.on_chip else (ASSUMED,)
-            kernels = KERNELS[1:] if schedule.on_chip else KERNELS
+            kernels = ASSUMED_KERNELS if schedule.on_chip else KERNELS
             for engines in _engines(plan, device, space, schedule):
                 for kernel, block, head in itertools.product(kernels, assumed, space.heads):
                     design = _design(model, engines, kernel, kind, context)

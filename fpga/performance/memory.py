@@ -88,7 +88,7 @@ def busiest_port(
 def port_bytes(decoder: DecoderDesign, ports: int, caches: bool = True) -> list[int]:
     """Bytes behind each port of the decoder kernel: images, caches, prompt and logits.
 
-    caches: keys and values behind a port each, as the kernel has them; else they are left out.
+    caches: keys and values behind their ports, as the kernel has them; else they are left out.
     """
     sizes = []
     for engine in decoder.engines:
@@ -96,7 +96,7 @@ def port_bytes(decoder: DecoderDesign, ports: int, caches: bool = True) -> list[
         arguments = memory_arguments(engine.config.channels, engine.centroid_ports)
         sizes += [beats[argument] * engine.beat_bytes for argument in arguments]
     for argument, count in (decoder.image_beats() | decoder.run_beats()).items():
-        held = caches or not argument.endswith("_cache")
+        held = caches or argument not in decoder.cache_names
         sizes.append(count * decoder.beat_bytes if held else 0)
     out = [0] * ports
     for i, size in enumerate(sizes):

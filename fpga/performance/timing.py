@@ -36,7 +36,7 @@ class Timing:
     output_depth       from the last sum to its float in memory
     call_gap           between the end of a call and the start of the next, on the board
     step_depth         from first input to first output of a float step
-    softmax_interval   cycles of the softmax from one key to the next
+    softmax_interval   cycles of the softmax from one stripe of keys to the next
     """
 
     loop_gap: int = 6

@@ -46,6 +46,7 @@ def add_parser(commands: Any) -> None:
     )
     kernel = parser.add_argument_group("decoder kernel")
     kernel.add_argument("--vocab-ports", type=positive, metavar="N", help="for embedding and head")
+    kernel.add_argument("--kv-ports", type=positive, metavar="N", help="for keys, and for values")
     kernel.add_argument("--query-tokens", type=positive, metavar="N", help="that share a key read")
     assumed = parser.add_argument_group("assumed", "of schedules that are not exported yet")
     assumed.add_argument("--head", choices=HEADS, default="lut", help="how logits are computed")
@@ -114,6 +115,7 @@ def run(args: argparse.Namespace) -> Outcome:
         prompt_tokens=args.prompt_tokens,
         context=args.context,
         vocab_ports=args.vocab_ports,
+        kv_ports=args.kv_ports,
         query_tokens=args.query_tokens,
         schedule=args.schedule,
         head=args.head,

@@ -73,42 +73,72 @@ static void run_rotate(int tokens) {
 }
 
 static void run_swiglu(int tokens) {
-    const std::vector<beat_t> x = take(2 * tokens * D::INTERMEDIATE_BEATS);
-    std::vector<beat_t> y(x.size() / 2);
+    const std::vector<beat_t> gates = take(tokens * D::INTERMEDIATE_BEATS);
+    const std::vector<beat_t> ups = take(gates.size());
+    std::vector<beat_t> y(gates.size());
     {
-        D::beats in("in"), out("out");
+        D::beats gate("gate"), up("up"), out("out");
         LUTLLM_REGION;
-        LUTLLM_PROCESS("feed", feed(in, x.data(), x.size()));
-        LUTLLM_PROCESS("swiglu", swiglu<D>(in, out, tokens));
+        LUTLLM_PROCESS("feed_gate", feed(gate, gates.data(), gates.size()));
+        LUTLLM_PROCESS("feed_up", feed(up, ups.data(), ups.size()));
+        LUTLLM_PROCESS("swiglu", swiglu<D>(gate, up, out, gates.size()));
         LUTLLM_PROCESS("drain", drain(out, y.data(), y.size()));
     }
     give(y);
 }
 
-// The cache so far, keys then values, [key head][CAPACITY][HEAD_BEATS]; then q, k, v of the run.
-// Gives the results and both caches.
+typedef std::vector<std::vector<beat_t>> Cache;  // what lies behind each port
+constexpr int CACHE_ROWS = ceil_div(Config::CAPACITY, D::KV_PORTS);
+
+static Cache take_cache() {
+    Cache cache;
+    for (int p = 0; p < D::KV_PORTS; p++) {
+        cache.push_back(take(D::KV_HEADS * CACHE_ROWS * D::HEAD_BEATS));
+    }
+    return cache;
+}
+
+static void give_cache(const Cache& cache) {
+    for (const std::vector<beat_t>& port : cache) give(port);
+}
+
+// All ports of a cache, side by side.
+static void serve_ports(Cache& cache, D::beats& rows, D::beats (&out)[D::KV_PORTS], TokenRun run) {
+    D::beats dealt[D::KV_PORTS];
+    LUTLLM_NAME_STREAMS(dealt, D::KV_PORTS);
+    LUTLLM_REGION;
+    LUTLLM_PROCESS("deal", deal_rows<D>(rows, dealt, run));
+    for (int p = 0; p < D::KV_PORTS; p++) {
+        lutllm_region.spawn(("port_" + std::to_string(p)).c_str(), [&, p] {
+            const hls::burst_maxi<beat_t> memory(cache[p].data(), cache[p].size());
+            serve_cache<D>(memory, dealt[p], out[p], run, p, 0, CACHE_ROWS);
+        });
+    }
+}
+
+// The cache so far, keys then values, [port][key head][row][HEAD_BEATS]; then q, k, v of the run.
+// Gives the results, ATTENDED_BEATS a token, and both caches.
 static void run_attention(TokenRun run, float scale) {
-    const int per_cache = D::KV_HEADS * Config::CAPACITY * D::HEAD_BEATS;
-    std::vector<beat_t> keys = take(per_cache), values = take(per_cache);
+    Cache key_cache = take_cache(), value_cache = take_cache();
     const std::vector<beat_t> q_in = take(run.tokens * D::HEADS * D::HEAD_BEATS);
     const std::vector<beat_t> k_in = take(run.tokens * D::KV_HEADS * D::HEAD_BEATS);
     const std::vector<beat_t> v_in = take(run.tokens * D::KV_HEADS * D::HEAD_BEATS);
-    std::vector<beat_t> y(q_in.size());
+    std::vector<beat_t> x(run.tokens * D::ATTENDED_BEATS, beat_t(1));
     {
-        D::beats q("q"), k("k"), v("v"), out("out");
+        D::beats q("q"), k("k"), v("v"), keys[D::KV_PORTS], values[D::KV_PORTS];
+        LUTLLM_NAME_STREAMS(keys, D::KV_PORTS);
+        LUTLLM_NAME_STREAMS(values, D::KV_PORTS);
         LUTLLM_REGION;
         LUTLLM_PROCESS("feed_q", feed(q, q_in.data(), q_in.size()));
         LUTLLM_PROCESS("feed_k", feed(k, k_in.data(), k_in.size()));
         LUTLLM_PROCESS("feed_v", feed(v, v_in.data(), v_in.size()));
-        LUTLLM_PROCESS("attention",
-                       attention<D>(hls::burst_maxi<beat_t>(keys.data(), keys.size()),
-                                    hls::burst_maxi<beat_t>(values.data(), values.size()), q, k, v,
-                                    out, run, 0, Config::CAPACITY, scale));
-        LUTLLM_PROCESS("drain", drain(out, y.data(), y.size()));
+        LUTLLM_PROCESS("key_cache", serve_ports(key_cache, k, keys, run));
+        LUTLLM_PROCESS("value_cache", serve_ports(value_cache, v, values, run));
+        LUTLLM_PROCESS("attention", attention<D>(q, keys, values, x.data(), run, scale));
     }
-    give(y);
-    give(keys);
-    give(values);
+    give(x);
+    give_cache(key_cache);
+    give_cache(value_cache);
 }
 
 static void run_exp(int count) {

@@ -41,10 +41,11 @@ inline void tick(long long interval) {
     mine.busy += interval;
 }
 
-// A process from start to end; prints its name, busy cycles and last cycle.
+// A process from start to end; prints its name, busy cycles, first and last cycle.
 struct Process {
     const sim::Process* process = sim::Scheduler::get().current();
-    explicit Process(long long start) {
+    const long long start;
+    explicit Process(long long start_now) : start(start_now) {
         clocks()[process] = Clock();
         clocks()[process].now = start;
     }
@@ -57,7 +58,8 @@ struct Process {
         outer.joined = std::max(outer.joined, mine.now);
     }
     void print(const char* part, long long busy, long long end) const {
-        std::fprintf(stderr, "process %s%s %lld %lld\n", process->name.c_str(), part, busy, end);
+        std::fprintf(stderr, "process %s%s %lld %lld %lld\n", process->name.c_str(), part, busy,
+                     start, end);
     }
 };
 
@@ -76,7 +78,7 @@ struct Aside {
 
 // Prints where the clock outside of all processes stands when the program ends.
 struct Total {
-    ~Total() { std::fprintf(stderr, "process total 0 %lld\n", now()); }
+    ~Total() { std::fprintf(stderr, "process total 0 0 %lld\n", now()); }
 };
 
 template <class T>

@@ -70,6 +70,22 @@ inline void write_values(const std::string& path, const void* data, std::size_t 
     }
 }
 
+// Ports on memory that holds a cache and lasts as long as the program. It is not a number until it
+// is written, so that a position read before shows.
+template <class D>
+std::vector<hls::burst_maxi<typename D::beat_t>> make_cache() {
+    typedef typename D::beat_t beat_t;
+    const std::size_t beats = std::size_t(D::LAYERS) * D::CACHE_BEATS;
+    static std::vector<std::unique_ptr<std::vector<beat_t>>> memory;
+    std::vector<hls::burst_maxi<beat_t>> ports;
+    for (int p = 0; p < D::KV_PORTS; p++) {
+        memory.emplace_back(new std::vector<beat_t>(beats));
+        std::memset(static_cast<void*>(memory.back()->data()), 0xFF, beats * sizeof(beat_t));
+        ports.emplace_back(memory.back()->data(), beats);
+    }
+    return ports;
+}
+
 template <class D, class RunDecoder>
 int run_prompt(int argc, char** argv, RunDecoder run_decoder) {
     typedef typename D::beat_t beat_t;
@@ -83,15 +99,9 @@ int run_prompt(int argc, char** argv, RunDecoder run_decoder) {
         if (word < 0 || word >= D::VOCAB_SIZE) stop("a word outside of the vocabulary");
         prompt.push_back(word);
     }
-    const std::size_t cache_beats = std::size_t(D::LAYERS) * D::CACHE_BEATS;
-    std::vector<beat_t> keys(cache_beats), values(cache_beats);
-    // Not a number, so that a position read before it is written shows.
-    std::memset(static_cast<void*>(keys.data()), 0xFF, cache_beats * sizeof(beat_t));
-    std::memset(static_cast<void*>(values.data()), 0xFF, cache_beats * sizeof(beat_t));
     std::vector<int> chosen(new_tokens, -1);
     std::vector<beat_t> logits(std::size_t(new_tokens) * D::LOGIT_BEATS);
-    run_decoder(images, hls::burst_maxi<beat_t>(keys.data(), cache_beats),
-                hls::burst_maxi<beat_t>(values.data(), cache_beats), prompt.data(), chosen.data(),
+    run_decoder(images, make_cache<D>(), make_cache<D>(), prompt.data(), chosen.data(),
                 logits.data(), int(prompt.size()), new_tokens);
     if (chosen[0] < 0) stop("the sequence does not fit into the context of the decoder");
     write_values(out + "/tokens.bin", chosen.data(), chosen.size() * sizeof(int));
