@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from lutllm.accuracy import records
+from lutllm.lut_linear import stored_bytes
 from lutllm.model_config import ModelConfig
 from lutllm.recipes import RECIPES
-from quant.pipeline import stored_bytes
 from tests.make_artifact import SHAPES, hf_config
 
 PAGE = (Path(__file__).parents[1] / "docs" / "RECIPES.md").read_text(encoding="utf-8")
