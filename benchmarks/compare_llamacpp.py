@@ -58,6 +58,21 @@ def llamacpp_engine(path: Path, threads: int, context: int) -> Engine:
     return start
 
 
+def token_ids(model: LutModel, text: Path | None, count: int) -> list[int]:
+    """The first tokens of a text, or random ones.
+
+    A head behind a LUT linear reads more rows the flatter the predictions are, and behind random
+    tokens they are flat: give it a text.
+    """
+    if text is None:
+        rng = np.random.default_rng(0)
+        return [int(i) for i in rng.integers(0, min(model.config.vocab_size, 30000), count)]
+    ids = model.tokenizer.encode(text.read_text(encoding="utf-8"))
+    if len(ids) < count:
+        raise SystemExit(f"{text}: {len(ids)} tokens, {count} are needed; give a longer text")
+    return ids[:count]
+
+
 def time_engine(start: Engine, prompt: list[int], continuation: list[int]) -> tuple[float, float]:
     """Prefill and decode speed in tokens per second."""
     append = start()
@@ -78,8 +93,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "lutllm": lutllm_engine(model),
         "llamacpp": llamacpp_engine(args.gguf, threads, total + 8),
     }
-    rng = np.random.default_rng(0)
-    ids = [int(i) for i in rng.integers(0, min(model.config.vocab_size, 30000), total)]
+    ids = token_ids(model, args.text, total)
     prompt, continuation = ids[: args.prompt_tokens], ids[args.prompt_tokens :]
     speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
     for start in engines.values():  # warm up
@@ -111,6 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("artifact", type=Path)
     parser.add_argument("gguf", type=Path)
+    parser.add_argument("--text", type=Path, help="take tokens from it, not random ones")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--decode-tokens", type=int, default=64)

@@ -93,6 +93,18 @@ def _dot4(weights: int, stride: int, x: int, padded: int, ahead: int, sums: int)
 
 
 @inline
+def _dot(weights: int, x: int, padded: int, sums: int) -> None:
+    """sums: i32[8], all the product of one row i8[padded] with i16[padded]."""
+    a = splat(i32x8, 0)
+    for i in range(0, padded, BLOCK):
+        a = dot_step(a, weights + i, x + 2 * i)
+    for _ in range(3):
+        low, high = unzip(a, a)
+        a = add(low, high)
+    store(sums, a)
+
+
+@inline
 def _copy_rows(row: int, count: int, size: int, padded: int, out: int) -> None:
     """`count` rows i8[size] as i8[ROWS, padded], zero elsewhere."""
     for i in range(0, ROWS * padded, BLOCK):
@@ -185,6 +197,9 @@ def screened_rows(
             continue
         for row in range(group, min(group + 8, end)):
             if load_f32(logits + 4 * row) >= least:
-                _copy_rows(weights + row * size, 1, size, padded, scratch)
-                _dot4(scratch, padded, x, padded, weights + row * size, sums)
+                at = weights + row * size
+                if padded != size:
+                    _copy_rows(at, 1, size, padded, scratch)
+                    at = scratch
+                _dot(at, x, padded, sums)
                 _logits_of(sums, row_scales, row, 1, token_scale, logits)
