@@ -59,7 +59,8 @@ def test_reports_and_tables_are_read(tmp_path):
         assert found.values == {"tiny": 4, "accurate": 1.25}
         assert found.unknown([*QUANTS]) == ["paper"]
     assert str(table) in found.source
-    assert read_ratios(["Qwen2.5-Coder-0.5B-Instruct"], QUANTS).values == {"paper": 4.15}
+    record = records()[1]
+    assert read_ratios([record.model], QUANTS).values == record.ratios
 
 
 def test_reports_without_perplexities():
