@@ -21,8 +21,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from calib.text import read_text
 from lutllm.emulator import LutModel
-from lutllm.emulator.bench import MemoryProbe, decode_bytes
+from lutllm.emulator.bench import MemoryProbe, bench_ids, decode_bytes
 from lutllm.emulator.cpu import available_threads, describe
 
 #: Starts a sequence and returns a function that appends tokens to it.
@@ -58,21 +59,6 @@ def llamacpp_engine(path: Path, threads: int, context: int) -> Engine:
     return start
 
 
-def token_ids(model: LutModel, text: Path | None, count: int) -> list[int]:
-    """The first tokens of a text, or random ones.
-
-    A head behind a LUT linear reads more rows the flatter the predictions are, and behind random
-    tokens they are flat: give it a text.
-    """
-    if text is None:
-        rng = np.random.default_rng(0)
-        return [int(i) for i in rng.integers(0, min(model.config.vocab_size, 30000), count)]
-    ids = model.tokenizer.encode(text.read_text(encoding="utf-8"))
-    if len(ids) < count:
-        raise SystemExit(f"{text}: {len(ids)} tokens, {count} are needed; give a longer text")
-    return ids[:count]
-
-
 def time_engine(start: Engine, prompt: list[int], continuation: list[int]) -> tuple[float, float]:
     """Prefill and decode speed in tokens per second."""
     append = start()
@@ -89,11 +75,12 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     threads = args.threads or available_threads()
     model = LutModel.load(args.artifact, threads)
     total = args.prompt_tokens + args.decode_tokens
+    text = args.text and read_text(args.text)
     engines = {
         "lutllm": lutllm_engine(model),
         "llamacpp": llamacpp_engine(args.gguf, threads, total + 8),
     }
-    ids = token_ids(model, args.text, total)
+    ids = [int(i) for i in bench_ids(model, text, total)]
     prompt, continuation = ids[: args.prompt_tokens], ids[args.prompt_tokens :]
     speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
     for start in engines.values():  # warm up

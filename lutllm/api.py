@@ -373,14 +373,19 @@ def bench(
     decode_tokens: int = 64,
     threads: int | None = None,
     batch: int = 0,
+    text: str | Path | None = None,
 ) -> dict[str, Any]:
     """Prefill and decode speed of an artifact on this machine, and the memory speed beside it.
 
-    batch: sequences that are also decoded together, 0 for none.
+    batch: sequences that are also decoded together, 0 for none. text: a file whose tokens are
+    taken, None for random ones.
     """
+    from calib.text import read_text
     from lutllm.emulator import bench as measure
 
-    return measure.bench(load(path, threads=threads), prompt_tokens, decode_tokens, batch=batch)
+    content = None if text is None else read_text(text)
+    model = load(path, threads=threads)
+    return measure.bench(model, prompt_tokens, decode_tokens, batch=batch, text=content)
 
 
 def serve(
@@ -390,6 +395,7 @@ def serve(
     port: int = 8000,
     name: str | None = None,
     queue: int = 16,
+    batch: int = 4,
     context: int | None = None,
     threads: int | None = None,
     ready: Callable[[str], None] | None = None,
@@ -398,7 +404,8 @@ def serve(
 
     port   0 takes a free one
     name   of the model for clients; None takes that of the folder
-    queue  requests that may wait behind the one that runs; more are refused
+    queue  requests that may wait behind those that run; more are refused
+    batch  requests that run together, at most; each has a cache of its own
     ready  gets the address once it listens
 
     Needs the extra `serve`.
@@ -406,7 +413,7 @@ def serve(
     from lutllm.server.run import serve as run_server
     from lutllm.server.settings import ServeConfig
 
-    config = ServeConfig(name or Path(path).resolve().name, queue)
+    config = ServeConfig(name or Path(path).resolve().name, queue, batch)
     model = load(path, threads=threads, context=context)
     run_server(model, config, host, port, ready or (lambda address: None))
 

@@ -328,7 +328,7 @@ def test_generate_streams_or_prints_json(quantized, capsys):
     assert captured.err == ""
 
 
-def test_bench_names_its_bound(quantized, capsys):
+def test_bench_names_its_bound(quantized, tmp_path, capsys):
     words = ["bench", str(quantized[0]), "--prompt-tokens", "8", "--decode-tokens", "4"]
     assert main([*words, "--threads", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -340,6 +340,8 @@ def test_bench_names_its_bound(quantized, capsys):
     printed = capsys.readouterr().out
     assert "of what memory gives" in printed
     assert "tokens/s in 2 sequences" in printed
+    (tmp_path / "text.txt").write_text("a few words " * 20)
+    assert main([*words, "--text", str(tmp_path / "text.txt")]) == 0
 
 
 def test_eval_of_an_artifact(quantized, checkpoint, tmp_path, capsys):

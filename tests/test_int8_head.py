@@ -171,7 +171,7 @@ def _stepper(step: Any) -> Any:
 
 
 def test_every_kernel_set_has_the_same_sums() -> None:
-    steps = [dot_step_plain] + [dot_step_avx2] * (ISA == "avx2")
+    steps = [dot_step_plain] + [dot_step_avx2] * (ISA != "plain")
     rng = np.random.default_rng(5)
     weights = rng.integers(-128, 128, 16).astype(np.int8)
     x = rng.integers(-32767, 32768, 16).astype(np.int16)

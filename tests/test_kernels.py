@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from lutllm import intmath
 from lutllm.config import LutConfig
 from lutllm.emulator import jit
-from lutllm.emulator.cpu import ISA, SETS, choose_isa
+from lutllm.emulator.cpu import ENV, ISA, SETS, choose_isa, compiler_target
 from lutllm.emulator.layout import QUAD, SEGMENT, UNIT, Arena, cut_panels, cut_segments, pack
 from lutllm.emulator.linear import run_linear
 from lutllm.emulator.team import Team
@@ -91,6 +93,24 @@ def test_equal_to_intmath(case):
     x = random_input(tokens, in_features, case)
     for team in TEAMS.values():
         check(linear, x, team)
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_the_other_kernel_sets_are_equal_to_intmath_too(isa):
+    if isa == ISA or not SETS[isa] <= compiler_target()[2]:
+        pytest.skip("in use, so tested here, or not for this processor")
+    if os.environ.get(ENV):
+        pytest.skip(f"{ENV} asks for {ISA} alone")
+    tests = "equal_to_intmath and not other or random or saturation or bound or unsigned"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", __file__, "-k", tests],
+        env={**os.environ, ENV: isa},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout
 
 
 def random_cases(count: int) -> Iterator[tuple[LutConfig, int, int, int]]:
@@ -245,10 +265,12 @@ def test_choice_of_kernels():
     assert choose_isa(None, frozenset()) == "plain"
     assert choose_isa(None, frozenset({"avx2", "fma"})) == "avx2"
     assert choose_isa("plain", frozenset({"avx2"})) == "plain"
+    assert choose_isa(None, SETS["avx512"] | {"fma"}) == "avx512"
+    assert choose_isa(None, SETS["avx512"] - {"avx512vbmi"}) == "avx2"
     assert ISA in SETS
     with pytest.raises(ConfigError, match="lacks avx2"):
         choose_isa("avx2", frozenset())
-    with pytest.raises(ConfigError, match="choose one of avx2, plain"):
+    with pytest.raises(ConfigError, match="choose one of avx512, avx2, plain"):
         choose_isa("mmx", frozenset())
 
 

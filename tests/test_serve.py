@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import sys
@@ -68,9 +69,15 @@ class Running:
     engine: Any
     gate: threading.Event
     started: threading.Event
+    together: list[int]  # sequences of every decoding step
 
     def post(self, path: str, **body: Any) -> Any:
         return self.client.post(f"/v1/{path}", json=body)
+
+    def cached(self) -> int:
+        """Tokens in the caches of all slots."""
+        slots = [*self.engine._free, *(g.slot for g in self.engine._current)]
+        return sum(slot.cache.length for slot in slots)
 
 
 @pytest.fixture(scope="module")
@@ -89,28 +96,48 @@ def model(folder: Path) -> LutModel:
 
 @pytest.fixture
 def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """One request at a time, so that a second one waits."""
+    with running(folder, monkeypatch, batch=1) as found:
+        yield found
+
+
+@pytest.fixture
+def batching(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    with running(folder, monkeypatch, batch=3) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def running(folder: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> Iterator[Running]:
     httpx = pytest.importorskip("httpx", reason="the tests of the server need httpx")
     pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
     pytest.importorskip("starlette", reason="the extra `serve` is not installed")
     served = LutModel.load(folder, threads=1)
     gate, started = threading.Event(), threading.Event()
+    together: list[int] = []
     gate.set()
-    prefill = served.prefill
 
-    def gated(ids: Any) -> np.ndarray:
-        started.set()
-        gate.wait(20)
-        return prefill(ids)
+    def gated(step: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        def wait(ids: Any, caches: Any) -> np.ndarray:
+            started.set()
+            gate.wait(20)
+            if isinstance(caches, list):
+                together.append(len(caches))
+            return step(ids, caches)
 
-    monkeypatch.setattr(served, "prefill", gated)
-    instance = make_server(served, ServeConfig("tiny", queue=1, max_body_bytes=4096))
+        return wait
+
+    monkeypatch.setattr(served, "prefill", gated(served.prefill))
+    monkeypatch.setattr(served, "decode_batch", gated(served.decode_batch))
+    config = ServeConfig("tiny", queue=1, batch=batch, max_body_bytes=4096)
+    instance = make_server(served, config)
     sock = listen("127.0.0.1", 0)
     thread = threading.Thread(target=instance.run, kwargs={"sockets": [sock]})
     thread.start()
     address = f"http://127.0.0.1:{sock.getsockname()[1]}"
     with httpx.Client(base_url=address, timeout=30) as client:
         engine = next(t for t in _engines(instance))
-        yield Running(client, engine, gate, started)
+        yield Running(client, engine, gate, started, together)
         gate.set()
     instance.should_exit = True
     thread.join(20)
@@ -295,9 +322,9 @@ def test_a_full_queue_is_refused_at_once(server: Running) -> None:
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
         thread.start()
-    assert eventually(lambda: (server.engine.running, server.engine.waiting) == (True, 1))
+    assert eventually(lambda: (server.engine.running, server.engine.waiting) == (1, 1))
     health = server.client.get("/health").json()
-    assert (health["running"], health["waiting"]) == (True, 1)
+    assert (health["running"], health["waiting"]) == (1, 1)
     refused = server.post("completions", prompt="a", **GREEDY)
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     assert "queue of 1 requests is full" in refused.json()["error"]["message"]
@@ -315,17 +342,17 @@ def test_a_stream_that_is_left_stops(server: Running) -> None:
     with server.client.stream("POST", "/v1/completions", json=body) as response:
         next(response.iter_lines())
         server.gate.clear()  # in the middle of the answer
-    tokens_before = server.engine.model.cache.length
-    assert eventually(lambda: server.engine._current is None or _cancelled(server))
+    tokens_before = server.cached()
+    assert eventually(lambda: not server.engine.running or _cancelled(server))
     server.gate.set()
     assert eventually(lambda: not server.engine.running)
-    assert server.engine.model.cache.length <= tokens_before + 2
+    assert server.cached() <= tokens_before + 2
     assert server.post("completions", prompt="a", **GREEDY).status_code == 200
 
 
 def _cancelled(server: Running) -> bool:
     current = server.engine._current
-    return current is not None and current.cancelled.is_set()
+    return bool(current) and all(g.job.cancelled.is_set() for g in current)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -343,13 +370,13 @@ def test_clients_that_leave_while_they_wait_free_their_place(server: Running, st
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
         thread.start()
-    assert eventually(lambda: (server.engine.running, server.engine.waiting) == (True, 1))
+    assert eventually(lambda: (server.engine.running, server.engine.waiting) == (1, 1))
     for thread in threads:
         thread.join(20)
     assert eventually(lambda: server.engine.waiting == 0 and _cancelled(server))
     server.gate.set()
     assert eventually(lambda: not server.engine.running)
-    assert server.engine.model.cache.length <= 2
+    assert server.cached() <= 2
     assert server.post("completions", prompt="a", **GREEDY).status_code == 200
 
 
@@ -362,8 +389,8 @@ def test_a_failure_ends_one_request(
 ) -> None:
     prefill = server.engine.model.prefill
 
-    def broken(ids: Any) -> np.ndarray:
-        return prefill(ids) * np.float32(np.nan)
+    def broken(ids: Any, cache: Any) -> np.ndarray:
+        return prefill(ids, cache) * np.float32(np.nan)
 
     with monkeypatch.context() as patch:
         patch.setattr(server.engine.model, "prefill", broken)
@@ -373,6 +400,52 @@ def test_a_failure_ends_one_request(
     assert "logits are not finite" in body["error"]["message"]
     again = server.post("completions", prompt="once upon", **GREEDY).json()
     assert again["choices"][0]["text"] == model.generate("once upon", max_tokens=20).text
+
+
+def test_requests_run_together_and_get_what_they_would_get_alone(
+    batching: Running, model: LutModel
+) -> None:
+    prompts = ["once upon a time", "b", "a rather long prompt of several words", "d"]
+    texts: dict[str, str] = {}
+
+    def ask(prompt: str) -> None:
+        found = batching.post("completions", prompt=prompt, **GREEDY).json()
+        texts[prompt] = found["choices"][0]["text"]
+
+    batching.gate.clear()
+    threads = [threading.Thread(target=ask, args=(prompt,)) for prompt in prompts]
+    for thread in threads:
+        thread.start()
+    assert eventually(lambda: batching.engine.waiting == len(prompts) - batching.engine.running)
+    batching.gate.set()
+    for thread in threads:
+        thread.join(20)
+    assert max(batching.together) == 3
+    assert texts == {p: model.generate(p, max_tokens=20).text for p in prompts}
+
+
+def test_a_failed_step_ends_those_in_it_and_no_other(
+    batching: Running, model: LutModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failing step of decoding ends the requests in it; the next ones are served."""
+
+    def broken(ids: Any, caches: Any) -> np.ndarray:
+        raise RuntimeError("out of order")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batching.engine.model, "decode_batch", broken)
+        found = batching.post("completions", prompt="once upon", **GREEDY)
+    assert (found.status_code, "out of order" in found.text) == (500, True)
+    again = batching.post("completions", prompt="once upon", **GREEDY).json()
+    assert again["choices"][0]["text"] == model.generate("once upon", max_tokens=20).text
+
+
+def test_a_prompt_goes_to_the_slot_that_knows_it(batching: Running) -> None:
+    """Of the free slots the one whose last sequence began like it."""
+    for prompt in ("aaaa bbbb cccc", "zzzz yyyy xxxx", "aaaa bbbb cccc dddd"):
+        found = batching.post("completions", prompt=prompt, **GREEDY).json()
+    details = found["usage"]["prompt_tokens_details"]
+    assert details["cached_tokens"] > 4
 
 
 def test_an_address_in_use_is_named() -> None:
@@ -393,5 +466,7 @@ def test_without_the_extra_the_fix_is_named(
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="queue is -1; it must be at least 0"):
         ServeConfig("tiny", queue=-1)
+    with pytest.raises(ConfigError, match="batch is 0; it must be at least 1"):
+        ServeConfig("tiny", batch=0)
     with pytest.raises(ConfigError, match="name is empty"):
         ServeConfig("")

@@ -18,6 +18,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--batch", type=natural, default=0, metavar="N", help="also decode N sequences together"
     )
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="take its tokens, not random ones"
+    )
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -29,6 +32,7 @@ def run(args: argparse.Namespace) -> Outcome:
         decode_tokens=args.decode_tokens,
         threads=args.threads,
         batch=args.batch,
+        text=args.text,
     )
     share = found["decode_gb_per_s"] / found["memory_gb_per_s"]
     rows = [

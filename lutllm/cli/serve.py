@@ -19,6 +19,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--queue", type=natural, default=16, metavar="N", help="requests that may wait; default 16"
     )
+    parser.add_argument(
+        "--batch", type=positive, default=4, metavar="N", help="requests run together; default 4"
+    )
     parser.add_argument("--context", type=positive, metavar="N", help="positions of a sequence")
     parser.add_argument("--threads", type=positive, metavar="N")
 
@@ -36,6 +39,7 @@ def run(args: argparse.Namespace) -> Outcome:
         port=args.port,
         name=args.name,
         queue=args.queue,
+        batch=args.batch,
         context=args.context,
         threads=args.threads,
         ready=ready,

@@ -22,10 +22,15 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from lutllm.config import ACT_LIMIT, STAGE_BITS
 from lutllm.emulator import plain
+from lutllm.emulator.activations import (
+    INDEX_BITS,
+    largest_input,
+    make_code_slots,
+    quantize_slots,
+)
 from lutllm.emulator.jit import inline
-from lutllm.emulator.layout import QUAD, SEGMENT, SEGMENT_COLUMNS, TILE, UNIT
+from lutllm.emulator.layout import AHEAD, QUAD, SEGMENT, SEGMENT_COLUMNS, TILE, UNIT
 from lutllm.emulator.plain import (
     segment_field,
     segment_place,
@@ -40,54 +45,32 @@ from lutllm.emulator.simd import (
     band,
     bitcast,
     bxor,
-    f32x8,
-    float_to_int,
-    i8x8,
+    call_llvm,
     i8x16,
     i8x32,
-    i16x8,
     i16x16,
     i32x8,
     intrinsic,
     load,
-    load_f32,
-    load_i16,
+    load_at,
     load_i32,
     lshr,
-    maddubs,
-    maddwd,
-    max_lanes,
-    mul,
-    mulhrs,
-    packsswb,
     prefetch,
-    pshufb,
-    psignb,
-    rint,
+    prefetch_at,
     sext,
     shl,
     splat,
     store,
-    store_f32,
-    store_i8,
-    store_i16,
     sub,
-    trunc,
-    vabs,
     vmax,
     vmin,
 )
+from lutllm.emulator.simd_x86 import maddubs, maddwd, mulhrs, packsswb, pshufb, psignb
 
 __all__ = ["code_slots", "largest_input", "lookup", "make_rows", "quantize_slots"]
 
-#: Bits below the score that hold the centroid's number while searching.
-INDEX_BITS = 8
-#: Tokens from which taking the activation codebook apart pays.
-EXPAND_TOKENS = 4
 #: Activation vectors from which taking codes apart pays.
 SPLIT_VECTORS = 3
-#: Bytes between the codes in use and those asked for: codes are read once, front to back.
-AHEAD = 4096
 assert SEGMENT // UNIT <= 7  # the error bound of the module docstring
 
 
@@ -106,151 +89,12 @@ def _pair_mask(typingctx: Any) -> Any:
     return i8x32(), codegen
 
 
-# ---------------------------------------------------------------- activations
-
-
-@inline
-def _gather(lin: Any, x: int, first: int, scratch: int) -> None:
-    """f32[2 UNIT] at scratch: channels of elements first, first + 1, ... times their scales."""
-    for i in range(first, first + 2 * UNIT):
-        channel = load_i32(lin.perm + 4 * i)
-        store_f32(scratch + 4 * (i - first), load_f32(x + 4 * channel))
-    for i in range(0, 8 * UNIT, 32):
-        scale = load(f32x8, lin.scale + 4 * first + i)
-        store(scratch + i, mul(load(f32x8, scratch + i), scale))
-
-
-@inline
-def _rounded(values: Vector, limit: int) -> Vector:
-    """clamp(rint(values)) as i32x8."""
-    top = splat(f32x8, float(limit))
-    low = splat(f32x8, float(-limit))
-    return float_to_int(i32x8, vmax(vmin(rint(values), top), low))
-
-
-@inline
-def largest_input(lin: Any, x: int, scratch: int) -> float:
-    """As `plain.largest_input`; scratch: 128 bytes."""
-    if lin.vec_len != 2:
-        return plain.largest_input(lin, x, scratch)
-    top = splat(f32x8, 0.0)
-    for slot in range(0, lin.slots, UNIT):
-        _gather(lin, x, 2 * slot, scratch)
-        for i in range(0, 8 * UNIT, 32):
-            top = vmax(top, vabs(load(f32x8, scratch + i)))
-    return max_lanes(top)
-
-
-@inline
-def quantize_slots(
-    lin: Any, x: int, inverse: float, first: int, end: int, act: int, scratch: int
-) -> None:
-    """As `plain.quantize_slots`; scratch: 128 bytes."""
-    if lin.vec_len != 2:
-        plain.quantize_slots(lin, x, inverse, first, end, act, scratch)
-        return
-    factor = splat(f32x8, inverse)
-    for slot in range(first, end, UNIT):
-        _gather(lin, x, 2 * slot, scratch)
-        for i in range(0, 2 * UNIT, 8):
-            value = mul(load(f32x8, scratch + 4 * i), factor)
-            store(act + 2 * slot + i, trunc(i8x8, _rounded(value, 127)))
-        _spread(lin, slot, act)
-
-
-@inline
-def _spread(lin: Any, first: int, vector: int) -> None:
-    """`plain.spread` for UNIT slots of two elements."""
-    for order in range(1, lin.orders):
-        copies = lin.copies + 4 * (order - 1) * lin.slots
-        target = vector + 2 * order * lin.slots
-        for slot in range(first, first + UNIT):
-            other = load_i32(copies + 4 * slot)
-            if other >= 0:
-                store_i16(target + 2 * other, load_i16(vector + 2 * slot))
-
-
-@inline
-def code_slots(
-    lin: Any,
-    tokens: int,
-    x: int,
-    x_bytes: int,
-    first: int,
-    end: int,
-    act: int,
-    act_bytes: int,
-    codes: int,
-    scratch: int,
-) -> None:
-    """As `plain.code_slots`.
-
-    scratch: 128 bytes, 128 for each centroid, 4 for each slot of each token.
-    """
-    if not lin.fast_search:
-        plain.code_slots(lin, tokens, x, x_bytes, first, end, act, act_bytes, codes, scratch)
-        return
-    expanded = scratch + 8 * UNIT
-    rests = expanded + 128 * lin.act_centroids
-    rest_bytes = 4 * (end - first)
-    for t in range(tokens):
-        _quantize_pairs(lin, x + t * x_bytes, first, end, rests + t * rest_bytes, scratch)
-    for slot in range(first, end, UNIT):
-        for stage in range(lin.act_stages):
-            book = lin.act_codebook + (stage * lin.slots + slot) * lin.act_centroids * 2
-            shift = STAGE_BITS * (lin.act_stages - 1 - stage)
-            if tokens >= EXPAND_TOKENS:
-                _expand(book, lin.act_centroids, shift, expanded)
-            for t in range(tokens):
-                rest = rests + t * rest_bytes + 4 * (slot - first)
-                numbers = scratch + t % 2 * 64
-                if tokens < EXPAND_TOKENS:
-                    if shift == 0:  # constants, for a loop without shifts
-                        _nearest(book, lin.act_centroids, 0, rest, numbers)
-                    else:
-                        _nearest(book, lin.act_centroids, shift, rest, numbers)
-                elif t % 2 == 0:
-                    other = rest + rest_bytes if t + 1 < tokens else rest
-                    _nearest_two(expanded, lin.act_centroids, rest, other, numbers)
-                vector = act + t * act_bytes + 2 * stage * lin.orders * lin.slots
-                _take(book, shift, numbers, vector + 2 * slot, rest)
-                _spread(lin, slot, vector)
-                if codes:
-                    row = codes + (t * lin.act_stages + stage) * lin.slots + slot
-                    for i in range(UNIT):
-                        store_i8(row + i, load_i32(numbers + 4 * i))
-
-
-@inline
-def _quantize_pairs(lin: Any, x: int, first: int, end: int, out: int, scratch: int) -> None:
-    """The integers i16[end - first, 2] of slots first .. end."""
-    limit = ACT_LIMIT << (STAGE_BITS * (lin.act_stages - 1))
-    for slot in range(first, end, UNIT):
-        _gather(lin, x, 2 * slot, scratch)
-        for i in range(0, 2 * UNIT, 8):
-            value = _rounded(load(f32x8, scratch + 4 * i), limit)
-            store(out + 4 * (slot - first) + 2 * i, trunc(i16x8, value))
-
-
-@inline
-def _take(book: int, shift: int, numbers: int, chosen: int, rest: int) -> None:
-    """Write the chosen centroids of UNIT slots, and leave the rest for the next stage."""
-    for slot in range(UNIT):
-        code = load_i32(numbers + 4 * slot)
-        store_i16(chosen + 2 * slot, load_i16(book + 2 * (code * UNIT + slot)))
-    if shift:
-        for i in range(0, 2 * UNIT, 16):
-            taken = shl(sext(i16x16, load(i8x16, chosen + i)), shift)
-            store(rest + 2 * i, sub(load(i16x16, rest + 2 * i), taken))
+# ---------------------------------------------------------------- search
 
 
 @inline
 def _nearest(book: int, count: int, shift: int, rest: int, out: int) -> None:
-    """Numbers i32[UNIT] at `out` of the nearest centroids for i16[UNIT, 2] at `rest`.
-
-    With c' = c << shift, |x - c'|^2 is least where c . (c' - 2 x) is; the centroid's number in the
-    low bits makes the lowest of equals win.
-    """
+    """Numbers i32[UNIT] at `out` of the nearest centroids for i16[UNIT, 2] at `rest`."""
     x0 = shl(load(i16x16, rest), 1)
     x1 = shl(load(i16x16, rest + 32), 1)
     best0 = splat(i32x8, 0x7FFFFFFF)
@@ -283,11 +127,11 @@ def _expand(book: int, count: int, shift: int, out: int) -> None:
 
 
 @inline
-def _nearest_two(expanded: int, count: int, rest: int, other: int, out: int) -> None:
-    """As `_nearest` for two tokens, with what does not depend on x made by `_expand`.
-
-    rest and other: i16[UNIT, 2] each; out: i32[2, UNIT].
-    """
+def _nearest_some(
+    expanded: int, count: int, rest: int, rest_bytes: int, tokens: int, out: int
+) -> None:
+    """As `_nearest` for one token or two, with what does not depend on x made by `_expand`."""
+    other = rest + rest_bytes if tokens > 1 else rest
     zero = splat(i16x16, 0)
     x0 = sub(zero, shl(load(i16x16, rest), 1))
     x1 = sub(zero, shl(load(i16x16, rest + 32), 1))
@@ -307,6 +151,9 @@ def _nearest_two(expanded: int, count: int, rest: int, other: int, out: int) -> 
     store(out + 32, band(best1, mask))
     store(out + 64, band(best2, mask))
     store(out + 96, band(best3, mask))
+
+
+code_slots = make_code_slots(_nearest, _expand, _nearest_some, 2)
 
 
 # ---------------------------------------------------------------- rows
@@ -402,28 +249,6 @@ class _Tree:
         return value
 
 
-def _shuffle(builder: Any, table: Any, index: Any) -> Any:
-    name = "llvm.x86.avx2.pshuf.b"
-    kind = ir.FunctionType(i8x32.llvm, [i8x32.llvm] * 2)
-    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    return builder.call(function, [table, index])
-
-
-def _load_at(builder: Any, address: Any, offset: int, lanes: int) -> Any:
-    kind = ir.VectorType(ir.IntType(8), lanes)
-    place = builder.add(address, ir.Constant(address.type, offset))
-    return builder.load(builder.inttoptr(place, kind.as_pointer()), align=1)
-
-
-def _prefetch_at(builder: Any, address: Any, offset: int) -> None:
-    place = builder.add(address, ir.Constant(address.type, offset))
-    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    hints = [number(0), number(3), number(1)]  # read, keep in all levels, data
-    builder.call(function, [builder.inttoptr(place, byte), *hints])
-
-
 def _nibbles(builder: Any, both: Any) -> list[Any]:
     """The low and the high nibbles of i8x32 as two index vectors."""
     words = ir.VectorType(ir.IntType(16), 16)
@@ -452,15 +277,15 @@ def _block(slots: int) -> Any:
             trees = [_Tree(builder) for _ in sums]
             spread = ir.Constant(ir.VectorType(ir.IntType(32), 32), list(range(16)) * 2)
             for slot in range(slots):
-                row = _load_at(builder, args[0], 16 * slot, 16)
+                row = load_at(builder, i8x16, args[0], 16 * slot)
                 table = builder.shuffle_vector(row, row, spread)
                 if addresses:
                     indices = _packed_indices(builder, addresses, slot)
                 else:
                     at = 32 * count * slot
-                    indices = [_load_at(builder, args[2], at + 32 * n, 32) for n in range(count)]
+                    indices = [load_at(builder, i8x32, args[2], at + 32 * n) for n in range(count)]
                 for n, index in enumerate(indices):
-                    entry = _shuffle(builder, table, index)
+                    entry = call_llvm(builder, "llvm.x86.avx2.pshuf.b", i8x32.llvm, [table, index])
                     sums[n] = builder.add(sums[n], entry)
                     trees[n].push(entry)
             means = [tree.mean(UNIT // slots) for tree in trees]
@@ -475,8 +300,8 @@ def _packed_indices(builder: Any, addresses: list[Any], slot: int) -> list[Any]:
     """The index vectors of one slot of some tiles; asks for the codes needed later."""
     if slot % 2 == 0:  # two slots are a cache line
         for a in addresses:
-            _prefetch_at(builder, a, TILE // 2 * slot + AHEAD)
-    packed = [_load_at(builder, a, TILE // 2 * slot, 32) for a in addresses]
+            prefetch_at(builder, a, TILE // 2 * slot + AHEAD)
+    packed = [load_at(builder, i8x32, a, TILE // 2 * slot) for a in addresses]
     return [index for both in packed for index in _nibbles(builder, both)]
 
 

@@ -14,6 +14,7 @@ from lutllm.emulator.layout import aligned
 from lutllm.emulator.model import CHUNK, LutModel
 from lutllm.emulator.simd import add, f32x8, load, splat, store
 from lutllm.emulator.team import Team, share
+from lutllm.errors import ConfigError
 
 #: Larger than any cache, small enough for any machine that holds a model.
 BANDWIDTH_BYTES = 256 << 20
@@ -55,22 +56,35 @@ def decode_bytes(model: LutModel, position: int) -> int:
     return model.table_bytes + model.head_bytes + cached
 
 
+def bench_ids(model: LutModel, text: str | None, count: int) -> np.ndarray:
+    """The first `count` tokens of a text, or random ones: i64[count].
+
+    A head behind a LUT linear reads more rows the flatter the predictions are, and behind random
+    tokens they are flat: its speed is that on a text.
+    """
+    if text is None:
+        return np.random.default_rng(0).integers(0, model.config.vocab_size, count)
+    ids = model.tokenizer.encode(text)
+    if len(ids) < count:
+        raise ConfigError(f"the text has {len(ids)} tokens, {count} are needed; give a longer one")
+    return np.array(ids[:count], np.int64)
+
+
 def bench(
     model: LutModel,
     prompt_tokens: int = 128,
     decode_tokens: int = 64,
     repeats: int = 3,
     batch: int = 0,
+    text: str | None = None,
 ) -> dict[str, Any]:
-    """Speed of prefill and decode on random tokens; medians of `repeats` alternating rounds.
+    """Speed of prefill and decode; medians of `repeats` alternating rounds.
 
     decode_gb_per_s is what a token reads times tokens/s; memory_gb_per_s what the same threads
     read from memory in between. batch: also decode so many sequences together, tokens of all of
-    them counted in batch_tokens_per_s.
+    them counted in batch_tokens_per_s. text: see `bench_ids`.
     """
-    rng = np.random.default_rng(0)
-    total = prompt_tokens + decode_tokens
-    ids = rng.integers(0, model.config.vocab_size, total)
+    ids = bench_ids(model, text, prompt_tokens + decode_tokens)
     probe = MemoryProbe(model.team)
     model.reset()
     model.prefill(ids[: min(CHUNK, prompt_tokens)])  # compiled, buffers in place

@@ -2,8 +2,8 @@
 
 Detection reads the features that Numba compiles for, not those the processor has: the two differ
 when NUMBA_CPU_NAME or NUMBA_CPU_FEATURES is set, and an instruction that the compiler was not
-allowed to use would end the process. A further set (AVX-512, NEON) is one more entry in `SETS` and
-one more module beside `plain.py` and `avx2.py`.
+allowed to use would end the process. A further set (NEON) is one more entry in `SETS` and one more
+module beside `plain.py`, `avx2.py` and `avx512.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from lutllm.errors import ConfigError
 ENV = "LUTLLM_ISA"
 #: Kernel sets, best first, with the features each needs.
 SETS: dict[str, frozenset[str]] = {
+    "avx512": frozenset({"avx2", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni"}),
     "avx2": frozenset({"avx2"}),
     "plain": frozenset(),
 }

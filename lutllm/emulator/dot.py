@@ -13,10 +13,10 @@ from lutllm.emulator.simd import (
     i16x16,
     i32x8,
     load,
-    maddwd,
     mul,
     sext,
 )
+from lutllm.emulator.simd_x86 import maddwd
 
 
 @inline

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from lutllm.emulator.cpu import ISA
 
-if ISA == "avx2":
+if ISA == "avx512":
+    from lutllm.emulator.avx512 import (
+        code_slots,
+        largest_input,
+        lookup,
+        make_rows,
+        quantize_slots,
+    )
+    from lutllm.emulator.dot import dot_step_avx2 as dot_step
+elif ISA == "avx2":
     from lutllm.emulator.avx2 import (
         code_slots,
         largest_input,

@@ -12,7 +12,9 @@ and codebooks front to back.
 
 A tile of one slot is 64 codes: 64 bytes, or 32 when a code fits 4 bits. Then output i of the 64
 lies in byte 4 (i % 8) + 2 (i // 8 % 2) + i // 16 % 2, nibble i // 32: taking even and odd bytes of
-a shuffle result apart, and then even and odd 16-bit words, leaves runs of 8 outputs.
+a shuffle result apart, and then even and odd 16-bit words, leaves runs of 8 outputs. In quads, a
+tile of four slots is 128 bytes: output i of slot s lies in byte 64 (i // 32) + 4 (i % 16) + s,
+nibble i // 16 % 2, so that four neighbouring bytes are one output.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ UNIT = 16
 QUAD = 4
 SEGMENT = 7 * UNIT
 PANEL_TILES = 8
+#: Bytes between the codes in use and those asked for: codes are read once, front to back.
+AHEAD = 4096
 _LINE = 64  # bytes of a cache line
 
 
@@ -75,14 +79,16 @@ class Packing:
 
     search: activation codebook [Sa, slots / 16, Ka, 16, 2]; else [Sa, slots, Ka, v]
     rows:   weight codebook of two slots as 64 bytes: centroids 0-7 of the first, of the second,
-            8-15 of the first, of the second; multipliers i16 2^(15 - shift); else [slot][Kw][v]
-            and shifts u8
-    lookup: rows are 16 entries + 128 as u8; else i8[Kw]; low bytes are u8 in both
+            8-15 of the first, of the second (in quads, of four slots as 128 bytes); multipliers
+            i16 2^(15 - shift); else [slot][Kw][v] and shifts u8
+    lookup: rows are 16 entries, + 128 as u8 unless in quads; else i8[Kw]; low bytes are u8 always
+    quads:  four slots share a register; else two
     """
 
     search: bool
     rows: bool
     lookup: bool
+    quads: bool
 
     @classmethod
     def choose(cls, linear: LutLinear, isa: str) -> Packing:
@@ -92,7 +98,12 @@ class Packing:
         short = vector and config.weight_centroids <= 16
         # 16 bits hold centroid - 2 x, and index below score needs 31 bits: two stages at most
         search = pairs and config.scheme == "co" and config.act_stages <= 2
-        return cls(search=search, rows=pairs and short, lookup=short)
+        return cls(search, rows=pairs and short, lookup=short, quads=short and isa == "avx512")
+
+    @property
+    def row_bias(self) -> int:
+        """What is added to every entry."""
+        return 128 if self.lookup and not self.quads else 0
 
 
 @dataclass(frozen=True)
@@ -206,7 +217,6 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
     centroids = 16 if packing.rows else config.weight_centroids
     code_bytes = TILE // 2 if config.weight_centroids <= 16 else TILE
     panels, tiles = cut_panels(linear, len(stream[0]), code_bytes)
-    row_bias = 128 if packing.lookup else 0
     scale = np.where(linear.input_perm < 0, np.float32(0), linear.input_scale)
     first = slot_position[0]
     arrays = {
@@ -215,7 +225,7 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
         "copies": _copies(slot_position),
         "weight_codebook": _weight_codebook(arena, linear, stream, packing),
         "shift": _shifts(arena, linear, stream, packing),
-        "codes": _codes(arena, linear, stream, segments, panels, tiles, code_bytes),
+        "codes": _codes(arena, linear, stream, segments, panels, tiles, packing.quads, code_bytes),
         "segment_table": segments,
         "panel_table": panels,
         "output_scale": _copy(arena, linear.output_scale),
@@ -246,8 +256,8 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
         "fast_lookup": int(packing.lookup),
         "row_stride": 16 if packing.lookup else config.weight_centroids,
         "row_planes": _row_planes(config),
-        "row_bias": row_bias,
-        "sum_bias": _sum_bias(config, segments) if packing.lookup else 0,
+        "row_bias": packing.row_bias,
+        "sum_bias": _sum_bias(config, segments) if packing.row_bias else 0,
         "slot_bytes": centroids * config.vec_len,
         "code_bytes": code_bytes,
     }
@@ -301,7 +311,7 @@ def _row_planes(config: LutConfig) -> int:
 
 
 def _sum_bias(config: LutConfig, segments: np.ndarray) -> int:
-    """What the vector kernels add to every accumulator beside the entries.
+    """What kernels with biased entries add to every accumulator beside them.
 
     128 for each byte they add up, times 2^shift; quads beyond whole UNITs are filled up with zero
     entries. Low bytes carry no 128, but where a quad is filled up the fill does.
@@ -337,9 +347,12 @@ def _weight_codebook(
     for group in range(linear.num_groups):
         out[group, :, : config.weight_centroids] = linear.weight_codebook[stage, position, group]
     out[:, position < 0] = 0
-    if packing.rows:  # [pair, slot, half, 8, 2] -> [pair, half, slot, 8, 2]
-        pairs = out.reshape(linear.num_groups, len(stage) // 2, 2, 2, 16)
-        pairs[:] = pairs.swapaxes(2, 3).copy()
+    if packing.rows:  # [some, slot, half, 8, 2] -> [some, half, slot, 8, 2]
+        together = QUAD if packing.quads else 2
+        some = out.reshape(linear.num_groups, -1, together * 32)
+        some[:] = (
+            some.reshape(linear.num_groups, -1, together, 2, 16).swapaxes(2, 3).reshape(some.shape)
+        )
     return out
 
 
@@ -369,6 +382,7 @@ def _codes(
     segments: np.ndarray,
     panels: np.ndarray,
     tiles: int,
+    quads: bool,
     code_bytes: int,
 ) -> np.ndarray:
     """u8, order panel, segment, tile, slot; one tile is `code_bytes`."""
@@ -376,7 +390,7 @@ def _codes(
     out = arena.take(tiles * len(stage) * code_bytes, np.uint8)
     source = np.ascontiguousarray(linear.weight_codes)
     bits = linear.config.code_bits
-    _pack_codes(source, bits, code_bytes, stage, position, segments, panels, out)
+    _pack_codes(source, bits, quads, code_bytes, stage, position, segments, panels, out)
     return out
 
 
@@ -384,6 +398,7 @@ def _codes(
 def _pack_codes(
     source: np.ndarray,
     bits: int,
+    quads: bool,
     code_bytes: int,
     stages: np.ndarray,
     positions: np.ndarray,
@@ -401,13 +416,17 @@ def _pack_codes(
             for slot in range(count):
                 stage, position = stages[place + slot], positions[place + slot]
                 for tile in range(tiles):
-                    target = at + (tile * count + slot) * code_bytes
                     valid = min(TILE, outputs - tile * TILE) if position >= 0 else 0
                     if valid > 0:
                         first = first_output + tile * TILE
                         _read_codes(source[stage, position], bits, first, valid, codes)
                     codes[valid:] = 0
-                    _write_tile(codes, code_bytes, out[target : target + code_bytes])
+                    if quads:
+                        target = at + (tile * count + slot // QUAD * QUAD) * code_bytes
+                        _write_in_quad(codes, slot % QUAD, out[target : target + 2 * TILE])
+                    else:
+                        target = at + (tile * count + slot) * code_bytes
+                        _write_tile(codes, code_bytes, out[target : target + code_bytes])
             at += tiles * count * code_bytes
 
 
@@ -439,3 +458,11 @@ def _write_tile(codes: np.ndarray, code_bytes: int, out: np.ndarray) -> None:
         return
     for i in range(TILE // 2):
         out[4 * (i % 8) + 2 * (i // 8 % 2) + i // 16 % 2] = codes[i] | (codes[32 + i] << 4)
+
+
+@kernel
+def _write_in_quad(codes: np.ndarray, slot: int, out: np.ndarray) -> None:
+    for half in range(2):
+        for i in range(16):
+            low, high = codes[32 * half + i], codes[32 * half + 16 + i]
+            out[64 * half + 4 * i + slot] = low | (high << 4)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lutllm.config import TINY_INPUT
+from lutllm.emulator.activations import NUMBERS_BYTES
 from lutllm.emulator.jit import inline, kernel
 from lutllm.emulator.kernels import (
     code_slots,
@@ -55,7 +56,11 @@ def scratch_bytes(record: np.ndarray) -> int:
         * SEGMENT
         * TOKEN_BLOCK
     )
-    search = 128 * (1 + record["act_centroids"].max()) + 4 * CODE_TOKENS * record["slots"].max()
+    search = (
+        NUMBERS_BYTES
+        + 128 * record["act_centroids"].max()
+        + 4 * CODE_TOKENS * record["slots"].max()
+    )
     return int(max(_ROWS_AT + rows, search))
 
 

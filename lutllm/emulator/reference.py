@@ -72,15 +72,19 @@ def decoder_layer(
 def logits(
     artifact: Artifact,
     ids: np.ndarray,
-    visit: Callable[[str, np.ndarray], None] | None = None,
+    visit: Callable[[str, np.ndarray], np.ndarray | None] | None = None,
 ) -> np.ndarray:
-    """Logits f32[T, V] of one sequence i64[T]. visit(name, x) sees the input of every linear."""
+    """Logits f32[T, V] of one sequence i64[T].
+
+    visit(name, x) sees the input of every linear; what it returns, if anything, takes the place
+    of x.
+    """
     config = artifact.model
     shapes = {shape.name: shape for shape in config.linears()}
 
     def apply(name: str, x: np.ndarray) -> np.ndarray:
-        if visit:
-            visit(name, x)
+        other = visit(name, x) if visit else None
+        x = x if other is None else other
         return intmath.lut_linear(x, artifact.linear(shapes[name]))
 
     embed = artifact.float32(EMBEDDING)

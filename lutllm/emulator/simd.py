@@ -1,8 +1,8 @@
 """Vector values inside Numba functions.
 
 A vector type is a Numba type whose value is an LLVM vector, so that values live in registers and
-loops around them are ordinary Numba code. Arithmetic is plain LLVM IR and works on every processor;
-the functions under "x86" name one instruction each and may only be compiled where it exists.
+loops around them are ordinary Numba code. All of it is plain LLVM IR and works on every processor;
+single instructions are in `simd_x86`.
 Addresses are intp byte addresses (`address_of`), which keeps kernels free of array bookkeeping.
 """
 
@@ -52,12 +52,12 @@ class _VectorModel(models.PrimitiveModel):
 i8x8, i8x16, i8x32, i8x64 = (Vector("i8", n) for n in (8, 16, 32, 64))
 i16x8, i16x16, i16x32 = (Vector("i16", n) for n in (8, 16, 32))
 i32x8, i32x16 = (Vector("i32", n) for n in (8, 16))
-i64x4 = Vector("i64", 4)
+i64x4, i64x8 = Vector("i64", 4), Vector("i64", 8)
 f16x8 = Vector("f16", 8)
 f32x8 = Vector("f32", 8)
 
 
-def _call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
+def call_llvm(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
     """Call the LLVM intrinsic or external function `name`."""
     kind = ir.FunctionType(result, [a.type for a in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
@@ -67,7 +67,8 @@ def _constant(vector: Vector, value: float) -> Any:
     return ir.Constant(vector.llvm, [value] * vector.lanes)
 
 
-def _broadcast(builder: Any, vector: Vector, scalar: Any) -> Any:
+def broadcast(builder: Any, vector: Vector, scalar: Any) -> Any:
+    """Every lane holds `scalar`, an LLVM value of the vector's element type."""
     empty = ir.Constant(vector.llvm, ir.Undefined)
     one = builder.insert_element(empty, scalar, _I32(0))
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, vector.lanes), None))
@@ -121,6 +122,27 @@ def store(typingctx: Any, address: Any, value: Any) -> Any:
     return types.void(types.intp, value), codegen
 
 
+def _place(builder: Any, address: Any, offset: int, pointee: Any) -> Any:
+    return _pointer(builder, builder.add(address, address.type(offset)), pointee)
+
+
+def load_at(builder: Any, vector: Vector, address: Any, offset: int) -> Any:
+    """Inside an intrinsic: as `load`, `offset` bytes further."""
+    return builder.load(_place(builder, address, offset, vector.llvm), align=1)
+
+
+def store_at(builder: Any, address: Any, offset: int, value: Any) -> None:
+    """Inside an intrinsic: as `store`, `offset` bytes further."""
+    builder.store(value, _place(builder, address, offset, value.type), align=1)
+
+
+def prefetch_at(builder: Any, address: Any, offset: int) -> None:
+    """Inside an intrinsic: as `prefetch`, `offset` bytes further."""
+    hints = [_I32(0), _I32(3), _I32(1)]  # read, keep in all levels, data
+    pointer = _place(builder, address, offset, _I8)
+    call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *hints])
+
+
 def _scalar_load(numba_type: Any, llvm: Any, extend: str | None, result: Any) -> Any:
     @intrinsic
     def scalar(typingctx: Any, address: Any) -> Any:
@@ -168,9 +190,7 @@ def prefetch(typingctx: Any, address: Any) -> Any:
     """Ask for the cache line at `address` (read, all levels)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(builder, args[0], _I8)
-        hints = [_I32(0), _I32(3), _I32(1)]
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *hints])
+        prefetch_at(builder, args[0], 0)
         return context.get_dummy_value()
 
     return types.void(types.intp), codegen
@@ -238,7 +258,7 @@ def splat(typingctx: Any, vector: Any, value: Any) -> Any:
         scalar = args[1]
         if not kind.is_float and kind.llvm.element.width < 64:
             scalar = builder.trunc(scalar, kind.llvm.element)
-        return _broadcast(builder, kind, scalar)
+        return broadcast(builder, kind, scalar)
 
     return kind(vector, wanted), codegen
 
@@ -252,7 +272,7 @@ def _shift(name: str) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             element = value.llvm.element
             scalar = args[1] if element.width == 64 else builder.trunc(args[1], element)
-            return getattr(builder, name)(args[0], _broadcast(builder, value, scalar))
+            return getattr(builder, name)(args[0], broadcast(builder, value, scalar))
 
         return value(value, types.intp), codegen
 
@@ -335,7 +355,7 @@ def _unary_float(name: str) -> Any:
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             full = f"llvm.{name}.v{value.lanes}f32"
-            return _call(builder, full, value.llvm, [args[0]])
+            return call_llvm(builder, full, value.llvm, [args[0]])
 
         return value(value), codegen
 
@@ -344,6 +364,31 @@ def _unary_float(name: str) -> Any:
 
 rint = _unary_float("rint")
 vabs = _unary_float("fabs")
+
+
+@intrinsic
+def absolute(typingctx: Any, value: Any) -> Any:
+    """|value| of integers; the lowest one, which has no opposite, stays."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        name = f"llvm.abs.v{value.lanes}{value.kind}"
+        return call_llvm(builder, name, value.llvm, [args[0], ir.Constant(ir.IntType(1), 0)])
+
+    return value(value), codegen
+
+
+@intrinsic
+def signed_as(typingctx: Any, value: Any, other: Any) -> Any:
+    """`value`, negated in the lanes where `other` is below 0."""
+    kind = _same(value, other)
+    if kind is None or kind.is_float:
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        negative = builder.icmp_signed("<", args[1], _constant(kind, 0))
+        return builder.select(negative, builder.neg(args[0]), args[0])
+
+    return kind(kind, kind), codegen
 
 
 @intrinsic
@@ -373,7 +418,7 @@ def _fused() -> bool:
 def _multiply_add(builder: Any, kind: Vector, a: Any, b: Any, c: Any) -> Any:
     if not _fused():
         return builder.fadd(builder.fmul(a, b), c)
-    return _call(builder, f"llvm.fma.v{kind.lanes}f32", kind.llvm, [a, b, c])
+    return call_llvm(builder, f"llvm.fma.v{kind.lanes}f32", kind.llvm, [a, b, c])
 
 
 @intrinsic
@@ -417,7 +462,7 @@ def outer_fma(typingctx: Any, total: Any, rows: Any, offset: Any, column: Any) -
         for n, address in enumerate(cgutils.unpack_tuple(builder, args[1])):
             place = builder.add(address, args[2])
             value = builder.load(_pointer(builder, place, ir.FloatType()), align=1)
-            wide = _broadcast(builder, f32x8, value)
+            wide = broadcast(builder, f32x8, value)
             for i, part in enumerate(parts):
                 new.append(_multiply_add(builder, f32x8, wide, part, old[2 * n + i]))
         return context.make_tuple(builder, total, new)
@@ -516,7 +561,7 @@ def pause(typingctx: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if compiler_target()[0].startswith("x86_64"):
-            _call(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
+            call_llvm(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -532,9 +577,9 @@ def _futex(builder: Any, args: list[Any]) -> None:
     number = _FUTEX.get(compiler_target()[0].split("-")[0])
     if sys.platform == "linux" and number is not None:
         none = _I64(0)
-        _call(builder, "syscall", _I64, [_I64(number), *args, none, none, none])
+        call_llvm(builder, "syscall", _I64, [_I64(number), *args, none, none, none])
     elif sys.platform != "win32":
-        _call(builder, "sched_yield", _I32, [])
+        call_llvm(builder, "sched_yield", _I32, [])
 
 
 @intrinsic
@@ -561,37 +606,3 @@ def wake_all(typingctx: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp), codegen
-
-
-# ---------------------------------------------------------------- x86, AVX2
-
-
-def _x86(name: str, result: Vector, *operands: Vector) -> Any:
-    """One instruction as a function of vectors."""
-
-    def build(typingctx: Any, given: tuple[Any, ...]) -> Any:
-        if tuple(given) != operands:
-            return None
-
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return _call(builder, f"llvm.x86.{name}", result.llvm, list(args))
-
-        return result(*operands), codegen
-
-    if len(operands) == 1:
-        return intrinsic(lambda typingctx, a: build(typingctx, (a,)))
-    return intrinsic(lambda typingctx, a, b: build(typingctx, (a, b)))
-
-
-#: Bytes of the first operand picked by the low 4 bits of the second, in each 16-byte half.
-pshufb = _x86("avx2.pshuf.b", i8x32, i8x32, i8x32)
-#: The first operand with the sign of the second (0 where that is 0).
-psignb = _x86("avx2.psign.b", i8x32, i8x32, i8x32)
-#: Unsigned times signed bytes, neighbours added to 16 bits with saturation.
-maddubs = _x86("avx2.pmadd.ub.sw", i16x16, i8x32, i8x32)
-#: Signed 16-bit products, neighbours added to 32 bits.
-maddwd = _x86("avx2.pmadd.wd", i32x8, i16x16, i16x16)
-#: (a * b + 2^14) >> 15 on signed 16 bits.
-mulhrs = _x86("avx2.pmul.hr.sw", i16x16, i16x16, i16x16)
-#: Saturate 16 bits to signed 8, the halves of both operands interleaved.
-packsswb = _x86("avx2.packsswb", i8x32, i16x16, i16x16)

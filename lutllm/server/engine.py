@@ -1,15 +1,17 @@
-"""One thread that runs one sequence at a time, behind a bounded queue.
+"""One thread that decodes some sequences together, behind a bounded queue.
 
 A request is a `Job`: its events are handed to a function of the caller, from the engine's thread.
-A job that is cancelled ends before its next token, or leaves the queue.
+A job that is cancelled ends before its next token, or leaves the queue. A new sequence joins those
+that run; its prompt is taken a chunk at a time, with a token for everybody else in between.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -68,70 +70,118 @@ class Job:
         self.cancelled = threading.Event()
 
 
-class Sequences:
-    """Runs sequences on a model, and keeps what the last one left in the cache.
+class Slot:
+    """Room for one sequence, and the tokens that the last one left in its cache.
 
-    A prompt that begins like the sequence before goes on from there: a chat's next turn runs only
-    what is new. Results do not depend on it, since prefill and decode agree to the bit.
+    A prompt that begins like them goes on from there: a chat's next turn runs only what is new.
+    Results do not depend on it, since prefill and decode agree to the bit.
     """
 
     def __init__(self, model: LutModel):
-        self.model = model
+        self._model = model
+        self.cache = model.new_cache()
         self._seen: list[int] = []
 
-    def _start(self, ids: list[int]) -> int:
-        """Begin a sequence; returns how many of its tokens the cache holds."""
-        common = 0
-        limit = min(len(self._seen), len(ids) - 1)  # the last token is run for its logits
-        while common < limit and self._seen[common] == ids[common]:
-            common += 1
-        del self._seen[common:]
-        self.model.reset()
-        self.model.cache.length = common
-        return common
+    def common(self, ids: list[int]) -> int:
+        """Tokens of a prompt that the cache holds; the last is run for its logits in any case."""
+        limit = min(len(self._seen), len(ids) - 1)
+        return next((n for n in range(limit) if self._seen[n] != ids[n]), limit)
 
-    def _append(self, ids: list[int]) -> np.ndarray:
-        logits = self.model.prefill(ids)
+    def cut(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        del self._seen[length:]
+        self.cache.length = length
+
+    def prefill(self, ids: list[int]) -> np.ndarray:
+        """Append tokens; logits after the last."""
+        logits = self._model.prefill(ids, self.cache)
         self._seen += ids
         return logits
 
-    def run(self, work: Work, cancelled: Callable[[], bool]) -> Iterator[Event]:
-        """The events of `work`; ends without `Done` once `cancelled` says so."""
-        model, rng = self.model, np.random.default_rng(work.seed)
-        cached = self._start(work.ids)
-        for first in range(cached, len(work.ids), CHUNK):
-            if cancelled():
-                return
-            logits = self._append(work.ids[first : first + CHUNK])
-        stream, stops = model.tokenizer.stream_decoder(), StopFilter(work.stop)
-        count, reason = 0, "length"
-        while count < work.max_tokens:
-            if cancelled():
-                return
-            token = work.sampling.choose(check_finite(logits, model.path), rng)
-            if token in model.tokenizer.eos_ids:
-                reason = "stop"
-                break
-            count += 1
-            if text := stops.push(stream.push(token)):
-                yield Piece(text)
-            if stops.hit or count == work.max_tokens or model.cache.length == model.context:
-                break
-            logits = self._append([token])
-        if text := stops.push(stream.finish()) + stops.finish():
-            yield Piece(text)
-        yield Done("stop" if stops.hit else reason, len(work.ids), count, cached)
+    def appended(self, token: int) -> None:
+        """A token was put into the cache from outside."""
+        self._seen.append(token)
+
+
+class Generation:
+    """A job at work in a slot: first its prompt, then one token after the other.
+
+    pending  the token chosen last, not in the cache yet; None while the prompt is run and at the
+             end
+    """
+
+    def __init__(self, model: LutModel, slot: Slot, job: Job):
+        self._model, self.slot, self.job = model, slot, job
+        work = job.work
+        self._rng = np.random.default_rng(work.seed)
+        self._stream, self._stops = model.tokenizer.stream_decoder(), StopFilter(work.stop)
+        self._count = 0
+        self._cached = slot.common(work.ids)
+        self._left = work.ids[self._cached :]
+        self.pending: int | None = None
+        self.ended = False
+        slot.cut(self._cached)
+
+    def _emit(self, event: Event) -> None:
+        if not self.job.cancelled.is_set():
+            self.job.emit(event)
+
+    def run_prompt(self) -> None:
+        """One chunk of the prompt, and the first token behind its last."""
+        chunk, self._left = self._left[:CHUNK], self._left[CHUNK:]
+        logits = self.slot.prefill(chunk)
+        if not self._left:
+            self.take(logits)
+
+    def take(self, logits: np.ndarray) -> None:
+        """Choose the next token: f32[V] after all before it."""
+        work, model = self.job.work, self._model
+        token = work.sampling.choose(check_finite(logits, model.path), self._rng)
+        if token in model.tokenizer.eos_ids:
+            self._end("stop")
+            return
+        self._count += 1
+        if text := self._stops.push(self._stream.push(token)):
+            self._emit(Piece(text))
+        if self._stops.hit:
+            self._end("stop")
+        elif self._count == work.max_tokens or self.slot.cache.length == model.context:
+            self._end("length")
+        else:
+            self.pending = token
+
+    def _end(self, reason: str) -> None:
+        if text := self._stops.push(self._stream.finish()) + self._stops.finish():
+            self._emit(Piece(text))
+        reason = "stop" if self._stops.hit else reason
+        prompt = len(self.job.work.ids)
+        self._emit(Done(reason, prompt, self._count, self._cached))
+        self.stop()
+
+    def fail(self, cause: Exception) -> None:
+        """End with a message; what the slot's cache holds is not known any more."""
+        self.slot.cut(0)
+        self._emit(Failed(str(cause) or type(cause).__name__))
+        self.stop()
+
+    def stop(self) -> None:
+        """No more of it."""
+        self.pending, self.ended = None, True
 
 
 class Engine:
-    """The thread and its queue. `queue`: jobs that may wait behind the one at work."""
+    """The thread and its queue.
 
-    def __init__(self, model: LutModel, queue: int):
+    queue  jobs that may wait behind those at work
+    batch  jobs at work together, at most
+    """
+
+    def __init__(self, model: LutModel, queue: int, batch: int = 1):
         self.model = model
-        self.queue = queue
-        self._sequences = Sequences(model)
+        self.queue, self.batch = queue, batch
+        self._free = [Slot(model) for _ in range(batch)]
         self._waiting: deque[Job] = deque()
-        self._current: Job | None = None
+        self._current: list[Generation] = []
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._serve, name="lutllm-engine", daemon=True)
@@ -142,8 +192,8 @@ class Engine:
         return len(self._waiting)
 
     @property
-    def running(self) -> bool:
-        return self._current is not None
+    def running(self) -> int:
+        return len(self._current)
 
     @property
     def alive(self) -> bool:
@@ -153,8 +203,7 @@ class Engine:
         """Queue `work`; Busy where there is no room."""
         job = Job(work, emit)
         with self._changed:
-            ahead = len(self._waiting) + self.running
-            if self._closed or ahead > self.queue:
+            if self._closed or self.waiting + self.running >= self.queue + self.batch:
                 raise Busy
             self._waiting.append(job)
             self._changed.notify()
@@ -171,33 +220,58 @@ class Engine:
         """Cancel everything and end the thread."""
         with self._changed:
             self._closed = True
-            for job in self._waiting:
+            for job in [*self._waiting, *(generation.job for generation in self._current)]:
                 job.cancelled.set()
             self._waiting.clear()
-            if self._current:
-                self._current.cancelled.set()
             self._changed.notify()
         self._thread.join()
 
-    def _next(self) -> Job | None:
+    def _admit(self) -> bool:
+        """Wait for work and give waiting jobs free slots; False at the end."""
         with self._changed:
-            self._current = None
-            while not self._waiting and not self._closed:
+            while not self._waiting and not self._current and not self._closed:
                 self._changed.wait()
-            if not self._closed:
-                self._current = self._waiting.popleft()
-            return self._current
+            while self._waiting and self._free:
+                job = self._waiting.popleft()
+                slot = max(self._free, key=lambda slot: slot.common(job.work.ids))
+                self._free.remove(slot)
+                self._current.append(Generation(self.model, slot, job))
+            return not self._closed
+
+    def _leave(self) -> None:
+        """Take back the slots of what has ended."""
+        with self._changed:
+            for generation in self._current:
+                if generation.job.cancelled.is_set():
+                    generation.stop()
+            self._free += [g.slot for g in self._current if g.ended]
+            self._current = [g for g in self._current if not g.ended]
 
     def _serve(self) -> None:
-        while (job := self._next()) is not None:
-            self._run(job)
+        while self._admit():
+            self._leave()  # a job may have been cancelled meanwhile
+            prompt = next((g for g in self._current if g.pending is None), None)
+            if prompt:
+                self._guard([prompt], prompt.run_prompt)
+            ready = [g for g in self._current if g.pending is not None]
+            if ready:
+                self._guard(ready, self._decode, ready)
+            self._leave()
 
-    def _run(self, job: Job) -> None:
-        """A failure ends its job, not the engine: the next job may be able to run."""
+    def _decode(self, ready: list[Generation]) -> None:
+        """One token for every sequence that has one pending."""
+        tokens = [t for generation in ready if (t := generation.pending) is not None]
+        logits = self.model.decode_batch(tokens, [g.slot.cache for g in ready])
+        for generation, token, row in zip(ready, tokens, logits, strict=True):
+            generation.slot.appended(token)
+            generation.pending = None
+            self._guard([generation], generation.take, row)
+
+    @staticmethod
+    def _guard(generations: list[Generation], step: Callable[..., None], *args: Any) -> None:
+        """A failure ends the jobs it concerns, not the engine: others may be able to run."""
         try:
-            for event in self._sequences.run(job.work, job.cancelled.is_set):
-                job.emit(event)
+            step(*args)
         except Exception as cause:
-            self._sequences = Sequences(self.model)
-            if not job.cancelled.is_set():
-                job.emit(Failed(str(cause) or type(cause).__name__))
+            for generation in generations:
+                generation.fail(cause)

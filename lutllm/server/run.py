@@ -43,7 +43,7 @@ def make_server(model: LutModel, config: ServeConfig) -> uvicorn.Server:
         raise ConfigError(
             f"the server needs the package {cause.name!r}: pip install 'lutllm[serve]'"
         ) from None
-    app = make_app(Engine(model, config.queue), config)
+    app = make_app(Engine(model, config.queue, config.batch), config)
     settings = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_S
     )

@@ -1,0 +1,493 @@
+"""The kernels of a LUT linear with AVX-512 VBMI and VNNI: four rows of 16 entries in a register.
+
+`vpermb` takes any of the 64 bytes for each of 64 outputs: with the slot of a quad in the upper bits
+of an index it looks up 16 outputs of four slots. The four bytes of an output are neighbours, and
+`vpdpbusd` with ones adds them to its 32-bit sum: two instructions for 64 entries, and no carries to
+keep track of. Of wide entries the low bytes are the unsigned operand, the high bytes the signed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from lutllm.emulator import plain
+from lutllm.emulator.activations import (
+    INDEX_BITS,
+    largest_input,
+    make_code_slots,
+    quantize_slots,
+)
+from lutllm.emulator.jit import inline
+from lutllm.emulator.layout import AHEAD, QUAD, SEGMENT, SEGMENT_COLUMNS, TILE, UNIT
+from lutllm.emulator.plain import (
+    segment_field,
+    segment_place,
+    segment_slots,
+    segment_vector,
+    segment_wide,
+)
+from lutllm.emulator.simd import (
+    Vector,
+    absolute,
+    add,
+    ashr,
+    band,
+    bitcast,
+    broadcast,
+    call_llvm,
+    i8x32,
+    i8x64,
+    i16x32,
+    i32x16,
+    i64x8,
+    intrinsic,
+    load,
+    load_at,
+    load_i64,
+    prefetch,
+    prefetch_at,
+    sext,
+    shl,
+    signed_as,
+    splat,
+    store,
+    store_at,
+    sub,
+    vmax,
+    vmin,
+)
+from lutllm.emulator.simd_x86 import (
+    dpwssd512,
+    maddubs512,
+    mulhrs512,
+    packsswb512,
+    packuswb512,
+    pshufb512,
+)
+
+__all__ = ["code_slots", "largest_input", "lookup", "make_rows", "quantize_slots"]
+
+#: Index vectors of a tile: each is 16 outputs of a quad.
+PARTS = TILE // 16
+#: Bytes between the planes of high and low bytes of wide rows.
+PLANE = SEGMENT * 16
+#: Activation vectors from which taking codes apart pays.
+SPLIT_VECTORS = 3
+
+
+# ---------------------------------------------------------------- search
+
+
+@inline
+def _nearest(book: int, count: int, shift: int, rest: int, out: int) -> None:
+    """For one token, see `make_code_slots`."""
+    x = shl(load(i16x32, rest), 1)
+    best = splat(i32x16, 0x7FFFFFFF)
+    none = splat(i32x16, 0)
+    for k in range(count):
+        at = book + k * 2 * UNIT
+        prefetch(at + AHEAD // 2)
+        c = sext(i16x32, load(i8x32, at))
+        score = dpwssd512(none, c, sub(shl(c, shift), x))
+        best = vmin(best, add(shl(score, INDEX_BITS), splat(i32x16, k)))
+    store(out, band(best, splat(i32x16, (1 << INDEX_BITS) - 1)))
+
+
+@inline
+def _expand(book: int, count: int, shift: int, out: int) -> None:
+    """For every centroid of a block: 256 c as i16[16, 2], (c . c') 256 + k as i32[16]."""
+    none = splat(i32x16, 0)
+    for k in range(count):
+        c = sext(i16x32, load(i8x32, book + k * 2 * UNIT))
+        own = shl(dpwssd512(none, c, shl(c, shift)), INDEX_BITS)
+        store(out + 128 * k, shl(c, INDEX_BITS))
+        store(out + 128 * k + 64, add(own, splat(i32x16, k)))
+
+
+@inline
+def _minus_twice(rest: int) -> Vector:
+    return sub(splat(i16x32, 0), shl(load(i16x32, rest), 1))
+
+
+@inline
+def _nearest_some(
+    expanded: int, count: int, rest: int, rest_bytes: int, tokens: int, out: int
+) -> None:
+    """For 1 to 4 tokens; of fewer than 4 the last is searched again."""
+    last = tokens - 1
+    x0 = _minus_twice(rest)
+    x1 = _minus_twice(rest + min(1, last) * rest_bytes)
+    x2 = _minus_twice(rest + min(2, last) * rest_bytes)
+    x3 = _minus_twice(rest + min(3, last) * rest_bytes)
+    best0 = best1 = best2 = best3 = splat(i32x16, 0x7FFFFFFF)
+    for k in range(count):
+        c, own = load(i16x32, expanded + 128 * k), load(i32x16, expanded + 128 * k + 64)
+        best0 = vmin(best0, dpwssd512(own, c, x0))
+        best1 = vmin(best1, dpwssd512(own, c, x1))
+        best2 = vmin(best2, dpwssd512(own, c, x2))
+        best3 = vmin(best3, dpwssd512(own, c, x3))
+    mask = splat(i32x16, (1 << INDEX_BITS) - 1)
+    store(out, band(best0, mask))
+    store(out + 64, band(best1, mask))
+    store(out + 128, band(best2, mask))
+    store(out + 192, band(best3, mask))
+
+
+code_slots = make_code_slots(_nearest, _expand, _nearest_some, 4)
+
+
+# ---------------------------------------------------------------- rows
+
+
+@intrinsic
+def _spread_mask(typingctx: Any) -> Any:
+    """Shuffle that fills quarter n with the n-th 16-bit element."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return ir.Constant(i8x64.llvm, [2 * n + i for n in range(QUAD) for i in [0, 1] * 8])
+
+    return i8x64(), codegen
+
+
+@inline
+def make_rows(lin: Any, group: int, segment: int, act_stage: int, act: int, rows: int) -> None:
+    """As `plain.make_rows`. Four slots at a time: each quarter of a register is one slot's."""
+    if not lin.fast_rows:
+        plain.make_rows(lin, group, segment, act_stage, act, rows)
+        return
+    place = group * lin.stream_slots + segment_place(lin, segment)
+    book = lin.weight_codebook + place * 32
+    factors = lin.shift + 2 * (act_stage * lin.groups * lin.stream_slots + place)
+    vectors = act + segment_vector(lin, segment)
+    mask = _spread_mask()
+    wide = segment_wide(lin, segment)
+    bits = lin.table_bits if wide else min(lin.table_bits, 8)
+    for slot in range(0, segment_slots(lin, segment), QUAD):
+        at = book + 32 * slot
+        prefetch(at + AHEAD // 2)
+        prefetch(at + AHEAD // 2 + 64)
+        entry0, entry1 = _quad_entries(at, vectors + 2 * slot, factors + 2 * slot, mask)
+        if bits != 8:  # to 8 bits they are packed with saturation
+            top = splat(i16x32, (1 << (bits - 1)) - 1)
+            low = splat(i16x32, -(1 << (bits - 1)))
+            entry0 = vmax(vmin(entry0, top), low)
+            entry1 = vmax(vmin(entry1, top), low)
+        if wide:
+            byte = splat(i16x32, 255)
+            lows = packuswb512(band(entry0, byte), band(entry1, byte))
+            store(rows + PLANE + 16 * slot, lows)
+            entry0, entry1 = ashr(entry0, 8), ashr(entry1, 8)
+        store(rows + 16 * slot, packsswb512(entry0, entry1))
+
+
+@inline
+def _outward(dot: Vector) -> Vector:
+    """dot - (dot < 0), so that rounding halves up then rounds them away from zero."""
+    return add(dot, ashr(dot, 15))
+
+
+@inline
+def _quad_entries(book: int, vectors: int, factors: int, mask: Vector) -> tuple[Vector, Vector]:
+    """Rounded dot products of four slots before saturation, 8 centroids of each per vector.
+
+    A byte product needs one unsigned factor, so the activation's sign moves to the centroid.
+    """
+    a = pshufb512(bitcast(i8x64, splat(i64x8, load_i64(vectors))), mask)
+    factor = bitcast(i16x32, pshufb512(bitcast(i8x64, splat(i64x8, load_i64(factors))), mask))
+    size = absolute(a)
+    dot0 = maddubs512(size, signed_as(load(i8x64, book), a))
+    dot1 = maddubs512(size, signed_as(load(i8x64, book + 64), a))
+    return mulhrs512(_outward(dot0), factor), mulhrs512(_outward(dot1), factor)
+
+
+# ---------------------------------------------------------------- lookup
+
+
+def _byte_constant(values: list[int]) -> Any:
+    return ir.Constant(i8x64.llvm, values)
+
+
+def _indices(builder: Any, both: Any) -> list[Any]:
+    """The low and the high nibbles of i8x64 with the slot of a quad above them."""
+    words = ir.VectorType(ir.IntType(16), 32)
+    four = ir.Constant(words, [4] * 32)
+    nibble = _byte_constant([15] * 64)
+    slot = _byte_constant([16 * n for n in range(QUAD)] * 16)
+    upper = builder.bitcast(builder.lshr(builder.bitcast(both, words), four), i8x64.llvm)
+    return [builder.or_(builder.and_(part, nibble), slot) for part in (both, upper)]
+
+
+def _add_four(builder: Any, total: Any, entries: Any, signed: bool) -> Any:
+    """total i32x16 plus four neighbouring bytes of i8x64 each."""
+    ones = _byte_constant([1] * 64)
+    operands = [ones, entries] if signed else [entries, ones]
+    words = [builder.bitcast(value, i32x16.llvm) for value in operands]
+    return call_llvm(builder, "llvm.x86.avx512.vpdpbusd.512", i32x16.llvm, [total, *words])
+
+
+@intrinsic
+def _zeros(typingctx: Any, vectors: Any, tiles: Any, planes: Any) -> Any:
+    """Sums for `_quad`, all 0. planes: a tuple with an element for each plane of a row."""
+    count = PARTS * len(vectors) * len(tiles) * len(planes)
+    result = types.UniTuple(i32x16, count)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.make_tuple(builder, result, [ir.Constant(i32x16.llvm, [0] * 16)] * count)
+
+    return result(vectors, tiles, planes), codegen
+
+
+def _quad(packed: bool) -> Any:
+    """quad(vectors, tiles, planes, slot, sums) -> sums with the entries of four slots added.
+
+    vectors: a tuple of the addresses of rows; tiles: of codes [slots, 32], or if not packed, of
+    index vectors [slots / 4, PARTS, 64]. sums: [vectors][planes][tiles][PARTS].
+    """
+
+    @intrinsic
+    def quad(typingctx: Any, vectors: Any, tiles: Any, planes: Any, slot: Any, sums: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            rows, codes = (cgutils.unpack_tuple(builder, a) for a in args[:2])
+            first = args[3]
+            row_at = builder.mul(first, first.type(16))
+            code_at = builder.mul(first, first.type(32 if packed else 16 * PARTS))
+            indices = []
+            for tile in codes:
+                at = builder.add(tile, code_at)
+                if packed:
+                    for i in range(0, 2 * TILE, 64):
+                        prefetch_at(builder, at, AHEAD + i)
+                        indices += _indices(builder, load_at(builder, i8x64, at, i))
+                else:
+                    indices += [load_at(builder, i8x64, at, 64 * i) for i in range(PARTS)]
+            old = iter(cgutils.unpack_tuple(builder, args[4]))
+            new = []
+            for row in rows:
+                for plane in range(len(planes)):
+                    at = builder.add(row, row_at)
+                    table = load_at(builder, i8x64, at, PLANE * plane)
+                    for index in indices:
+                        entries = call_llvm(
+                            builder,
+                            "llvm.x86.avx512.permvar.qi.512",
+                            i8x64.llvm,
+                            [table, index],
+                        )
+                        new.append(_add_four(builder, next(old), entries, plane == 0))
+            return context.make_tuple(builder, sums, new)
+
+        return sums(vectors, tiles, planes, types.intp, sums), codegen
+
+    return quad
+
+
+_packed_quad = _quad(True)
+_split_quad = _quad(False)
+
+
+@intrinsic
+def _finish(typingctx: Any, sums: Any, tiles: Any, planes: Any, targets: Any, shifts: Any) -> Any:
+    """Add sums << shift to the accumulators of each vector: i32[tiles, TILE] at its target."""
+    each = PARTS * len(tiles)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        left = cgutils.unpack_tuple(builder, args[0])
+        addresses, powers = (cgutils.unpack_tuple(builder, a) for a in args[3:])
+        for address, power in zip(addresses, powers, strict=True):
+            parts = [left[n * each : (n + 1) * each] for n in range(len(planes))]
+            left = left[each * len(planes) :]
+            shift = broadcast(builder, i32x16, builder.trunc(power, ir.IntType(32)))
+            for i in range(each):
+                total = parts[0][i]
+                if len(planes) == 2:
+                    eight = ir.Constant(i32x16.llvm, [8] * 16)
+                    total = builder.add(builder.shl(total, eight), parts[1][i])
+                before = load_at(builder, i32x16, address, 64 * i)
+                after = builder.add(before, builder.shl(total, shift))
+                store_at(builder, address, 64 * i, after)
+        return context.get_dummy_value()
+
+    return types.void(sums, tiles, planes, targets, shifts), codegen
+
+
+@inline
+def _sum_packed(
+    vectors: Any, tiles: Any, planes: Any, slots: int, targets: Any, shifts: Any
+) -> None:
+    """Add some tiles to the accumulators of some vectors; tuples as in `_quad` and `_finish`."""
+    sums = _zeros(vectors, tiles, planes)
+    for slot in range(0, slots, QUAD):
+        sums = _packed_quad(vectors, tiles, planes, slot, sums)
+    _finish(sums, tiles, planes, targets, shifts)
+
+
+@inline
+def _sum_split(
+    vectors: Any, tiles: Any, planes: Any, slots: int, targets: Any, shifts: Any
+) -> None:
+    """As `_sum_packed`, from codes taken apart."""
+    sums = _zeros(vectors, tiles, planes)
+    for slot in range(0, slots, QUAD):
+        sums = _split_quad(vectors, tiles, planes, slot, sums)
+    _finish(sums, tiles, planes, targets, shifts)
+
+
+@intrinsic
+def _index_vectors(typingctx: Any, codes: Any, out: Any) -> Any:
+    """The codes [4, 32] of a quad as index vectors [PARTS, 64]."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        halves = [load_at(builder, i8x64, args[0], i) for i in range(0, 2 * TILE, 64)]
+        for i, index in enumerate(part for both in halves for part in _indices(builder, both)):
+            store_at(builder, args[1], 64 * i, index)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), codegen
+
+
+@inline
+def _power(lin: Any, segment: int, n: int) -> int:
+    """Exponent of the sums of vector n."""
+    return segment_field(lin, segment, SEGMENT_COLUMNS + n % lin.act_stages)
+
+
+@inline
+def _target(lin: Any, acc: int, acc_bytes: int, tile: int, n: int) -> int:
+    """Accumulators of vector n from `tile` on."""
+    return acc + n // lin.act_stages * acc_bytes + 4 * TILE * tile
+
+
+@inline
+def lookup(
+    lin: Any,
+    segment: int,
+    codes: int,
+    tiles: int,
+    rows: int,
+    rows_bytes: int,
+    vectors: int,
+    acc: int,
+    acc_bytes: int,
+    scratch: int,
+) -> None:
+    """As `plain.lookup`; scratch: SEGMENT * TILE bytes."""
+    if not lin.fast_lookup:
+        plain.lookup(lin, segment, codes, tiles, rows, rows_bytes, vectors, acc, acc_bytes, scratch)
+        return
+    slots = segment_slots(lin, segment)
+    tile_bytes = slots * TILE // 2
+    if vectors < SPLIT_VECTORS:
+        for n in range(vectors):
+            target = _target(lin, acc, acc_bytes, 0, n)
+            power = _power(lin, segment, n)
+            own = rows + n * rows_bytes
+            if segment_wide(lin, segment):
+                _stream_wide(codes, tiles, own, slots, target, power)
+            else:
+                _stream(codes, tiles, own, slots, target, power)
+        return
+    for tile in range(tiles):
+        for slot in range(0, slots, QUAD):
+            _index_vectors(codes + tile * tile_bytes + 32 * slot, scratch + TILE * slot)
+        if segment_wide(lin, segment):
+            _all_vectors_wide(
+                lin, segment, scratch, tile, slots, rows, rows_bytes, vectors, acc, acc_bytes
+            )
+        else:
+            _all_vectors(
+                lin, segment, scratch, tile, slots, rows, rows_bytes, vectors, acc, acc_bytes
+            )
+
+
+@inline
+def _stream(codes: int, tiles: int, row: int, slots: int, target: int, power: int) -> None:
+    """All tiles for one vector, two at a time."""
+    pairs = tiles // 2 * 2
+    tile_bytes = slots * TILE // 2
+    for tile in range(0, pairs, 2):
+        at = codes + tile * tile_bytes
+        goal = target + 4 * TILE * tile
+        _sum_packed((row,), (at, at + tile_bytes), (0,), slots, (goal,), (power,))
+    if pairs < tiles:
+        at = codes + pairs * tile_bytes
+        goal = target + 4 * TILE * pairs
+        _sum_packed((row,), (at,), (0,), slots, (goal,), (power,))
+
+
+@inline
+def _stream_wide(codes: int, tiles: int, row: int, slots: int, target: int, power: int) -> None:
+    """All tiles for one vector, entries of two bytes."""
+    for tile in range(tiles):
+        at = codes + tile * slots * TILE // 2
+        goal = target + 4 * TILE * tile
+        _sum_packed((row,), (at,), (0, 1), slots, (goal,), (power,))
+
+
+@inline
+def _all_vectors(
+    lin: Any,
+    segment: int,
+    split: int,
+    tile: int,
+    slots: int,
+    rows: int,
+    rows_bytes: int,
+    vectors: int,
+    acc: int,
+    acc_bytes: int,
+) -> None:
+    """One tile taken apart for all vectors, four at a time."""
+    fours = vectors // 4 * 4
+    for n in range(0, fours, 4):
+        first = rows + n * rows_bytes
+        some = (first, first + rows_bytes, first + 2 * rows_bytes, first + 3 * rows_bytes)
+        targets = (
+            _target(lin, acc, acc_bytes, tile, n),
+            _target(lin, acc, acc_bytes, tile, n + 1),
+            _target(lin, acc, acc_bytes, tile, n + 2),
+            _target(lin, acc, acc_bytes, tile, n + 3),
+        )
+        powers = (
+            _power(lin, segment, n),
+            _power(lin, segment, n + 1),
+            _power(lin, segment, n + 2),
+            _power(lin, segment, n + 3),
+        )
+        _sum_split(some, (split,), (0,), slots, targets, powers)
+    for n in range(fours, vectors):
+        target = _target(lin, acc, acc_bytes, tile, n)
+        power = _power(lin, segment, n)
+        _sum_split((rows + n * rows_bytes,), (split,), (0,), slots, (target,), (power,))
+
+
+@inline
+def _all_vectors_wide(
+    lin: Any,
+    segment: int,
+    split: int,
+    tile: int,
+    slots: int,
+    rows: int,
+    rows_bytes: int,
+    vectors: int,
+    acc: int,
+    acc_bytes: int,
+) -> None:
+    """As `_all_vectors` with entries of two bytes, two vectors at a time."""
+    pairs = vectors // 2 * 2
+    for n in range(0, pairs, 2):
+        first = rows + n * rows_bytes
+        targets = (
+            _target(lin, acc, acc_bytes, tile, n),
+            _target(lin, acc, acc_bytes, tile, n + 1),
+        )
+        powers = (_power(lin, segment, n), _power(lin, segment, n + 1))
+        _sum_split((first, first + rows_bytes), (split,), (0, 1), slots, targets, powers)
+    if pairs < vectors:
+        target = _target(lin, acc, acc_bytes, tile, pairs)
+        power = _power(lin, segment, pairs)
+        _sum_split((rows + pairs * rows_bytes,), (split,), (0, 1), slots, (target,), (power,))
