@@ -405,16 +405,11 @@ def lookup(
 
 @inline
 def _stream(codes: int, tiles: int, row: int, slots: int, target: int, power: int) -> None:
-    """All tiles for one vector, two at a time."""
-    pairs = tiles // 2 * 2
-    tile_bytes = slots * TILE // 2
-    for tile in range(0, pairs, 2):
-        at = codes + tile * tile_bytes
+    """All tiles for one vector. One after the other: memory gives one stream twice the speed of two
+    that alternate."""
+    for tile in range(tiles):
+        at = codes + tile * slots * TILE // 2
         goal = target + 4 * TILE * tile
-        _sum_packed((row,), (at, at + tile_bytes), (0,), slots, (goal,), (power,))
-    if pairs < tiles:
-        at = codes + pairs * tile_bytes
-        goal = target + 4 * TILE * pairs
         _sum_packed((row,), (at,), (0,), slots, (goal,), (power,))
 
 

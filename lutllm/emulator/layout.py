@@ -35,7 +35,7 @@ QUAD = 4
 SEGMENT = 7 * UNIT
 PANEL_TILES = 8
 #: Bytes between the codes in use and those asked for: codes are read once, front to back.
-AHEAD = 4096
+AHEAD = 8192
 _LINE = 64  # bytes of a cache line
 
 
