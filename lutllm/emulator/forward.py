@@ -11,73 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from lutllm.emulator.floats import (
-    BF16,
-    I8,
-    KEYS,
-    head_rows,
-    mix_values,
-    read_row,
-    rms_norm,
-    rotate,
-    scale_row,
-    score_keys,
-    silu_product,
-    softmax,
-    split_words,
-    store_key,
-    stored_bytes,
-)
-from lutllm.emulator.int8_head import (
-    BLOCK,
-    int8_head_rows,
-    largest_logit,
-    quantize_hidden,
-    screened_rows,
-)
+from lutllm.emulator.attention import attention, place_heads
+from lutllm.emulator.floats import I8, read_row, rms_norm, scale_row, silu_product, stored_bytes
+from lutllm.emulator.head import code_head, head_logits, prepare_head
 from lutllm.emulator.jit import inline, kernel
-from lutllm.emulator.layout import record_type
 from lutllm.emulator.linear import apply_tables, code_inputs
+from lutllm.emulator.records import DOWN, GATE_UP, LINEARS, OUT, QKV
 from lutllm.emulator.simd import load_f32, load_i64, store_f32, store_f64
 from lutllm.emulator.team import barrier, share
-
-#: Linears of a layer, in the order they run.
-QKV, OUT, GATE_UP, DOWN = 0, 1, 2, 3
-LINEARS = 4
-#: Queries that share the loads of keys and values.
-QUERIES = 8
-
-#: Sizes, constants and stored float tensors of a model. *_kind: `floats.KINDS`; *_scale: of int8
-#: rows, f32[vocab]; head_limit: `int8_rows.hidden_limit`; screened: 1 where a LUT linear, the last
-#: one, comes before the rows of the head, and head_margin is that of `int8_rows.screen`.
-DECODER = record_type(
-    """
-    layers hidden intermediate heads kv_heads head_dim vocab
-    embed embed_kind embed_scale head head_kind head_scale head_limit screened final_norm cos sin
-    """,
-    "eps",
-    "head_margin",
-    "score_scale",
-)
-
-#: Addresses of the norms of one layer (q_norm and k_norm 0 where absent).
-LAYER = record_type("input_norm post_norm q_norm k_norm")
-
-#: Buffers of a run. One for each token: ids, positions, caches (addresses of `KVCache.table`) i64,
-#: scales, head_scales, least f32. Rows of one token: h and normed f32[hidden, padded to 16], qkv,
-#: mixed (attention output), gate_up, product f32; act i8[Sa, orders, slots * v].
-#: One per thread: scratch, scores (QUERIES rows of `score_row` floats, no fewer than a cache has
-#: positions, and outputs). turns: i64[8 L], zero before a run.
-#: capture and sums: 0, or tables i64[4 L] of addresses that receive every linear's input
-#: f32[tokens, D] and accumulators i32[tokens, M].
-BUFFERS = record_type(
-    """
-    ids positions caches scales head_scales least score_row
-    h h_bytes normed qkv qkv_bytes mixed mixed_bytes
-    gate_up gate_up_bytes product product_bytes act act_bytes
-    scratch scratch_bytes scores scores_bytes turns capture sums
-    """
-)
 
 
 @inline
@@ -151,181 +92,6 @@ def _copy_rows(target: int, x: int, x_bytes: int, size: int, tokens: int, member
 
 
 @inline
-def _keys(cache: int, number: int) -> int:
-    """Address of the keys of layer `number` in the cache with the table `cache`."""
-    return load_i64(cache + 8 + 16 * number)
-
-
-@inline
-def _values(cache: int, number: int) -> int:
-    return load_i64(cache + 16 + 16 * number)
-
-
-@inline
-def _place_heads(
-    dec: Any, layer: Any, number: int, buf: Any, tokens: int, member: int, members: int
-) -> None:
-    """Norm and rotate queries in place; write keys and values to the cache. number: of the layer"""
-    heads = dec.heads + 2 * dec.kv_heads
-    size = dec.head_dim
-    wide = (size + KEYS - 1) // KEYS * KEYS
-    low, high = share(tokens * heads, member, members)
-    for item in range(low, high):
-        t, head = item // heads, item % heads
-        position, cache = load_i64(buf.positions + 8 * t), load_i64(buf.caches + 8 * t)
-        capacity = load_i64(cache)
-        vector = buf.qkv + t * buf.qkv_bytes + 4 * size * head
-        group = head - dec.heads
-        if group >= dec.kv_heads:
-            group -= dec.kv_heads
-            target = _values(cache, number) + 4 * wide * (group * capacity + position)
-            for i in range(size):
-                store_f32(target + 4 * i, load_f32(vector + 4 * i))
-            continue
-        weight = layer.q_norm if head < dec.heads else layer.k_norm
-        if weight:
-            rms_norm(vector, weight, vector, size, dec.eps)
-        angle = 2 * size * position  # bytes: size / 2 float32 per position
-        rotate(vector, dec.cos + angle, dec.sin + angle, size)
-        if group >= 0:
-            keys = _keys(cache, number) + 4 * size * group * capacity
-            store_key(vector, size, position, keys)
-
-
-@inline
-def _attend_queries(
-    dec: Any,
-    cache: int,
-    number: int,
-    buf: Any,
-    group: int,
-    first: int,
-    count: int,
-    start: int,
-    room: int,
-) -> None:
-    """Up to QUERIES queries of one key-value head; query n is head n % share of token n // share.
-
-    The cache is read once, KEYS keys at a time. A query's result does not depend on the others:
-    keys it may not see get weight 0. start: position of token 0, were it of this sequence; room:
-    see `scores` in BUFFERS.
-    """
-    size = dec.head_dim
-    wide = (size + KEYS - 1) // KEYS * KEYS
-    capacity = load_i64(cache)
-    keys = _keys(cache, number) + 4 * size * group * capacity
-    values = _values(cache, number) + 4 * wide * group * capacity
-    outs = room + 4 * QUERIES * buf.score_row
-    longest = _length(dec, first + count - 1, start)
-    for key in range(0, longest, KEYS):
-        _score_block(dec, buf, group, first, count, keys, key, room)
-    for n in range(count):
-        row = room + 4 * n * buf.score_row
-        length = _length(dec, first + n, start)
-        total = softmax(row, length, (longest + KEYS - 1) // KEYS * KEYS, dec.score_scale)
-        target = _mixed(dec, buf, group, first + n)
-        store_f32(target, np.float32(1) / total)  # kept there until the end
-        for i in range(wide):
-            store_f32(outs + 4 * (n * wide + i), np.float32(0))
-    for key in range(0, longest, KEYS):
-        _mix_block(buf, count, values, wide, key, min(key + KEYS, longest), room, outs)
-    for n in range(count):
-        target = _mixed(dec, buf, group, first + n)
-        factor = load_f32(target)
-        for i in range(size):
-            store_f32(target + 4 * i, load_f32(outs + 4 * (n * wide + i)) * factor)
-
-
-@inline
-def _score_block(
-    dec: Any, buf: Any, group: int, first: int, count: int, keys: int, key: int, room: int
-) -> None:
-    """Four queries at a time, or two; the last one again where there are fewer."""
-    row = 4 * buf.score_row
-    size = dec.head_dim
-    last = count - 1
-    for n in range(0, count, 4):
-        b = min(n + 1, last)
-        q0 = _query(dec, buf, group, first + n)
-        q1 = _query(dec, buf, group, first + b)
-        if count - n <= 2:
-            score_keys((q0, q1), (room + n * row, room + b * row), keys, size, key)
-            continue
-        c, d = min(n + 2, last), min(n + 3, last)
-        q2 = _query(dec, buf, group, first + c)
-        q3 = _query(dec, buf, group, first + d)
-        rows = (room + n * row, room + b * row, room + c * row, room + d * row)
-        score_keys((q0, q1, q2, q3), rows, keys, size, key)
-
-
-@inline
-def _mix_block(
-    buf: Any, count: int, values: int, wide: int, key: int, end: int, room: int, outs: int
-) -> None:
-    """As `_score_block`. Repeated queries add to outputs beyond the last, which nobody reads."""
-    row = 4 * buf.score_row
-    step = 4 * wide
-    for n in range(0, count, 4):
-        at, out = room + n * row, outs + n * step
-        if count - n <= 2:
-            mix_values((at, at + row), (out, out + step), values, wide, key, end)
-        else:
-            rows = (at, at + row, at + 2 * row, at + 3 * row)
-            targets = (out, out + step, out + 2 * step, out + 3 * step)
-            mix_values(rows, targets, values, wide, key, end)
-
-
-@inline
-def _query(dec: Any, buf: Any, group: int, n: int) -> int:
-    """Address of query n of a key-value head."""
-    per_group = dec.heads // dec.kv_heads
-    head = group * per_group + n % per_group
-    return buf.qkv + n // per_group * buf.qkv_bytes + 4 * dec.head_dim * head
-
-
-@inline
-def _mixed(dec: Any, buf: Any, group: int, n: int) -> int:
-    """Address of the attention output of query n."""
-    per_group = dec.heads // dec.kv_heads
-    head = group * per_group + n % per_group
-    return buf.mixed + n // per_group * buf.mixed_bytes + 4 * dec.head_dim * head
-
-
-@inline
-def _length(dec: Any, n: int, start: int) -> int:
-    """Keys that query n may see."""
-    return start + n // (dec.heads // dec.kv_heads) + 1
-
-
-@inline
-def _attention(
-    dec: Any, number: int, buf: Any, tokens: int, sequences: int, member: int, members: int
-) -> None:
-    """Attention of layer `number`; every sequence has tokens / sequences of the tokens."""
-    each = tokens // sequences
-    queries = dec.heads // dec.kv_heads * each
-    size = min(QUERIES, queries)
-    if each == 1:  # whole heads if that gives every member as much, else smaller parts
-        while size > 2 and sequences * dec.kv_heads * ((queries + size - 1) // size) % members:
-            size = (size + 1) // 2
-    blocks = (queries + size - 1) // size
-    items = sequences * dec.kv_heads * blocks
-    room = buf.scores + member * buf.scores_bytes
-    # later tokens see more keys: dealing blocks out in turn shares the work evenly
-    low, high = (member, items) if tokens > 1 else share(items, member, members)
-    step = members if tokens > 1 else 1
-    for item in range(low, high, step):
-        sequence, group = item // blocks // dec.kv_heads, item // blocks % dec.kv_heads
-        first = item % blocks * size
-        count = min(size, queries - first)
-        token = sequence * each
-        start = load_i64(buf.positions + 8 * token) - token
-        cache = load_i64(buf.caches + 8 * token)
-        first += sequence * queries
-        _attend_queries(dec, cache, number, buf, group, first, count, start, room)
-
-
-@inline
 def _gate(dec: Any, buf: Any, tokens: int, member: int, members: int) -> None:
     """product = silu(gate) * up."""
     size = dec.intermediate
@@ -341,147 +107,6 @@ def _gate(dec: Any, buf: Any, tokens: int, member: int, members: int) -> None:
         gate = buf.gate_up + t * buf.gate_up_bytes
         product = buf.product + t * buf.product_bytes
         silu_product(gate, gate + 4 * size, product, low, high, scratch)
-
-
-@inline
-def _prepare_head(dec: Any, buf: Any, first: int, tokens: int, member: int, members: int) -> None:
-    """Normed rows as the head wants them: in its order, or as integers with `head_scales`."""
-    padded = (dec.hidden + BLOCK - 1) // BLOCK * BLOCK
-    low, high = share(tokens, member, members)
-    for t in range(first + low, first + high):
-        row = buf.normed + t * buf.h_bytes
-        if dec.head_kind == BF16:
-            split_words(row, padded)
-        elif dec.head_kind == I8:
-            store_f32(buf.head_scales + 4 * t, quantize_hidden(row, padded, dec.head_limit))
-
-
-@inline
-def _code_head(
-    dec: Any, lins: Any, buf: Any, first: int, tokens: int, member: int, members: int
-) -> None:
-    """Normed rows as the LUT linear before the head wants them, in `act` and `scales`."""
-    index = LINEARS * dec.layers
-    code_inputs(
-        lins[index],
-        tokens,
-        buf.normed + first * buf.h_bytes,
-        buf.h_bytes,
-        buf.act + first * buf.act_bytes,
-        buf.act_bytes,
-        buf.scales + 4 * first,
-        0,
-        buf.scratch + member * buf.scratch_bytes,
-        buf.turns + 16 * index,
-        member,
-        members,
-    )
-
-
-@inline
-def _logits(
-    dec: Any,
-    lins: Any,
-    buf: Any,
-    first: int,
-    tokens: int,
-    out: int,
-    arrivals: int,
-    phase: int,
-    member: int,
-    members: int,
-) -> int:
-    """Head of rows first ... to out: f32[tokens, vocab]; returns the barriers passed so far.
-
-    phase: those before. Rows are split in fours.
-    """
-    fours = (dec.vocab + 3) // 4
-    low, high = share(fours, member, members)
-    low, high = 4 * low, min(4 * high, dec.vocab)
-    hidden = buf.normed + first * buf.h_bytes
-    scratch = buf.scratch + member * buf.scratch_bytes
-    if dec.screened:
-        _coarse_logits(dec, lins, buf, first, tokens, out, member, members)
-        barrier(arrivals, members * (phase + 1))
-        _least_logits(dec, buf, first, tokens, out, member, members)
-        barrier(arrivals, members * (phase + 2))
-        for t in range(tokens):
-            screened_rows(
-                dec.head,
-                dec.head_scale,
-                dec.hidden,
-                low,
-                high,
-                load_f32(buf.least + 4 * (first + t)),
-                hidden + t * buf.h_bytes,
-                load_f32(buf.head_scales + 4 * (first + t)),
-                out + 4 * t * dec.vocab,
-                scratch,
-            )
-        return phase + 2
-    if dec.head_kind == I8:
-        int8_head_rows(
-            dec.head,
-            dec.head_scale,
-            dec.hidden,
-            low,
-            high,
-            tokens,
-            hidden,
-            buf.h_bytes,
-            buf.head_scales + 4 * first,
-            out,
-            4 * dec.vocab,
-            scratch,
-        )
-        return phase
-    head_rows(
-        dec.head_kind,
-        dec.head,
-        dec.hidden,
-        low,
-        high,
-        tokens,
-        hidden,
-        buf.h_bytes,
-        out,
-        4 * dec.vocab,
-        scratch,
-    )
-    return phase
-
-
-@inline
-def _coarse_logits(
-    dec: Any, lins: Any, buf: Any, first: int, tokens: int, out: int, member: int, members: int
-) -> None:
-    index = LINEARS * dec.layers
-    apply_tables(
-        lins[index],
-        tokens,
-        buf.act + first * buf.act_bytes,
-        buf.act_bytes,
-        buf.scales + 4 * first,
-        out,
-        4 * dec.vocab,
-        0,
-        False,
-        buf.scratch + member * buf.scratch_bytes,
-        buf.turns + 16 * index + 8,
-        member,
-        members,
-    )
-
-
-@inline
-def _least_logits(
-    dec: Any, buf: Any, first: int, tokens: int, out: int, member: int, members: int
-) -> None:
-    """`least` of each token: coarse logits from there on are computed from rows."""
-    low, high = share(tokens, member, members)
-    for t in range(low, high):
-        most = largest_logit(out + 4 * t * dec.vocab, dec.vocab)
-        store_f32(buf.least + 4 * (first + t), most - dec.head_margin)
 
 
 @inline
@@ -537,7 +162,7 @@ def forward(
 
     decoder DECODER[1], layers LAYER[L], lins LINEAR[4 L], one more where a LUT linear comes before
     the head, buffers BUFFERS[1]. The last `wanted` tokens get their final norm (see
-    `_prepare_head`) and, if `logits` is not 0, f32[wanted, vocab] there.
+    `prepare_head`) and, if `logits` is not 0, f32[wanted, vocab] there.
     """
     dec, buf = decoder[0], buffers[0]
     low, high = share(tokens, member, members)
@@ -553,9 +178,9 @@ def forward(
         phase += 2
         if which == QKV:
             number = index // LINEARS
-            _place_heads(dec, layer, number, buf, tokens, member, members)
+            place_heads(dec, layer, number, buf, tokens, member, members)
             barrier(arrivals, members * (phase + 1))
-            _attention(dec, number, buf, tokens, sequences, member, members)
+            attention(dec, number, len(lins), buf, tokens, sequences, member, members)
             barrier(arrivals, members * (phase + 2))
             phase += 2
     if wanted:
@@ -563,13 +188,13 @@ def forward(
         _norm_rows(dec, buf, dec.final_norm, last, wanted, member, members)
         if dec.screened:
             barrier(arrivals, members * (phase + 1))
-            _code_head(dec, lins, buf, last, wanted, member, members)
+            code_head(dec, lins, buf, last, wanted, member, members)
             barrier(arrivals, members * (phase + 2))
             phase += 2
-        _prepare_head(dec, buf, last, wanted, member, members)
+        prepare_head(dec, buf, last, wanted, member, members)
         barrier(arrivals, members * (phase + 1))
         if logits:
-            _logits(dec, lins, buf, last, wanted, logits, arrivals, phase + 1, member, members)
+            head_logits(dec, lins, buf, last, wanted, logits, arrivals, phase + 1, member, members)
 
 
 @kernel
@@ -591,7 +216,7 @@ def project(
     A loss is -log softmax(logits)[target], summed in float64.
     """
     dec, buf = decoder[0], buffers[0]
-    phase = _logits(dec, lins, buf, first, tokens, logits, arrivals, 0, member, members)
+    phase = head_logits(dec, lins, buf, first, tokens, logits, arrivals, 0, member, members)
     barrier(arrivals, members * (phase + 1))
     if not targets:
         return

@@ -13,16 +13,10 @@ import numpy as np
 from lutllm.artifact import EMBEDDING, Artifact
 from lutllm.emulator.cache import KVCache
 from lutllm.emulator.floats import KEYS, KINDS, LANES, WIDTHS
-from lutllm.emulator.forward import (
-    BUFFERS,
-    DECODER,
-    LAYER,
-    QUERIES,
-    forward,
-    project,
-)
+from lutllm.emulator.forward import forward, project
 from lutllm.emulator.layout import Arena, PackedLinear, aligned, pack
 from lutllm.emulator.linear import act_bytes, scratch_bytes
+from lutllm.emulator.records import BUFFERS, DECODER, LAYER, QUERIES
 from lutllm.emulator.sampling import Sampling
 from lutllm.emulator.team import Team
 from lutllm.errors import ArtifactError, ConfigError
@@ -181,7 +175,7 @@ class LutModel:
         buffers["h_bytes"] = self._array("h", (rows, wide), np.float32)
         self._array("normed", (rows, wide), np.float32)
         buffers["act_bytes"] = self._array("act", (rows, act_bytes(self._lins)), np.int8)
-        self._array("turns", (2 * len(self._lins),), np.int64)
+        self._array("turns", (2 * len(self._lins) + config.num_hidden_layers,), np.int64)
         for name, width in (
             ("qkv", qkv),
             ("mixed", config.q_size),
