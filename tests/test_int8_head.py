@@ -13,7 +13,7 @@ from lutllm.artifact import EMBEDDING, Artifact
 from lutllm.config import QuantConfig
 from lutllm.emulator import LutModel, int8_head, reference
 from lutllm.emulator.cpu import ISA
-from lutllm.emulator.dot import dot_step_avx2, dot_step_plain
+from lutllm.emulator.dot import dot_step_plain, dot_step_wide
 from lutllm.emulator.jit import kernel
 from lutllm.emulator.layout import aligned
 from lutllm.emulator.simd import i32x8, load, splat, store, store_f32
@@ -171,7 +171,7 @@ def _stepper(step: Any) -> Any:
 
 
 def test_every_kernel_set_has_the_same_sums() -> None:
-    steps = [dot_step_plain] + [dot_step_avx2] * (ISA != "plain")
+    steps = [dot_step_plain] + [dot_step_wide] * (ISA != "plain")
     rng = np.random.default_rng(5)
     weights = rng.integers(-128, 128, 16).astype(np.int8)
     x = rng.integers(-32767, 32768, 16).astype(np.int16)

@@ -270,7 +270,7 @@ def test_choice_of_kernels():
     assert ISA in SETS
     with pytest.raises(ConfigError, match="lacks avx2"):
         choose_isa("avx2", frozenset())
-    with pytest.raises(ConfigError, match="choose one of avx512, avx2, plain"):
+    with pytest.raises(ConfigError, match="choose one of avx512, avx2, neon, plain"):
         choose_isa("mmx", frozenset())
 
 

@@ -2,13 +2,15 @@
 
     reference   the whole decoder in plain numpy, what the rest is tested against
     cpu, jit    what the processor offers; compiled kernels and their cache
-    simd        vector values inside Numba functions
+    simd        vector values inside Numba functions; simd_x86, simd_arm: single instructions
     layout      a LUT linear in the order the kernels read it
-    plain, avx2 kernel sets: the same functions; `kernels` is the set in use
+    plain, shuffle, avx512   kernel sets: the same functions; `kernels` is the set in use, and
+                `activations` what the last two share
     linear      a LUT linear over a block of tokens, from those functions
-    floats      norms, rotary embedding, attention, activation function, float head
+    floats      norms, rotary embedding, scores, activation function, float head
     int8_head   the head on int8 rows, from `dot`, whose step is that of the kernel set
-    forward     the whole decoder as one kernel that a `team` of threads runs together
+    forward     the whole decoder as one kernel that a `team` of threads runs together; its phases
+                are in attention, head, and linear, what they know of a model in records
     cache, sampling, model, bench
 
 Imports are lazy so that reading an artifact does not load the compiler.

@@ -2,8 +2,8 @@
 
 Detection reads the features that Numba compiles for, not those the processor has: the two differ
 when NUMBA_CPU_NAME or NUMBA_CPU_FEATURES is set, and an instruction that the compiler was not
-allowed to use would end the process. A further set (NEON) is one more entry in `SETS` and one more
-module beside `plain.py`, `avx2.py` and `avx512.py`.
+allowed to use would end the process. A further set is one more entry in `SETS` and its module in
+`kernels`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ ENV = "LUTLLM_ISA"
 SETS: dict[str, frozenset[str]] = {
     "avx512": frozenset({"avx2", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni"}),
     "avx2": frozenset({"avx2"}),
+    "neon": frozenset({"neon"}),
     "plain": frozenset(),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lutllm.emulator.cpu import ISA
 from lutllm.emulator.jit import inline
 from lutllm.emulator.simd import (
     add,
@@ -16,7 +17,11 @@ from lutllm.emulator.simd import (
     mul,
     sext,
 )
-from lutllm.emulator.simd_x86 import maddwd
+
+if ISA == "neon":
+    from lutllm.emulator.simd_arm import maddwd
+else:
+    from lutllm.emulator.simd_x86 import maddwd
 
 
 @inline
@@ -28,6 +33,6 @@ def dot_step_plain(total: Any, weights: int, x: int) -> Any:
 
 
 @inline
-def dot_step_avx2(total: Any, weights: int, x: int) -> Any:
+def dot_step_wide(total: Any, weights: int, x: int) -> Any:
     """As `dot_step_plain`, in other lanes: products of neighbours are added by the multiplier."""
     return add(total, maddwd(sext(i16x16, load(i8x16, weights)), load(i16x16, x)))

@@ -12,16 +12,16 @@ if ISA == "avx512":
         make_rows,
         quantize_slots,
     )
-    from lutllm.emulator.dot import dot_step_avx2 as dot_step
-elif ISA == "avx2":
-    from lutllm.emulator.avx2 import (
+    from lutllm.emulator.dot import dot_step_wide as dot_step
+elif ISA in ("avx2", "neon"):
+    from lutllm.emulator.dot import dot_step_wide as dot_step
+    from lutllm.emulator.shuffle import (
         code_slots,
         largest_input,
         lookup,
         make_rows,
         quantize_slots,
     )
-    from lutllm.emulator.dot import dot_step_avx2 as dot_step
 else:
     from lutllm.emulator.dot import dot_step_plain as dot_step
     from lutllm.emulator.plain import (

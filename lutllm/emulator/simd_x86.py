@@ -9,6 +9,7 @@ from typing import Any
 
 from lutllm.emulator.simd import (
     Vector,
+    absolute,
     call_llvm,
     i8x32,
     i8x64,
@@ -18,6 +19,11 @@ from lutllm.emulator.simd import (
     i32x16,
     intrinsic,
 )
+
+
+def look_up(builder: Any, table: Any, index: Any) -> Any:
+    """Inside an intrinsic: `pshufb`."""
+    return call_llvm(builder, "llvm.x86.avx2.pshuf.b", i8x32.llvm, [table, index])
 
 
 def _x86(name: str, result: Vector, *operands: Vector) -> Any:
@@ -40,7 +46,8 @@ def _x86(name: str, result: Vector, *operands: Vector) -> Any:
 #: Bytes of the first operand picked by the low 4 bits of the second, in each 16-byte half.
 pshufb = _x86("avx2.pshuf.b", i8x32, i8x32, i8x32)
 #: The first operand with the sign of the second (0 where that is 0).
-psignb = _x86("avx2.psign.b", i8x32, i8x32, i8x32)
+signed = _x86("avx2.psign.b", i8x32, i8x32, i8x32)
+magnitude = absolute
 #: Unsigned times signed bytes, neighbours added to 16 bits with saturation.
 maddubs = _x86("avx2.pmadd.ub.sw", i16x16, i8x32, i8x32)
 #: Signed 16-bit products, neighbours added to 32 bits.

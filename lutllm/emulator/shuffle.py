@@ -1,11 +1,12 @@
-"""The kernels of a LUT linear with AVX2: 16-entry rows are byte shuffles.
+"""The kernels of a LUT linear with AVX2 or NEON: 16-entry rows are byte shuffles.
 
-One `pshufb` looks up 32 outputs of one slot, so the cost lies in adding bytes into wider sums.
+One `pshufb` (two `tbl` on ARM) looks up 32 outputs of one slot, so the cost lies in adding bytes
+into wider sums.
 Entries are kept as unsigned bytes (entry + 128), and a block of 16 slots needs only two byte
 operations a lookup:
 
-    low    the sum of the bytes modulo 256                  16 x vpaddb
-    mean   a tree of rounding averages (a + b + 1) >> 1     15 x vpavgb
+    low    the sum of the bytes modulo 256                  16 x vpaddb, add
+    mean   a tree of rounding averages (a + b + 1) >> 1     15 x vpavgb, urhadd
 
 A level of the tree rounds up by at most 1/2, so 16 mean - sum lies in 0 .. 32. Over up to seven
 blocks 16 sum(mean) - sum lies in 0 .. 224, and its value modulo 256 is known: the sum is exact.
@@ -29,6 +30,7 @@ from lutllm.emulator.activations import (
     make_code_slots,
     quantize_slots,
 )
+from lutllm.emulator.cpu import ISA
 from lutllm.emulator.jit import inline
 from lutllm.emulator.layout import AHEAD, QUAD, SEGMENT, SEGMENT_COLUMNS, TILE, UNIT
 from lutllm.emulator.plain import (
@@ -45,7 +47,6 @@ from lutllm.emulator.simd import (
     band,
     bitcast,
     bxor,
-    call_llvm,
     i8x16,
     i8x32,
     i16x16,
@@ -65,7 +66,29 @@ from lutllm.emulator.simd import (
     vmax,
     vmin,
 )
-from lutllm.emulator.simd_x86 import maddubs, maddwd, mulhrs, packsswb, pshufb, psignb
+
+if ISA == "neon":
+    from lutllm.emulator.simd_arm import (
+        look_up,
+        maddubs,
+        maddwd,
+        magnitude,
+        mulhrs,
+        packsswb,
+        pshufb,
+        signed,
+    )
+else:
+    from lutllm.emulator.simd_x86 import (
+        look_up,
+        maddubs,
+        maddwd,
+        magnitude,
+        mulhrs,
+        packsswb,
+        pshufb,
+        signed,
+    )
 
 __all__ = ["code_slots", "largest_input", "lookup", "make_rows", "quantize_slots"]
 
@@ -209,9 +232,9 @@ def _pair_entries(book: int, vectors: int, factors: int, mask: Vector) -> tuple[
     """
     a = pshufb(bitcast(i8x32, splat(i32x8, load_i32(vectors))), mask)
     factor = bitcast(i16x16, pshufb(bitcast(i8x32, splat(i32x8, load_i32(factors))), mask))
-    size = psignb(a, a)
-    dot0 = maddubs(size, psignb(load(i8x32, book), a))
-    dot1 = maddubs(size, psignb(load(i8x32, book + 32), a))
+    size = magnitude(a)
+    dot0 = maddubs(size, signed(load(i8x32, book), a))
+    dot1 = maddubs(size, signed(load(i8x32, book + 32), a))
     return mulhrs(_outward(dot0), factor), mulhrs(_outward(dot1), factor)
 
 
@@ -285,7 +308,7 @@ def _block(slots: int) -> Any:
                     at = 32 * count * slot
                     indices = [load_at(builder, i8x32, args[2], at + 32 * n) for n in range(count)]
                 for n, index in enumerate(indices):
-                    entry = call_llvm(builder, "llvm.x86.avx2.pshuf.b", i8x32.llvm, [table, index])
+                    entry = look_up(builder, table, index)
                     sums[n] = builder.add(sums[n], entry)
                     trees[n].push(entry)
             means = [tree.mean(UNIT // slots) for tree in trees]
