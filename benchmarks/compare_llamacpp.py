@@ -1,19 +1,25 @@
 """lutllm against llama.cpp on the same model, prompt and threads, in alternation.
 
-    python benchmarks/compare_llamacpp.py ARTIFACT GGUF [--threads N] [--json]
+    python benchmarks/compare_llamacpp.py ARTIFACT GGUF [--text FILE] [--threads N] [--json]
 
 Needs `pip install llama-cpp-python`, built on the machine (its source package does that), so that
 llama.cpp uses what the processor offers. Each round runs one engine after the other; figures are
-medians over rounds, so a disturbance meets both alike.
+medians over rounds, so a disturbance meets both alike. llama.cpp has a process of its own, stopped
+while lutllm runs: its OpenMP threads may then wait actively, which is faster than the default on
+machines where waking a thread takes long, and would cost lutllm a processor otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -71,31 +77,79 @@ def time_engine(start: Engine, prompt: list[int], continuation: list[int]) -> tu
     return len(prompt) / (ready - begin), len(continuation) / (end - ready)
 
 
+def _serve_llamacpp(pipe: Connection, path: Path, threads: int, context: int) -> None:
+    """What the other process does: time a run whenever it gets a prompt and a continuation."""
+    start = llamacpp_engine(path, threads, context)
+    while True:
+        pipe.send(time_engine(start, *pipe.recv()))
+
+
+class LlamaProcess:
+    """llama.cpp in a process of its own that only runs while it is timed."""
+
+    def __init__(self, path: Path, threads: int, context: int, wait: str):
+        os.environ["OMP_WAIT_POLICY"] = wait  # read when the process loads OpenMP
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawn.Pipe()
+        self._process = spawn.Process(
+            target=_serve_llamacpp, args=(theirs, path, threads, context), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.pid:
+            os.kill(self._process.pid, number)
+
+    def time(self, prompt: list[int], continuation: list[int]) -> tuple[float, float]:
+        """As `time_engine`."""
+        self._signal(signal.SIGCONT)
+        self._pipe.send((prompt, continuation))
+        try:
+            speeds = self._pipe.recv()
+        except EOFError:
+            raise SystemExit("llama.cpp's process ended; see its message above") from None
+        self._signal(signal.SIGSTOP)
+        return speeds
+
+    def close(self) -> None:
+        self._signal(signal.SIGKILL)
+
+
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     threads = args.threads or available_threads()
-    model = LutModel.load(args.artifact, threads)
     total = args.prompt_tokens + args.decode_tokens
+    llama = LlamaProcess(args.gguf, threads, total + 8, args.wait)
+    try:
+        return _compare(args, LutModel.load(args.artifact, threads), llama)
+    finally:
+        llama.close()
+
+
+def _compare(args: argparse.Namespace, model: LutModel, llama: LlamaProcess) -> dict[str, Any]:
     text = args.text and read_text(args.text)
-    engines = {
-        "lutllm": lutllm_engine(model),
-        "llamacpp": llamacpp_engine(args.gguf, threads, total + 8),
-    }
+    total = args.prompt_tokens + args.decode_tokens
     ids = [int(i) for i in bench_ids(model, text, total)]
     prompt, continuation = ids[: args.prompt_tokens], ids[args.prompt_tokens :]
+    engines = {
+        "lutllm": lambda *tokens: time_engine(lutllm_engine(model), *tokens),
+        "llamacpp": llama.time,
+    }
     speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
-    for start in engines.values():  # warm up
-        time_engine(start, prompt[:16], continuation[:2])
+    for measure in engines.values():  # warm up
+        measure(prompt[:16], continuation[:2])
     probe = MemoryProbe(model.team)
     memory = []
     for _ in range(args.rounds):
         memory.append(probe.gb_per_s())
-        for name, start in engines.items():
-            speeds[name].append(time_engine(start, prompt, continuation))
+        for name, measure in engines.items():
+            speeds[name].append(measure(prompt, continuation))
     medians = {name: np.median(np.array(runs), axis=0) for name, runs in speeds.items()}
     moved = decode_bytes(model, args.prompt_tokens + args.decode_tokens // 2)
     return {
         "machine": describe(),
-        "threads": threads,
+        "threads": model.threads,
+        "wait": args.wait,
         "rounds": args.rounds,
         "prompt_tokens": args.prompt_tokens,
         "decode_tokens": args.decode_tokens,
@@ -117,6 +171,12 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--decode-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--wait",
+        choices=("active", "passive"),
+        default="active",
+        help="how idle OpenMP threads of llama.cpp wait (default active)",
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     report = compare(args)
