@@ -21,6 +21,7 @@ from lutllm.config import HEADS, LutConfig, QuantConfig
 from lutllm.int8_rows import quantize_rows
 from lutllm.lut_linear import LutLinear
 from lutllm.model_config import LinearShape, ModelConfig
+from lutllm.recipes import RECIPES, recipe
 from lutllm.tensorfile import f32_to_bf16, write_tensors
 from tests.helpers import random_linear
 
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--weight-stages", type=int, default=1)
     parser.add_argument("--act-stages", type=int, default=1)
     parser.add_argument("--head", choices=HEADS, default="source")
+    parser.add_argument("--recipe", choices=RECIPES, help="in place of scheme and stages")
     args = parser.parse_args()
     arch, sizes, tied = SHAPES[args.shape]
     if args.layers:
@@ -192,7 +194,10 @@ def main() -> None:
     lut = LutConfig(
         scheme=args.scheme, weight_stages=args.weight_stages, act_stages=args.act_stages
     )
-    write_artifact(args.out, hf_config(arch, sizes, tied), QuantConfig(lut, head=args.head))
+    quant = QuantConfig(lut, head=args.head)
+    if args.recipe:
+        quant = dataclasses.replace(recipe(args.recipe).quant(head=args.head), head_margin=0.0)
+    write_artifact(args.out, hf_config(arch, sizes, tied), quant)
     write_tokenizer(args.out, 300)
 
 

@@ -25,11 +25,18 @@ SETS: dict[str, frozenset[str]] = {
 
 @cache
 def compiler_target() -> tuple[str, str, frozenset[str]]:
-    """Triple, processor name and features that Numba generates code for."""
+    """Triple, processor name and features that Numba generates code for.
+
+    Every 64-bit ARM has NEON, and not every system says so.
+    """
     from numba.core.registry import cpu_target
 
     triple, name, features = cpu_target.target_context.codegen().magic_tuple()[:3]
-    return triple, name, frozenset(f[1:] for f in features.split(",") if f.startswith("+"))
+    listed = features.split(",")
+    found = {f[1:] for f in listed if f.startswith("+")}
+    if triple.startswith(("aarch64", "arm64")) and "-neon" not in listed:
+        found.add("neon")
+    return triple, name, frozenset(found)
 
 
 def has_feature(name: str) -> bool:
