@@ -442,8 +442,11 @@ class EngineDesign:
 
     # Rendering -------------------------------------------------------------------------------
 
-    def constants(self) -> list[tuple[str, str, Any, str]]:
-        """(C++ type, name, value, explanation) of every constant of the configuration struct."""
+    def constants(self, vector_lanes: int = 1) -> list[tuple[str, str, Any, str]]:
+        """(C++ type, name, value, explanation) of every constant of the configuration struct.
+
+        vector_lanes: beats of activations that come and go in a cycle.
+        """
         config, lut = self.config, self.lut
         widest = max((self.subs(k) for k in self.kinds), default=MIN_DISTANCE)
         max_subs = max(widest, ceil_div(config.max_outputs, self.lanes))
@@ -465,6 +468,7 @@ class EngineDesign:
             ("int", "CENTROID_PORTS", config.centroid_ports, "memory ports for centroids"),
             ("int", "LANES", self.lanes, "outputs per channel and cycle"),
             ("int", "AXI_BITS", config.axi_bits, "bits of a memory beat"),
+            ("int", "VECTOR_LANES", vector_lanes, "beats of activations in a cycle"),
             ("int", "GATHER_LANES", config.gather_lanes, "activations gathered per cycle"),
             ("int", "MAX_TOKENS", config.max_tokens, "tokens of one run"),
             ("int", "MAX_SUBS", max_subs, "sub-blocks of LANES outputs"),

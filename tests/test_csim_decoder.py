@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codegen.csim_decoder import relative_errors, run_decoder
+from codegen.csim import compile_testbench, trusted_sources
+from codegen.csim_decoder import golden_of, relative_errors, run_decoder, run_program
 from codegen.decoder_golden import DecoderGolden
 from codegen.decoder_images import plan_decoder
 from codegen.export import export
@@ -54,7 +55,7 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
         tiny_config("llama", rope_scaling=ROPE),
         QuantConfig(LutConfig(scheme="weight", group_size=64)),
         "F32",
-        DecoderConfig(context=30, vocab_ports=3, kv_ports=7, query_tokens=2),
+        DecoderConfig(context=30, vector_lanes=8, vocab_ports=3, kv_ports=7, query_tokens=2),
         32,
     ),
     "mixed": (  # two engines, lanes that are not whole beats, two stages in one layer
@@ -67,7 +68,7 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
             },
         ),
         "BF16",
-        DecoderConfig(vocab_ports=1, kv_ports=1, query_tokens=3),
+        DecoderConfig(vector_lanes=2, vocab_ports=1, kv_ports=1, query_tokens=3),
         20,
     ),
     "int8": (
@@ -81,7 +82,7 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
         tiny_config("llama"),
         QuantConfig(LutConfig(scheme="weight", group_size=64), head="int8"),
         "",
-        DecoderConfig(vocab_ports=3, kv_ports=2, query_tokens=5),
+        DecoderConfig(vector_lanes=1, vocab_ports=3, kv_ports=2, query_tokens=5),
         32,
     ),
 }
@@ -133,6 +134,36 @@ def test_tokens_are_those_of_the_reference(
         assert found["tokens_equal"] == TOKENS
         assert found["max_logit_error"] < 1e-5
         assert found["max_input_error"] < 1e-5
+
+
+def results(root: Path, out: Path) -> dict[str, bytes]:
+    """Everything that a run of the golden prompt writes, by file."""
+    design = read_design(root)
+    program = compile_testbench(trusted_sources(design, False), "sim/decoder_testbench.cpp")
+    out.mkdir()
+    run_program(program, design, golden_of(design), out)
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["mixed", "int8"])
+def test_width_of_words_changes_no_bit(
+    designs: Callable[[str], tuple[Path, Path]], tmp_path: Path, name: str
+) -> None:
+    """Norms, the inputs of every linear and the logits are the same for words of any width."""
+    root, source = designs(name)
+    wanted = results(root, tmp_path / "wanted")
+    *_, decoder, lanes = MODELS[name]
+    for width in {1, 8} - {decoder.vector_lanes}:
+        out = tmp_path / f"design-{width}"
+        export(
+            source,
+            out,
+            engine=dataclasses.replace(ENGINE, lanes_per_cycle=lanes),
+            golden={},
+            decoder=dataclasses.replace(decoder, vector_lanes=width),
+            decoder_golden=golden_of(read_design(root)),
+        )
+        assert results(out, tmp_path / f"found-{width}") == wanted
 
 
 def test_fewer_tokens_and_other_prompts(designs: Callable[[str], tuple[Path, Path]]) -> None:
@@ -332,6 +363,8 @@ def test_refusals(designs: Callable[[str], tuple[Path, Path]], tmp_path: Path) -
         planned(source, DecoderConfig(context=701))
     with pytest.raises(ConfigError, match="vocab_ports is 0"):
         DecoderConfig(vocab_ports=0)
+    with pytest.raises(ConfigError, match="vector_lanes is 3; choose 1, 2, 4 or 8"):
+        DecoderConfig(vector_lanes=3)
     with pytest.raises(ConfigError, match="kv_ports is 33; it must be a whole number 1 to 32"):
         DecoderConfig(kv_ports=33)
     with pytest.raises(

@@ -204,7 +204,9 @@ def test_parameters_of_known_models():
 def test_every_device_takes_a_small_model(name):
     device = load_device(name)
     engine = EngineConfig(channels=32 if device.memory_ports >= 32 else 4)
-    kernel = DecoderConfig(vocab_ports=min(8, device.memory_ports), kv_ports=2, query_tokens=2)
+    kernel = DecoderConfig(
+        vector_lanes=1, vocab_ports=min(8, device.memory_ports), kv_ports=2, query_tokens=2
+    )
     found = make("qwen2.5-0.5b", WEIGHT, engine, Setting(device), kernel)
     assert found.fits, found.problems
     ports = device.memory_ports * device.port_bits / 8 * device.port_clock_mhz / 1000

@@ -106,8 +106,8 @@ def test_counters_of_the_csim_report(runs):
         assert counts.report["integer_mismatches"] == 0
         assert counters["channel_beats"] == cycles["bursts"].value
         assert counters["lookup_cycles"] == cycles["lookup"].value
-        assert counters["output_beats"] == run.y_beats.value
-        assert counters["gather_cycles"] == cycles["gather"].value - run.x_beats.value
+        assert counters["output_beats"] == run.y_words.value
+        assert counters["gather_cycles"] == cycles["gather"].value - run.x_words.value
         if run.design.search:
             assert counters["search_cycles"] == cycles["search"].value
 
@@ -116,18 +116,23 @@ def test_counters_of_the_csim_report(runs):
 
 #: model, quantization, stored type, decoder kernel
 DECODERS = [
-    (tiny_config("qwen2"), LutConfig(group_size=64), "F16", DecoderConfig(vocab_ports=4)),
+    (
+        tiny_config("qwen2"),
+        LutConfig(group_size=64),
+        "F16",
+        DecoderConfig(vector_lanes=1, vocab_ports=4),
+    ),
     (
         tiny_config("llama", num_key_value_heads=6),
         LutConfig(scheme="weight", group_size=64),
         "F32",
-        DecoderConfig(context=40, vocab_ports=3, kv_ports=3, query_tokens=2),
+        DecoderConfig(context=40, vector_lanes=2, vocab_ports=3, kv_ports=3, query_tokens=2),
     ),
     (
         tiny_config("qwen3"),
         LutConfig(scheme="weight", group_size=64),
         "I8",
-        DecoderConfig(vocab_ports=2, kv_ports=1, query_tokens=4),
+        DecoderConfig(vector_lanes=8, vocab_ports=2, kv_ports=1, query_tokens=4),
     ),
 ]
 
@@ -216,8 +221,8 @@ def test_overlapping_never_costs_cycles():
     for kind in engine.kinds:
         for tokens in (1, 8):
             calls = [
-                Engine([engine], memory, Timing(), schedule, floats).best_call(engine, kind, tokens)
-                for schedule, floats in ((Engine.schedule, 0), (OVERLAPPED, 32))
+                Engine([engine], memory, Timing(), schedule, lanes).best_call(engine, kind, tokens)
+                for schedule, lanes in ((Engine.schedule, 1), (OVERLAPPED, 4))
             ]
             assert calls[1].cycles.value <= calls[0].cycles.value
             assert {call.stream_bound for call in calls} <= set(BOUND_OF.values())

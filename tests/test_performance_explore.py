@@ -128,7 +128,7 @@ def test_derived_engines_starve_nothing():
             mode = "online" if engines[0].online_rows else "table"
             run = Run(engines[0], kind, 32, mode)
             cycles = process_cycles(run, IDEAL)
-            gather = cycles["gather"].value - run.x_beats.value
+            gather = cycles["gather"].value - run.x_words.value
             assert gather <= cycles["lookup"].value
             if engines[0].search:
                 assert cycles["search"].value <= cycles["lookup"].value

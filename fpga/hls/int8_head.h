@@ -11,17 +11,19 @@ namespace lutllm {
 
 // The vector as integers of up to HEAD_LIMIT, in 32 bits each, then a beat with its scale.
 template <class D>
-void round_hidden(typename D::beats& in, typename D::beats& out) {
-    typename D::beat_t kept[D::HIDDEN_BEATS];
+void round_hidden(typename D::wide::beats& in, typename D::beats& out) {
+    typedef typename D::wide V;
+    typename D::word_t kept[V::HIDDEN_BEATS];
+#pragma HLS ARRAY_PARTITION variable=kept type=complete dim=2
     ap_uint<31> top = 0;  // positive floats are ordered as integers
 largest_loop:
-    for (int b = 0; b < D::HIDDEN_BEATS; b++) {
+    for (int w = 0; w < V::HIDDEN_BEATS; w++) {
 #pragma HLS PIPELINE II=1
-        const typename D::beat_t raw = in.read();
-        kept[b] = raw;
+        const typename V::beat_t raw = in.read();
+        write_word(kept[w], raw);
         ap_uint<31> high = top;
     magnitude_loop:
-        for (int j = 0; j < D::FLOATS; j++) {
+        for (int j = 0; j < V::FLOATS; j++) {
 #pragma HLS UNROLL
             const ap_uint<31> magnitude = raw.range(32 * j + 30, 32 * j);
             if (magnitude > high) high = magnitude;
@@ -33,7 +35,7 @@ largest_loop:
 round_loop:
     for (int b = 0; b < D::HIDDEN_BEATS; b++) {
 #pragma HLS PIPELINE II=1
-        const typename D::floats_t values(kept[b]);
+        const typename D::floats_t values(kept[b / D::VECTOR_LANES][b % D::VECTOR_LANES]);
         typename D::beat_t rounded;
     value_loop:
         for (int j = 0; j < D::FLOATS; j++) {

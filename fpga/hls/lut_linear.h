@@ -91,11 +91,11 @@ void online_channel(hls::burst_maxi<typename E::beat_t> memory, typename E::acts
 
 // Float32 input to one position per channel, round and token.
 template <class E>
-void quantize_input(typename E::beats& x, typename E::param_beats& input_scales,
+void quantize_input(typename E::words& x, typename E::words& input_scales,
                     typename E::param_beats& gather_beats, typename E::acts (&act)[E::CHANNELS],
                     typename E::token_floats& token_scales, LinearCall call) {
 #pragma HLS DATAFLOW
-    typename E::token_beats z("z");
+    typename E::token_words z("z");
     typename E::token_floats largest("largest");
     typename E::quantizeds quantized("quantized");
     LUTLLM_REGION;

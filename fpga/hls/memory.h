@@ -7,10 +7,10 @@
 
 namespace lutllm {
 
-// x: f32[tokens, in_beats * FLOATS] in memory -> one beat at a time.
+// x: f32[tokens, in_words * WIDE_FLOATS] in memory -> one word at a time.
 template <class E>
-void read_input(const typename E::beat_t* memory, typename E::beats& out, LinearCall call) {
-    const int total = call.tokens * call.in_beats;
+void read_input(const typename E::wide_t* memory, typename E::words& out, LinearCall call) {
+    const int total = call.tokens * call.in_words;
 read_input_loop:
     for (int i = 0; i < total; i++) {
 #pragma HLS PIPELINE II=1
@@ -56,6 +56,36 @@ output_loop:
         else
             output_scales.write(beat);
     }
+}
+
+// Runs of `beats` beats to runs of `words` words of VECTOR_LANES beats, zeros behind the beats.
+template <class E, class Words>
+void widen(typename E::param_beats& in, Words& out, int runs, int beats, int words) {
+    typename E::wide_t word = 0;
+    int lane = 0, at = 0;
+    const int steps = words * E::VECTOR_LANES;
+widen_loop:
+    for (int i = 0; i < runs * steps; i++) {
+#pragma HLS PIPELINE II=1
+        typename E::beat_t beat = 0;
+        if (at < beats) beat = in.read();
+        word.range(lane * E::AXI_BITS + E::AXI_BITS - 1, lane * E::AXI_BITS) = beat;
+        if (advance(lane, E::VECTOR_LANES)) out.write(word);
+        advance(at, steps);
+    }
+}
+
+// Input scales of a call.
+template <class E>
+void widen_inputs(typename E::param_beats& in, typename E::words& out, LinearCall call) {
+    widen<E>(in, out, 1, call.in_beats, call.in_words);
+}
+
+// Output scales of a call, or its biases where it has them.
+template <class E>
+void widen_outputs(typename E::param_beats& in, typename E::output_words& out, bool used,
+                   LinearCall call) {
+    if (used) widen<E>(in, out, call.subs, E::OUT_BEATS, E::OUT_WORDS);
 }
 
 // Centroids of CENTROID_SHARE channels, one search pass at a time: [round][stage][pass][channel].
@@ -145,12 +175,12 @@ run_loop:
 
 // Results of all tokens, in the order of the stream.
 template <class E>
-void write_output(typename E::beats& beats, typename E::beat_t* memory, LinearCall call) {
-    const int total = call.tokens * call.subs * E::OUT_BEATS * (call.accumulators ? 2 : 1);
+void write_output(typename E::words& words, typename E::wide_t* memory, LinearCall call) {
+    const int total = call.tokens * call.subs * E::OUT_WORDS * (call.accumulators ? 2 : 1);
 write_output_loop:
     for (int i = 0; i < total; i++) {
 #pragma HLS PIPELINE II=1
-        memory[i] = beats.read();
+        memory[i] = words.read();
     }
 }
 

@@ -1,8 +1,8 @@
 """What lies between two runs of an engine: as the decoder kernel has it, or as assumed.
 
 `EmittedBlocks` follows the loops of fpga/hls/decoder_steps.h and the headers below it: one step
-after another, float32 beats, caches striped over kv_ports ports, a head of stored rows.
-`AssumedBlocks` is what a decoder needs so that these steps do not set its pace; it is not rendered.
+after another, words of float32, caches striped over kv_ports ports, a head of stored rows.
+`AssumedBlocks` has another attention and another head, which are not rendered.
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ from lutllm.model_config import ModelConfig
 
 #: Bytes of a weight of an assumed head that is not a LUT linear.
 HEAD_BYTES = {"int8": 1, "bf16": 2}
-#: Interleaved sums of a norm or a logit (rms_norm.h, decoder_steps.h PARTIALS).
-PARTIALS = 8
+#: Interleaved sums of a norm (rms_norm.h NORM_PARTIALS) and of a logit (decoder_steps.h PARTIALS).
+NORM_PARTIALS, PARTIALS = 64, 8
+#: Most cycles in which a norm adds those up and takes the root (rms_norm.h INTERVAL).
+ROOT_INTERVAL = 8
 #: Float operations of an exponential (float_math.h).
 EXPONENTIAL = 18
 
 
 class Blocks(Protocol):
     """Cycles of the steps between engine runs, and what they take of the part."""
+
+    def start(self) -> Quantity:
+        """What the kernel does before its first token."""
 
     def embed(self, tokens: int) -> Quantity:
         """Rows of the embedding to the residual."""
@@ -77,6 +82,18 @@ class EmittedBlocks:
         return given("hidden_beats", self.design.beats(self.model.hidden_size), "beats")
 
     @property
+    def _lanes(self) -> Quantity:
+        return given("vector_lanes", self.design.config.vector_lanes, "beats/word")
+
+    @property
+    def _hidden_words(self) -> Quantity:
+        return given("hidden_words", self.design.words(self.model.hidden_size), "words")
+
+    def _root(self, words: int) -> Quantity:
+        """From the last square of a vector to its factor."""
+        return given("root", min(words, ROOT_INTERVAL), "cycles")
+
+    @property
     def _depth(self) -> Quantity:
         depth = self.timing.step_depth
         return given("step_depth", depth, "cycles", "assumed")
@@ -99,8 +116,13 @@ class EmittedBlocks:
         heads = given("kv_heads", self.model.num_key_value_heads)
         return (2 * heads * self._head_beats * beat).named("kv_bytes", "B")
 
+    def start(self) -> Quantity:
+        """The norms of all vectors, from memory to the chip."""
+        norms = given("norms", 2 * self.model.num_hidden_layers + 1)
+        return (norms * self._hidden_words * self._lanes + self._latency).named("start", "cycles")
+
     def embed(self, tokens: int) -> Quantity:
-        row = self._hidden_beats + self._latency
+        row = self._hidden_words * self._lanes + self._latency
         return (given("tokens", tokens) * row).named("embed", "cycles")
 
     @cached_property
@@ -159,11 +181,12 @@ class EmittedBlocks:
 
     def vector(self, tokens: int) -> Quantity:
         """Two norms, which add residuals and see a token before they pass it on; gate times up."""
-        t, hidden = given("tokens", tokens), self._hidden_beats
+        t, hidden = given("tokens", tokens), self._hidden_words
         inner = given(
-            "intermediate_beats", self.design.beats(self.model.intermediate_size), "beats"
+            "intermediate_words", self.design.words(self.model.intermediate_size), "words"
         )
-        norms, gated = 2 * (t + 1) * hidden, t * inner
+        root = self._root(self.design.words(self.model.hidden_size))
+        norms, gated = 2 * ((t + 1) * hidden + root), t * inner
         return (norms + gated + 3 * self._depth).named("vector", "cycles")
 
     @cached_property
@@ -176,8 +199,9 @@ class EmittedBlocks:
         rows = given("rows_per_port", self.design.vocab_rows)
         read = rows * self._row_beats * self.memory.beat_cycles / self.memory.streamed
         words = given("vocab_size", self.model.vocab_size)
-        passes = 5 if self.design.head_kind == "I8" else 3  # rounding looks for the largest first
-        norm = passes * self._hidden_beats
+        passes = 2 if self.design.head_kind == "I8" else 1  # rounding looks for the largest first
+        root = self._root(self.design.words(self.model.hidden_size))
+        norm = passes * self._hidden_words + root + self._hidden_beats
         return (norm + maximum(read.named("rows", "cycles"), words) + self._depth).named(
             "head", "cycles"
         )
@@ -211,6 +235,10 @@ class EmittedBlocks:
     def _floats(self) -> Quantity:
         return given("floats_per_beat", self.design.floats)
 
+    @property
+    def _wide_floats(self) -> Quantity:
+        return given("floats_per_word", self.design.floats * self.design.config.vector_lanes)
+
     def _attend(self, costs: UnitCosts) -> Resources:
         """Scores and weights (a product and its sum for every float read), softmax; norm and turn.
 
@@ -237,13 +265,16 @@ class EmittedBlocks:
         return self._operations(costs, operations, lut=select + fifos, uram=uram)
 
     def _normalize(self, costs: UnitCosts) -> Resources:
-        root = given("operations_of_a_root", PARTIALS + 12)
-        held = 2 * bram_of(self.design.axi_bits, self.design.beats(self.model.hidden_size))
-        return self._operations(costs, 4 * self._floats + root, bram36=held)
+        """Residual, sum of squares and product, twice: between the engines and before the head."""
+        root = given("operations_of_a_root", NORM_PARTIALS // ROOT_INTERVAL + 12)
+        words, bits = self.design.words(self.model.hidden_size), 32 * self._wide_floats.value
+        held = 2 * bram_of(int(bits), words)
+        norm = self._operations(costs, 4 * self._wide_floats + root, bram36=held)
+        return norm.times(given("norms", 2))
 
     def _activate(self, costs: UnitCosts) -> Resources:
         each = given("operations_of_silu", 14, "", "an exponential, a division, two products")
-        return self._operations(costs, self._floats * each)
+        return self._operations(costs, self._wide_floats * each)
 
     def _score_words(self, costs: UnitCosts) -> Resources:
         """Per port: the products of a beat of stored values and their sum."""
@@ -261,19 +292,21 @@ class EmittedBlocks:
         return each.times(ports)
 
     def _buffers(self) -> Resources:
-        """Residual, input and output of the engines, for the tokens of a run."""
+        """Residual, input and output of the engines, for the tokens of a run; all norms."""
         design, model = self.design, self.model
         heads = model.num_attention_heads + 2 * model.num_key_value_heads
-        hidden = design.beats(model.hidden_size)
-        inner = design.beats(model.intermediate_size)
+        hidden, inner = design.words(model.hidden_size), design.words(model.intermediate_size)
+        attended = divide(model.num_attention_heads * design.head_beats, design.config.vector_lanes)
+        tokens = design.max_tokens
         sizes = {
-            "hidden": hidden,
-            "x": max(hidden, inner, model.num_attention_heads * design.head_beats),
-            "y": max(hidden, 2 * inner, heads * design.head_beats),
+            "hidden": tokens * hidden,
+            "x": tokens * max(hidden, inner, attended),
+            "y": tokens * max(hidden, 2 * inner, heads * design.words(model.head_dim)),
+            "norms": (2 * model.num_hidden_layers + 1) * hidden,
         }
         parts = [
-            given(f"{name}_uram", uram_of(design.axi_bits, design.max_tokens * beats), "uram")
-            for name, beats in sizes.items()
+            given(f"{name}_uram", uram_of(design.axi_bits, words), "uram") * self._lanes
+            for name, words in sizes.items()
         ]
         return Resources.of(uram=total(parts))
 
@@ -290,32 +323,20 @@ class EmittedBlocks:
 
 
 @dataclass(frozen=True)
-class AssumedBlocks:
-    """Attention spread over many ports, activations on chip, as `Assumed` says.
+class AssumedBlocks(EmittedBlocks):
+    """Attention spread over many ports and another head, as `Assumed` says; the rest as emitted.
 
     head_call: the call of a slice of the head where it is a LUT linear; slices: how many.
     """
 
-    model: ModelConfig
     assumed: Assumed
-    memory: MemorySystem
     device: Device
-    timing: Timing
-    max_tokens: int
     head_call: Call | None
     slices: int
     head_call_bytes: Quantity | None
 
-    @property
-    def _lanes(self) -> Quantity:
-        return given("vector_lanes", self.assumed.vector_lanes, "floats/cycle", "assumed")
-
-    def embed(self, tokens: int) -> Quantity:
-        hidden = given("hidden_size", self.model.hidden_size)
-        return (given("tokens", tokens) * ceil_div(hidden, self._lanes)).named("embed", "cycles")
-
     @cached_property
-    def kv_bytes(self) -> Quantity:
+    def kv_bytes(self) -> Quantity:  # type: ignore[override]
         bits = given("kv_bits", self.assumed.kv_bits, "bit", "assumed")
         return (2 * given("kv_size", self.model.kv_size) * bits / 8).named("kv_bytes", "B")
 
@@ -331,12 +352,6 @@ class AssumedBlocks:
         beats = kv * self.kv_bytes / given("beat_bytes", memory.axi_bits // 8, "B")
         read = beats * memory.beat_cycles / (ports * memory.streamed)
         return maximum(compute, read.named("kv_read", "cycles")).named("attention", "cycles")
-
-    def vector(self, tokens: int) -> Quantity:
-        """Two norms that sum up a token before they pass it on; what streams costs its latency."""
-        depth = given("step_depth", self.timing.step_depth, "cycles", "assumed")
-        hidden = given("hidden_size", self.model.hidden_size)
-        return (2 * ceil_div(hidden, self._lanes) + 4 * depth).named("vector", "cycles")
 
     def head(self) -> Quantity:
         if self.head_call is not None:
@@ -367,26 +382,15 @@ class AssumedBlocks:
             bram36=ports * costs.port_bram(axi_bits),
             uram=ports * uram_of(axi_bits, 4096),
         )
-        out = {"attention": attention, "norms and gating": self._vector_resources(costs)}
+        out = {
+            "attention": attention,
+            "normalize": self._normalize(costs),
+            "activate": self._activate(costs),
+            "buffers": self._buffers(),
+        }
         if config.head in HEAD_BYTES:
             out["head"] = self._multipliers(HEAD_BYTES[config.head])
         return out
-
-    def _vector_resources(self, costs: UnitCosts) -> Resources:
-        lanes, model = self._lanes, self.model
-        lut = given("vector_lut", costs.vector_lut_fixed, "lut", "fitted") + lanes * given(
-            "vector_lut_per_float", costs.vector_lut_per_float, "lut", "assumed"
-        )
-        operations = given("vector_dsp_per_float", costs.vector_dsp_per_float, "dsp", "fitted")
-        width = model.intermediate_size + 3 * model.hidden_size
-        depth = divide(self.max_tokens * width, self.assumed.vector_lanes)
-        activations = uram_of(32 * self.assumed.vector_lanes, depth)
-        return Resources.of(
-            lut=lut,
-            ff=lut * costs.vector_ff_per_lut,
-            dsp=lanes * operations * costs.float_dsp,
-            uram=given("activation_uram", activations, "uram"),
-        )
 
     def _multipliers(self, bytes_per_weight: int) -> Resources:
         """Multipliers that keep up with all ports: three int8 products or one bf16 in a DSP."""

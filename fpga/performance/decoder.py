@@ -98,7 +98,7 @@ class Decoder:
             "gate_up_proj": model.intermediate_size,
             "down_proj": model.hidden_size,
         }
-        lanes = self.assumed.vector_lanes if self.schedule.on_chip else 0
+        lanes = self.design.config.vector_lanes
         engines = self.placed.engines
         return Engine(engines, memory, self.timing, self.schedule, lanes, sections)
 
@@ -132,15 +132,7 @@ class Decoder:
         call, slices = self._head_call() if self.lut_head else (None, 0)
         size = None if call is None else self._call_bytes(self.placed.engines[0], call)
         return AssumedBlocks(
-            self.model,
-            self.assumed,
-            memory,
-            self.device,
-            self.timing,
-            self.chunk,
-            call,
-            slices,
-            size,
+            self.design, memory, self.timing, self.assumed, self.device, call, slices, size
         )
 
     def _head_call(self) -> tuple[Call, int]:
@@ -159,12 +151,17 @@ class Decoder:
         """A prompt, up to the choice of the word after it."""
         ends = range(self.chunk, prompt + self.chunk, self.chunk)
         chunks = [(min(end, prompt) - end + self.chunk, min(end, prompt)) for end in ends]
-        return self._phase("prefill", chunks)
+        return self._phase("prefill", chunks, self.blocks.start())
 
-    def _phase(self, name: str, chunks: list[tuple[int, int]]) -> Phase:
-        """chunks: (tokens, positions of the cache after them) of every pass over the layers."""
+    def _phase(
+        self, name: str, chunks: list[tuple[int, int]], start: Quantity | None = None
+    ) -> Phase:
+        """chunks: (tokens, positions of the cache after them) of every pass over the layers;
+        start: what comes before the first."""
         blocks = self.blocks
         parts: dict[str, list[Quantity]] = {}
+        if start is not None:
+            parts["norms and gating"] = [start]
         sizes: list[Quantity] = []
         uses: dict[int, _Use] = {}
         for tokens, context in chunks:

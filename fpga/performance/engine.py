@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from fpga.design import EngineDesign, LayerKind
 from fpga.performance.memory import MemorySystem, busiest_port
-from fpga.performance.quantity import Quantity, ceil_div, given, maximum, minimum, total
+from fpga.performance.quantity import Quantity, given, maximum, minimum, total
 from fpga.performance.run import Run, index_stalls, modes_of, process_cycles, shift_words
 from fpga.performance.timing import ASSUMED_TIMING, EMITTED, Schedule, Timing
 
@@ -22,6 +22,7 @@ BOUND_OF = {
     "bursts": "memory",
     "burst_latency": "memory",
     "plan": "memory",
+    "parameters": "memory",
     "unpack": "memory",
     "read_centroids": "memory",
     "search": "search",
@@ -59,21 +60,30 @@ class Call:
         return "serial gap" if self.serial.value > self.stream.value else self.stream_bound
 
 
+def packing_unit(design: EngineDesign, vector_lanes: int, section: int) -> int:
+    """Floats of results that a decoder packs in a cycle (decoder_steps.h packing_unit)."""
+    floats = design.floats
+    whole = min(design.lanes, floats * vector_lanes)
+    if not (design.lanes % whole or floats * vector_lanes % whole or section % whole):
+        return whole
+    return 1 if design.lanes % floats or section % floats else floats
+
+
 @dataclass(frozen=True)
 class Engine:
     """Engines of a design on a board: what a call costs.
 
-    designs          all engines of the kernel set, in the order in which they take memory ports
-    transfer_floats  activations in and out in a cycle; 0 = a beat
-    sections         floats of a section of the results, by kind, where a decoder packs them for
-                     its next step (decoder_steps.h pack_output); without, they are not packed
+    designs       all engines of the kernel set, in the order in which they take memory ports
+    vector_lanes  beats of activations in and out in a cycle
+    sections      floats of a section of the results, by kind, where a decoder packs them for its
+                  next step (decoder_steps.h pack_output); without, they are not packed
     """
 
     designs: Sequence[EngineDesign]
     memory: MemorySystem
     timing: Timing = ASSUMED_TIMING
     schedule: Schedule = EMITTED
-    transfer_floats: int = 0
+    vector_lanes: int = 1
     sections: Mapping[str, int] = field(default_factory=dict)
 
     def call(
@@ -86,7 +96,7 @@ class Engine:
         accumulators: bool = False,
     ) -> Call:
         """A call of `kind`; before: cycles in which the engine waited for it, to prefetch in."""
-        run = Run(design, kind, tokens, mode, accumulators)
+        run = Run(design, kind, tokens, mode, accumulators, self.vector_lanes)
         load, drain = self._load(run), self._drain(run)
         fill = self._fill(run, load)
         busy = process_cycles(run, self.timing, self.schedule.flattened)
@@ -113,30 +123,21 @@ class Engine:
 
     # Phases ------------------------------------------------------------------------------------
 
-    def _transfer(self, run: Run, floats_per_token: Quantity, beats: Quantity) -> Quantity:
-        if not self.transfer_floats:
-            return beats
-        lanes = given("transfer_floats", self.transfer_floats, "floats/cycle")
-        return run.t * ceil_div(floats_per_token, lanes)
-
     def _load(self, run: Run) -> Quantity:
-        width = given("in_features", run.kind.in_features)
-        load = self._transfer(run, width, run.x_beats)
-        # the scale of a token is known after its last value, so the first waits for itself
-        return (load * (1 + 1 / run.t)).named("load", "cycles")
+        """Scale and round: a token is rounded when its largest value is known. The first one's
+        input scales come from memory, unless they were read before."""
+        beats = 1 if self.schedule.prefetch else run.vector_lanes
+        scales = (run.in_words * beats).named("input_scales", "cycles")
+        return (scales + run.x_words).named("load", "cycles")
 
     def _drain(self, run: Run) -> Quantity:
-        width = (run.subs * given("lanes", run.design.lanes)).named("padded_outputs")
-        drain = self._transfer(run, width, run.y_beats)
-        if self.transfer_floats:
-            return drain.named("drain", "cycles")
-        floats = run.design.floats
+        """Words of results, or the pieces in which a decoder repacks them."""
         section = self.sections.get(run.kind.name.split("_v")[0], 0)
-        if section % floats or (section and run.design.lanes % floats):
-            drain = drain * given("values_per_beat", floats)  # packed a value at a time
-        elif run.kind.bias and not run.accumulators:
-            drain = drain + run.out_beats  # a beat of biases beside every beat of scales
-        return drain.named("drain", "cycles")
+        if not section:
+            return run.y_words.named("drain", "cycles")
+        pieces = -(-run.design.lanes // packing_unit(run.design, self.vector_lanes, section))
+        packed = run.t * run.subs * given("pieces_of_a_sub", pieces)
+        return maximum(run.y_words, packed).named("drain", "cycles")
 
     def _fill(self, run: Run, load: Quantity) -> Quantity:
         design, timing = run.design, self.timing
@@ -160,7 +161,8 @@ class Engine:
         if self.schedule.prefetch:
             return pipelines.named("fill", "cycles")
         # the accumulators start when all block exponents are in, which follow the input scales
-        exponents = (run.in_beats + shift_words(run)).named("exponents", "cycles")
+        scales = run.in_words * run.vector_lanes
+        exponents = (scales + shift_words(run)).named("exponents", "cycles")
         return maximum(pipelines, exponents - load).named("fill", "cycles")
 
     def _memory_latency(self) -> Quantity:
@@ -172,7 +174,8 @@ class Engine:
         self, run: Run, busy: dict[str, Quantity], gaps: Sequence[Quantity]
     ) -> dict[str, Quantity]:
         parts = {name: busy[name] for name in BOUND_OF if name in busy}
-        parts["gather"] = (busy["gather"] - run.x_beats).named("gather", "cycles")
+        parts["gather"] = (busy["gather"] - run.x_words).named("gather", "cycles")
+        parts["parameters"] = (run.parameter_beats - run.in_beats).named("parameters", "cycles")
         parts["port"] = self._port(run)
         ahead = given("read_ahead", run.design.config.read_ahead, "bursts")
         parts["burst_latency"] = (run.jobs * self._memory_latency() / ahead).named(

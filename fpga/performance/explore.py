@@ -30,14 +30,20 @@ MAX_TOKENS = (32, 128)
 #: Choices beside the engine: of the decoder kernel, and assumed ones. What the kernel does beside
 #: the engine is assumed in the schedules that are not rendered: one choice is enough.
 KERNELS = tuple(
-    DecoderConfig(vocab_ports=vocab, kv_ports=kv, query_tokens=queries)
-    for vocab, kv, queries in ((8, 4, 1), (8, 8, 1), (32, 8, 1), (32, 8, 2), (32, 16, 1))
+    DecoderConfig(vector_lanes=lanes, vocab_ports=vocab, kv_ports=kv, query_tokens=queries)
+    for lanes, vocab, kv, queries in (
+        (1, 8, 4, 1),
+        (2, 8, 8, 1),
+        (4, 32, 8, 1),
+        (4, 32, 8, 2),
+        (4, 32, 16, 1),
+        (8, 32, 8, 2),
+        (8, 32, 16, 1),
+        (8, 32, 16, 2),
+    )
 )
-ASSUMED_KERNELS = (DecoderConfig(vocab_ports=32),)
-BLOCKS = (
-    ASSUMED,
-    dataclasses.replace(ASSUMED, attention_macs=1024, vector_lanes=64, kv_ports=32),
-)
+ASSUMED_KERNELS = tuple(DecoderConfig(vector_lanes=lanes, vocab_ports=32) for lanes in (4, 8))
+BLOCKS = (ASSUMED, dataclasses.replace(ASSUMED, attention_macs=1024, kv_ports=32))
 #: Look-ups a cycle beyond which a V80 is full, and below which nothing is fast.
 LOOKUPS = (512, 32_768)
 

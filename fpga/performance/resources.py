@@ -176,7 +176,7 @@ class Block:
 class EngineResources:
     """Blocks of one engine, by the function that describes them in fpga/hls.
 
-    floats   activations in and out in a cycle; 0 = those of a memory beat
+    lanes    beats of activations in and out in a cycle
     alone    a kernel of its own, whose activations go through memory; else part of a decoder
     """
 
@@ -184,12 +184,13 @@ class EngineResources:
         self,
         design: EngineDesign,
         costs: UnitCosts | None = None,
-        floats: int = 0,
+        lanes: int = 1,
         alone: bool = False,
     ):
         self.design = design
         self.costs = costs or UnitCosts()
-        self.floats = floats or design.floats
+        self.lanes = lanes
+        self.floats = design.floats * lanes
         self.alone = alone
 
     def blocks(self) -> list[Block]:
@@ -202,6 +203,7 @@ class EngineResources:
             Block("unpack_words", channels, self._unpack()),
             Block("accumulate", one, self._accumulate()),
             Block("quantize_input", one, self._quantize_input()),
+            *([] if self.alone else [Block("pack_output", one, self._pack_output())]),
             Block("ports", given("ports", self._ports()), self._port()),
         ]
         if design.search:
@@ -349,7 +351,8 @@ class EngineResources:
         depth = config.max_tokens * self._max_subs()
         store = given("sums_uram", uram_of(32 * design.lanes, depth), "uram", f"{depth} words")
         bias = any(kind.bias for kind in design.kinds)
-        scales = bram_of(config.axi_bits, self._max_subs() * design.out_beats)
+        words = self._max_subs() * ceil_div(design.lanes, self.floats)
+        scales = 2 * bram_of(32 * self.floats, words)  # as they come, and kept
         multiplies = 1 if design.search else 2
         return self._logic(
             lanes * chains * term + lanes * 32 + floats * output,
@@ -363,19 +366,26 @@ class EngineResources:
         floats = given("floats_per_cycle", self.floats)
         act = ACT_BITS + STAGE_BITS * (design.lut.act_stages - 1) if design.search else 8
         in_beats = max((design.in_beats(kind) for kind in design.kinds), default=4)
+        in_words = ceil_div(in_beats, self.lanes)
         copies = given("copies", ceil_div(config.gather_lanes, 2))
-        word = act * design.floats
-        store = given("store_uram", uram_of(word, config.max_tokens * in_beats), "uram")
+        word = act * self.floats
+        store = given("store_uram", uram_of(word, config.max_tokens * in_words), "uram")
         lanes = given("gather_lanes", config.gather_lanes)
-        pick = given("pick_lut", costs.mux_lut(design.floats, act) + 40, "lut")
+        pick = given("pick_lut", costs.mux_lut(self.floats, act) + 40, "lut")
         slots = config.channels * design.lut.vec_len * act
-        buffers = 2 * bram_of(config.axi_bits, in_beats)
+        buffers = 2 * bram_of(32 * self.floats, in_words)
         return self._logic(
             floats * given("round_lut", 120, "lut", "assumed") + lanes * pick + slots / 2,
             dsp=floats * given("float_operations", 2 if design.search else 3) * costs.float_dsp,
             bram36=buffers,
             uram=copies * store,
         )
+
+    def _pack_output(self) -> Resources:
+        """A piece of a word of results to its place in a word of a section, and that word."""
+        bits = 32 * self.floats
+        places = bits_for(self.floats)
+        return self._logic(2 * self.costs.shifter_lut(bits, places), ff=2 * bits)
 
     def _ports(self) -> int:
         return self.design.config.channels + self.design.centroid_ports + (3 if self.alone else 1)

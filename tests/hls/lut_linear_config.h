@@ -22,6 +22,7 @@ struct Config {
     static constexpr int CENTROID_PORTS = 4;  // memory ports for centroids
     static constexpr int LANES = 128;  // outputs per channel and cycle
     static constexpr int AXI_BITS = 256;  // bits of a memory beat
+    static constexpr int VECTOR_LANES = 1;  // beats of activations in a cycle
     static constexpr int GATHER_LANES = 8;  // activations gathered per cycle
     static constexpr int MAX_TOKENS = 32;  // tokens of one run
     static constexpr int MAX_SUBS = 76;  // sub-blocks of LANES outputs
