@@ -35,7 +35,8 @@ class DecoderConfig:
     context       positions the caches hold; 0 = those of the model, at most MAX_CONTEXT
     vector_lanes  beats of activations that move in a cycle between the steps: in and out of the
                   engines, through residual, norms and gating
-    vocab_ports   memory ports that the rows of head and embedding are spread over
+    vocab_ports   memory ports that the rows of head and embedding are spread over; as many as the
+                  device has use all its bandwidth, on places that engines use at other times
     kv_ports      memory ports that the keys of the cache are spread over, and again the values
     query_tokens  tokens whose queries share every key that attention reads
 
@@ -52,7 +53,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         limits = (
             ("context", 0, 1 << 20),
-            ("vocab_ports", 1, 32),
+            ("vocab_ports", 1, 64),
             ("kv_ports", 1, 32),
             ("query_tokens", 1, 64),
         )

@@ -75,7 +75,7 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
         tiny_config("qwen2"),
         QuantConfig(LutConfig(group_size=64), head="int8"),
         "",
-        DecoderConfig(vocab_ports=4),
+        DecoderConfig(vocab_ports=16),
         32,
     ),
     "int8 untied": (
@@ -388,7 +388,8 @@ def test_ports_are_balanced_and_exist(designs: Callable[[str], tuple[Path, Path]
         record = read_design(root).decoder
         assert record is not None
         found = decoder_connections(record.design, load_device("v80"))
-        assert len({c.port for c in found}) == len(found)
+        # as many places as there are ports, one use each before any has two
+        assert len({c.port for c in found}) == min(len(found), load_device("v80").memory_ports)
         text = (root / "src/decoder.cpp").read_text()
         for connection in found:
             assert f"port={connection.argument} offset=slave" in text

@@ -132,7 +132,7 @@ DECODERS = [
         tiny_config("qwen3"),
         LutConfig(scheme="weight", group_size=64),
         "I8",
-        DecoderConfig(vector_lanes=8, vocab_ports=2, kv_ports=1, query_tokens=4),
+        DecoderConfig(vector_lanes=8, vocab_ports=12, kv_ports=1, query_tokens=4),
     ),
 ]
 

@@ -470,33 +470,71 @@ word_loop:
     }
 }
 
+// A word and its logit, or none.
+struct Choice {
+    float logit;
+    int word;
+};
+
+// The word of the largest of N logits, the lowest of equals; `first` is the word of logits[0].
+template <int N>
+struct LargestOf {
+    static Choice of(const float* logits, int first) {
+#pragma HLS INLINE
+        const Choice low = LargestOf<(N + 1) / 2>::of(logits, first);
+        const Choice high = LargestOf<N / 2>::of(logits + (N + 1) / 2, first + (N + 1) / 2);
+        return high.logit > low.logit ? high : low;
+    }
+};
+template <>
+struct LargestOf<1> {
+    static Choice of(const float* logits, int first) {
+#pragma HLS INLINE
+        Choice choice;
+        choice.logit = logits[0];
+        choice.word = first;
+        return choice;
+    }
+};
+
+constexpr int common_divisor(int a, int b) {
+    return b == 0 ? a : common_divisor(b, a % b);
+}
+
 // Logits in the order of the words to memory, and the word of the largest, the lowest of equals.
+// Words of CHOICES neighbouring ports at a time, so that many ports are not kept waiting.
 template <class D>
 void choose_word(typename D::floats (&in)[D::VOCAB_PORTS], typename D::beat_t* logits,
                  int& chosen) {
-    float best = 0.0f;
-    int word = 0, port = 0, lane = 0, at = 0;
+    constexpr int CHOICES = common_divisor(D::FLOATS, D::VOCAB_PORTS);
+    Choice best;
+    int port = 0, lane = 0, at = 0;
     typename D::floats_t packed;
 choose_loop:
-    for (int i = 0; i < D::LOGIT_BEATS * D::FLOATS; i++) {
+    for (int i = 0; i < D::LOGIT_BEATS * D::FLOATS; i += CHOICES) {
 #pragma HLS PIPELINE II=1
-        float logit = 0.0f;
-        if (i < D::VOCAB_SIZE) {
-        port_loop:
-            for (int p = 0; p < D::VOCAB_PORTS; p++) {
+        float found[CHOICES];
+    logit_loop:
+        for (int j = 0; j < CHOICES; j++) {
 #pragma HLS UNROLL
-                if (p == port) logit = in[p].read();
+            float logit = 0.0f;
+            for (int p = j; p < D::VOCAB_PORTS; p += CHOICES) {
+#pragma HLS UNROLL
+                if (p == port + j && i + j < D::VOCAB_SIZE) logit = in[p].read();
             }
-            if (i == 0 || logit > best) {
-                best = logit;
-                word = i;
-            }
+            found[j] = i + j < D::VOCAB_SIZE ? logit : NO_SCORE;
+            packed.value[lane + j] = logit;
         }
-        packed.value[lane] = logit;
-        if (advance(lane, D::FLOATS)) logits[at++] = packed.pack();
-        advance(port, D::VOCAB_PORTS);
+        const Choice largest = LargestOf<CHOICES>::of(found, i);
+        if (i == 0 || largest.logit > best.logit) best = largest;
+        lane += CHOICES;
+        if (lane == D::FLOATS) {
+            logits[at++] = packed.pack();
+            lane = 0;
+        }
+        port = port + CHOICES == D::VOCAB_PORTS ? 0 : port + CHOICES;
     }
-    chosen = word;
+    chosen = best.word;
 }
 
 }  // namespace lutllm

@@ -59,8 +59,8 @@ void score_int8_words(const typename D::beat_t* rows, typename D::beats& in,
                       typename D::floats& logits, int words) {
     constexpr int VALUES = D::AXI_BITS / 8;
     constexpr int PARTS = VALUES / D::FLOATS;
-    ap_int<16> x[D::HEAD_ROW_BEATS][VALUES];
-#pragma HLS ARRAY_PARTITION variable=x type=complete dim=2
+    ap_uint<16 * VALUES> x[D::HEAD_ROW_BEATS], codes;  // 16 bits for every value of a stored beat
+#pragma HLS BIND_STORAGE variable=x type=RAM_2P impl=BRAM
     int part = 0, row = 0;
 vector_loop:
     for (int b = 0; b < D::HEAD_ROW_BEATS * PARTS; b++) {
@@ -70,9 +70,10 @@ vector_loop:
     code_loop:
         for (int j = 0; j < D::FLOATS; j++) {
 #pragma HLS UNROLL
-            x[row][part * D::FLOATS + j] = raw.range(32 * j + 15, 32 * j);
+            const int low = 16 * (part * D::FLOATS + j);
+            codes.range(low + 15, low) = raw.range(32 * j + 15, 32 * j);
         }
-        if (advance(part, PARTS)) row++;
+        if (advance(part, PARTS)) x[row++] = codes;
     }
     const typename D::beat_t last = in.read();
     const float token_scale = bits_to_float(last.range(31, 0));
@@ -81,12 +82,14 @@ word_loop:
     for (int i = 0; i < words * D::HEAD_ROW_BEATS; i++) {
 #pragma HLS PIPELINE II=1
         const typename D::beat_t raw = rows[i];
+        const ap_uint<16 * VALUES> due = x[beat];
         int sum = 0;
     product_loop:
         for (int j = 0; j < VALUES; j++) {
 #pragma HLS UNROLL
             const ap_int<8> weight = raw.range(8 * j + 7, 8 * j);
-            sum += x[beat][j].to_int() * weight.to_int();  // x is 0 where the scale lies
+            const ap_int<16> code = due.range(16 * j + 15, 16 * j);  // 0 where the scale lies
+            sum += code.to_int() * weight.to_int();
         }
         total = beat == 0 ? sum : total + sum;
         if (advance(beat, D::HEAD_ROW_BEATS)) {

@@ -7,6 +7,7 @@ after another, words of float32, caches striped over kv_ports ports, a head of s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -195,16 +196,19 @@ class EmittedBlocks:
         return given("row_beats", beats, "beats", f"a row of the head, {self.design.head_kind}")
 
     def head(self) -> Quantity:
-        """Rows behind every vocabulary port, side by side; a float a cycle to memory."""
-        rows = given("rows_per_port", self.design.vocab_rows)
-        read = rows * self._row_beats * self.memory.beat_cycles / self.memory.streamed
-        words = given("vocab_size", self.model.vocab_size)
+        """Rows behind every vocabulary port, side by side; some words a cycle to memory."""
+        design, ports = self.design, self.design.config.vocab_ports
+        rows = given("rows_per_port", design.vocab_rows)
+        shared = given("ports_per_memory_port", divide(ports, self.memory.device.memory_ports))
+        beat = self.memory.beat_cycles * shared / self.memory.streamed
+        read = (rows * self._row_beats * beat).named("rows", "cycles")
+        choices = given("words_chosen_from", math.gcd(design.floats, ports), "words/cycle")
+        words = ceil_div(given("vocab_size", self.model.vocab_size), choices)
         passes = 2 if self.design.head_kind == "I8" else 1  # rounding looks for the largest first
         root = self._root(self.design.words(self.model.hidden_size))
         norm = passes * self._hidden_words + root + self._hidden_beats
-        return (norm + maximum(read.named("rows", "cycles"), words) + self._depth).named(
-            "head", "cycles"
-        )
+        latency = self._latency + self._depth
+        return (norm + maximum(read, words) + latency).named("head", "cycles")
 
     @cached_property
     def head_bytes(self) -> Quantity:
@@ -284,8 +288,8 @@ class EmittedBlocks:
         depth = self.design.row_beats(self.design.head_kind)
         if self.design.head_kind == "I8":  # a product of 16 by 8 bits in a DSP each, their sum
             adders = values * costs.adder_lut(24) * costs.hls_overhead
-            kept = values.value * costs.memory_lut(16, depth)
-            each = Resources.of(lut=adders + kept, ff=adders * costs.ff_per_lut, dsp=values)
+            held = given("vector_bram", bram_of(16 * int(values.value), depth), "bram36")
+            each = Resources.of(lut=adders, ff=adders * costs.ff_per_lut, dsp=values, bram36=held)
             return each.times(ports)
         kept = values.value * costs.memory_lut(32, depth)
         each = self._operations(costs, 2 * values + PARTIALS, lut=kept)

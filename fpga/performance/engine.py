@@ -161,8 +161,7 @@ class Engine:
         if self.schedule.prefetch:
             return pipelines.named("fill", "cycles")
         # the accumulators start when all block exponents are in, which follow the input scales
-        scales = run.in_words * run.vector_lanes
-        exponents = (scales + shift_words(run)).named("exponents", "cycles")
+        exponents = (run.in_beats + shift_words(run)).named("exponents", "cycles")
         return maximum(pipelines, exponents - load).named("fill", "cycles")
 
     def _memory_latency(self) -> Quantity:

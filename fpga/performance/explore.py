@@ -35,11 +35,11 @@ KERNELS = tuple(
         (1, 8, 4, 1),
         (2, 8, 8, 1),
         (4, 32, 8, 1),
-        (4, 32, 8, 2),
-        (4, 32, 16, 1),
-        (8, 32, 8, 2),
+        (4, 64, 8, 1),
         (8, 32, 16, 1),
-        (8, 32, 16, 2),
+        (8, 64, 8, 2),
+        (8, 64, 16, 1),
+        (8, 64, 16, 2),
     )
 )
 ASSUMED_KERNELS = tuple(DecoderConfig(vector_lanes=lanes, vocab_ports=32) for lanes in (4, 8))
