@@ -241,6 +241,11 @@ class DecoderDesign:
                 out[p].append((engine, *self.engines[engine].slots[shape.name]))
         return out
 
+    def calls(self, engine: int) -> list[tuple[int, int]]:
+        """(kind, slot) of everything that an engine runs for a token, in order."""
+        by_layer = zip(*self.places(), strict=True)
+        return [place[1:] for layer in by_layer for place in layer if place[0] == engine]
+
     # Rendering ---------------------------------------------------------------------------------
 
     def constants(self) -> list[tuple[str, str, Any, str]]:

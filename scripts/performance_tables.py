@@ -20,7 +20,7 @@ from fpga.performance.estimate import Estimate, Setting
 from fpga.performance.explore import Budget, Candidate, Space, explore
 from fpga.performance.published import PUBLISHED_INT8, PUBLISHED_NETLIST, PublishedModel
 from fpga.performance.resources import NAMES, add_up
-from fpga.performance.timing import EMITTED, ON_CHIP, OVERLAPPED, Schedule
+from fpga.performance.timing import EMITTED, ON_CHIP, Schedule
 from lutllm.recipes import recipe
 
 QUANTS = {name: recipe(name).quant() for name in ("paper", "tiny")}
@@ -57,10 +57,10 @@ def steps() -> None:
     """One engine under the three schedules, at two clocks."""
     rows = []
     for name, quant in QUANTS.items():
-        space = Space({name: quant}, (250.0,), (OVERLAPPED,))
+        space = Space({name: quant}, (250.0,), (ON_CHIP,))
         chosen = explore(read_source(MODEL).model, load_device("v80"), space, Budget()).chosen
         assert chosen is not None
-        for schedule in (EMITTED, ON_CHIP, OVERLAPPED):
+        for schedule in (EMITTED, ON_CHIP, ON_CHIP):
             kernel = DecoderConfig(vocab_ports=32, kv_ports=16)
             design = dataclasses.replace(chosen.design, config=kernel)
             setting = Setting(load_device("v80"), schedule, chosen.setting.assumed)
@@ -109,7 +109,7 @@ def designs() -> None:
     model, v80 = read_source(MODEL).model, load_device("v80")
     rows = []
     for name, quant in QUANTS.items():
-        for schedule, clock in ((EMITTED, 250.0), (OVERLAPPED, 250.0), (OVERLAPPED, 300.0)):
+        for schedule, clock in ((EMITTED, 250.0), (ON_CHIP, 250.0), (ON_CHIP, 300.0)):
             found = explore(model, v80, Space({name: quant}, (clock,), (schedule,)), GOALS)
             best = found.chosen or min(found.candidates, key=lambda c: c.decode_ms)
             met = "" if found.chosen else ", goals not met"
@@ -132,7 +132,7 @@ def _best_of(label: str, device: str, model: str, schedule: Schedule, clock: flo
 
 
 def models() -> None:
-    rows = [_best_of(name, "v80", name, OVERLAPPED, 300.0) for name in model_names()]
+    rows = [_best_of(name, "v80", name, ON_CHIP, 300.0) for name in model_names()]
     table((*_DESIGN_HEAD, "memory GB"), rows)
 
 
@@ -140,7 +140,7 @@ def devices() -> None:
     rows = []
     for name in device_names():
         for model in ("qwen2.5-0.5b", MODEL, "qwen3-8b"):
-            rows.append(_best_of(f"{name}, {model}", name, model, OVERLAPPED, 250.0))
+            rows.append(_best_of(f"{name}, {model}", name, model, ON_CHIP, 250.0))
     table((*_DESIGN_HEAD, "memory GB"), rows)
 
 

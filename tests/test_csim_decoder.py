@@ -166,6 +166,39 @@ def test_width_of_words_changes_no_bit(
         assert results(out, tmp_path / f"found-{width}") == wanted
 
 
+@pytest.mark.parametrize(("name", "words"), [("mixed", 4), ("mixed", 300), ("online", 300)])
+def test_reading_ahead_changes_no_bit(
+    designs: Callable[[str], tuple[Path, Path]], tmp_path: Path, name: str, words: int
+) -> None:
+    """Engines that hold no index before its row, and some that hold those of several calls."""
+    root, source = designs(name)
+    *_, decoder, lanes = MODELS[name]
+    export(
+        source,
+        tmp_path / "design",
+        engine=dataclasses.replace(ENGINE, lanes_per_cycle=lanes, index_fifo=words),
+        golden={},
+        decoder=decoder,
+        decoder_golden=golden_of(read_design(root)),
+    )
+    assert results(tmp_path / "design", tmp_path / "found") == results(root, tmp_path / "wanted")
+
+
+def test_more_ahead_than_a_channel_holds_is_a_deadlock(copy: Path) -> None:
+    path = copy / "hls/decoder.cpp"
+    text = path.read_text()
+    for right, wrong in (
+        ("hls::stream<index_t, C::INDEX_FIFO> indices", "hls::stream<index_t, 4> indices"),
+        ("E::INDEX_FIFO / call.subs;", "E::INDEX_FIFO / call.subs + 9;"),
+    ):
+        assert text.count(right) == 1
+        text = text.replace(right, wrong)
+    path.write_text(text)
+    refresh_manifest(copy)
+    with pytest.raises(ArtifactError, match=r"DEADLOCK(.|\n)*bursts waits for write of .*index"):
+        run_decoder(copy, allow_modified=True)
+
+
 def test_fewer_tokens_and_other_prompts(designs: Callable[[str], tuple[Path, Path]]) -> None:
     root, source = designs("coded")
     assert run_decoder(root, new_tokens=2)["tokens_compared"] == 2
@@ -277,6 +310,11 @@ def swap_values(root: Path) -> None:
         assert text.count(wire) == 1
         text = text.replace(wire, f"values[{1 - port}], run, {port},")
     path.write_text(text)
+    refresh_manifest(root)
+
+
+def refresh_manifest(root: Path) -> None:
+    """Sizes and digests of files as they are now."""
     manifest = json.loads((root / MANIFEST).read_text())
     manifest["files"] = [file_entry(root, entry["path"]) for entry in manifest["files"]]
     (root / MANIFEST).write_text(json.dumps(manifest))

@@ -23,7 +23,7 @@ from fpga.performance.resources import EngineResources, Resources, too_large
 from fpga.performance.timing import (
     ASSUMED,
     EMITTED,
-    OVERLAPPED,
+    ON_CHIP,
     Assumed,
     MemoryEfficiency,
 )
@@ -87,7 +87,7 @@ def test_a_32b_model_fits_without_tables(tmp_path, capsys):
     wide = dataclasses.replace(WIDE, max_tokens=32)
     DesignChoices(wide).write(tmp_path / "wide.json")
     engine = ["--design", str(tmp_path / "wide.json"), "--recipe", "tiny", "--vocab-ports", "32"]
-    later = ["--schedule", "overlapped"]
+    later = ["--schedule", "on-chip"]
     assert main(["estimate", "qwen3-32b", *engine, *later, "--quiet", "--json"]) == 0
     # the exported kernel keeps the caches of 4096 positions behind kv_ports ports each
     assert main(["estimate", "qwen3-32b", *engine]) == 0
@@ -182,7 +182,7 @@ def test_bad_design_files_are_refused(text, message, tmp_path):
 @pytest.mark.parametrize("name", model_names())
 def test_known_models(name):
     engine = dataclasses.replace(WIDE, max_tokens=32)
-    found = make(name, engine=engine, setting=Setting(V80, OVERLAPPED))
+    found = make(name, engine=engine, setting=Setting(V80, ON_CHIP))
     assert found.fits, found.problems
     assert found.decode.ms.value > 0
     assert found.max_context > 1024
@@ -231,7 +231,7 @@ def test_decode_grows_with_context_and_prefill_with_prompt():
 def test_head_is_included_and_costs_what_it_reads():
     ms = {}
     for head in ("none", "lut", "int8", "bf16"):
-        setting = Setting(V80, OVERLAPPED, Assumed(head=head))
+        setting = Setting(V80, ON_CHIP, Assumed(head=head))
         ms[head] = make(setting=setting).decode.ms.value
     assert ms["none"] < ms["lut"] < ms["int8"] < ms["bf16"]
     size = model().vocab_size * model().hidden_size
@@ -241,7 +241,7 @@ def test_head_is_included_and_costs_what_it_reads():
 
 def test_traffic_is_that_of_indices_and_codebooks():
     """Scheme weight: a quarter byte an index, 32 bytes of codebook per position and group."""
-    found = make(setting=Setting(V80, OVERLAPPED, Assumed(head="none")), context=1)
+    found = make(setting=Setting(V80, ON_CHIP, Assumed(head="none")), context=1)
     shapes = model().linears()
     weights = sum(s.in_features * s.out_features for s in shapes)
     expected = weights * (0.25 + 32 / 2 / 512)

@@ -20,7 +20,7 @@ from fpga.performance.commands import read_source
 from fpga.performance.designs import model_engines
 from fpga.performance.explore import Budget, Space, choose, explore, pareto, settings
 from fpga.performance.run import Run, process_cycles
-from fpga.performance.timing import EMITTED, IDEAL, OVERLAPPED
+from fpga.performance.timing import EMITTED, IDEAL, ON_CHIP
 from lutllm.cli import main
 from lutllm.config import LutConfig, QuantConfig
 from lutllm.errors import ConfigError
@@ -34,7 +34,7 @@ SMALL = {"channels": (16, 64), "lanes": (128, 256), "max_tokens": (32,)}
 
 @pytest.fixture(scope="module")
 def found():
-    space = Space(QUANTS, (300.0,), (EMITTED, OVERLAPPED), **SMALL)
+    space = Space(QUANTS, (300.0,), (EMITTED, ON_CHIP), **SMALL)
     begun = time.monotonic()
     result = explore(MODEL, V80, space, Budget(900, 55))
     assert time.monotonic() - begun < 30
@@ -112,12 +112,12 @@ def test_goals_of_the_1_7b_model_are_met_by_both_schemes(found):
             if c.quant_name == name and c.decode_ms <= 1.1 and c.prefill_ms <= 55
         ]
         assert fast, name
-        assert all(c.setting.schedule is OVERLAPPED for c in fast)
+        assert all(c.setting.schedule is ON_CHIP for c in fast)
 
 
 def test_derived_engines_starve_nothing():
     """Neither search nor gathering takes longer than the look-ups of a long run."""
-    space = Space(QUANTS, (250.0,), (OVERLAPPED,))
+    space = Space(QUANTS, (250.0,), (ON_CHIP,))
     seen: dict[str, list[EngineDesign]] = {}
     for _, design, _ in settings(MODEL, V80, space):
         engine = design.engines[0]

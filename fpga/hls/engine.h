@@ -124,6 +124,13 @@ struct LinearCall {
     int parameter_base;
 };
 
+// The calls that an engine runs one after another: here a single one.
+struct OneCall {
+    LinearCall call;
+    int count() const { return 1; }
+    LinearCall at(int) const { return call; }
+};
+
 template <class C>
 struct Engine : C {
     typedef C config;
@@ -206,12 +213,17 @@ struct Engine : C {
                              codebook_packing::beats(MAX_GROUPS)
                        : MAX_ROW_BEATS;
 
+    // Records whose codebooks are held beside their indices, ahead of the look-ups.
+    static constexpr int HELD_RECORDS =
+        C::ONLINE_ROWS ? max_of(1, C::INDEX_FIFO / C::MAX_SUBS) : 1;
+
     // Streams: deep enough that no process waits for a later one.
     typedef hls::stream<beat_t, 2> param_beats;
     typedef hls::stream<beat_t, C::BEAT_FIFO> beats;
-    typedef hls::stream<beat_t, max_of(C::BEAT_FIFO, MAX_LEAD_BEATS)> lead_beats;
+    typedef hls::stream<beat_t, max_of(C::BEAT_FIFO, MAX_LEAD_BEATS * HELD_RECORDS)> lead_beats;
     typedef hls::stream<wide_t, max_of(4, C::BEAT_FIFO / C::VECTOR_LANES)> words;
     typedef hls::stream<wide_t, MAX_IN_WORDS + 2> token_words;
+    typedef hls::stream<wide_t, MAX_IN_WORDS> input_words;  // one for every input
     typedef hls::stream<wide_t, C::MAX_SUBS * OUT_WORDS> output_words;  // one for every output
     typedef hls::stream<float, C::MAX_TOKENS> token_floats;
     typedef hls::stream<quantized_t, 4> quantizeds;
@@ -222,7 +234,7 @@ struct Engine : C {
     typedef hls::stream<item_t, 4> items;
     typedef hls::stream<job_t, 4> jobs;
     typedef hls::stream<row_t, 4> rows;
-    typedef hls::stream<index_t, 4> indices;
+    typedef hls::stream<index_t, C::INDEX_FIFO> indices;
     typedef hls::stream<sums_t, 4> sums;
 
     static_assert(C::SEARCH || C::ONLINE_ROWS, "without a search rows are computed on line");

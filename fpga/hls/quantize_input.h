@@ -27,7 +27,7 @@ inline int quantize_value(float value, int limit) {
 
 // z = x * input_scale, in words, and the largest |z| of each token.
 template <class E>
-void scale_input(typename E::words& x, typename E::words& input_scales,
+void scale_input(typename E::words& x, typename E::input_words& input_scales,
                  typename E::token_words& z, typename E::token_floats& largest, LinearCall call) {
     typename E::wide_t kept[E::MAX_IN_WORDS];  // scales, read with the first token
     ap_uint<31> top = 0;                       // positive floats are ordered as integers
@@ -67,27 +67,29 @@ void round_input(typename E::token_words& z, typename E::token_floats& largest,
                  typename E::quantizeds& out, typename E::token_floats& token_scales,
                  LinearCall call) {
     const int limit = E::SEARCH ? ACT_LIMIT << (E::STAGE_BITS * (call.act_stages - 1)) : 127;
-token_loop:
-    for (int token = 0; token < call.tokens; token++) {
-        const float top = largest.read();
-        const float inverse = top > TINY_INPUT ? 127.0f / top : 0.0f;
-        token_scales.write(E::SEARCH ? 1.0f : top / 127.0f);
-    word_loop:
-        for (int w = 0; w < call.in_words; w++) {
+    float inverse = 0.0f;
+    int at = 0;
+round_loop:
+    for (int i = 0; i < call.tokens * call.in_words; i++) {
 #pragma HLS PIPELINE II=1
-            const typename E::wide_t in = z.read();
-            typename E::quantized_t word;
-        float_loop:
-            for (int j = 0; j < E::WIDE_FLOATS; j++) {
-#pragma HLS UNROLL
-                const float value = bits_to_float(in.range(32 * j + 31, 32 * j));
-                const float scaled = E::SEARCH ? value : value * inverse;
-                const int low = j * E::ACT_BITS;
-                word.range(low + E::ACT_BITS - 1, low) =
-                    ap_uint<E::ACT_BITS>(quantize_value(scaled, limit));
-            }
-            out.write(word);
+        if (at == 0) {
+            const float top = largest.read();
+            inverse = top > TINY_INPUT ? 127.0f / top : 0.0f;
+            token_scales.write(E::SEARCH ? 1.0f : top / 127.0f);
         }
+        const typename E::wide_t in = z.read();
+        typename E::quantized_t word;
+    float_loop:
+        for (int j = 0; j < E::WIDE_FLOATS; j++) {
+#pragma HLS UNROLL
+            const float value = bits_to_float(in.range(32 * j + 31, 32 * j));
+            const float scaled = E::SEARCH ? value : value * inverse;
+            const int low = j * E::ACT_BITS;
+            word.range(low + E::ACT_BITS - 1, low) =
+                ap_uint<E::ACT_BITS>(quantize_value(scaled, limit));
+        }
+        out.write(word);
+        advance(at, call.in_words);
     }
 }
 

@@ -44,6 +44,12 @@ class Blocks(Protocol):
     def attention(self, tokens: int, context: int) -> Quantity:
         """Causal attention of `tokens` queries, the last of which sees `context` positions."""
 
+    def norm(self, tokens: int) -> Quantity:
+        """A residual and its norm."""
+
+    def gate(self, tokens: int) -> Quantity:
+        """Gate times up."""
+
     def vector(self, tokens: int) -> Quantity:
         """Norms, gating and residuals of a layer."""
 
@@ -180,15 +186,19 @@ class EmittedBlocks:
             ]
         ).named("attention", "cycles")
 
-    def vector(self, tokens: int) -> Quantity:
-        """Two norms, which add residuals and see a token before they pass it on; gate times up."""
+    def norm(self, tokens: int) -> Quantity:
+        """A token is added up before it passes on."""
         t, hidden = given("tokens", tokens), self._hidden_words
-        inner = given(
-            "intermediate_words", self.design.words(self.model.intermediate_size), "words"
-        )
         root = self._root(self.design.words(self.model.hidden_size))
-        norms, gated = 2 * ((t + 1) * hidden + root), t * inner
-        return (norms + gated + 3 * self._depth).named("vector", "cycles")
+        return ((t + 1) * hidden + root + self._depth).named("norm", "cycles")
+
+    def gate(self, tokens: int) -> Quantity:
+        words = self.design.words(self.model.intermediate_size)
+        inner = given("intermediate_words", words, "words")
+        return (given("tokens", tokens) * inner + self._depth).named("gate", "cycles")
+
+    def vector(self, tokens: int) -> Quantity:
+        return (2 * self.norm(tokens) + self.gate(tokens)).named("vector", "cycles")
 
     @cached_property
     def _row_beats(self) -> Quantity:

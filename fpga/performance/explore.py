@@ -44,6 +44,8 @@ KERNELS = tuple(
 )
 ASSUMED_KERNELS = tuple(DecoderConfig(vector_lanes=lanes, vocab_ports=32) for lanes in (4, 8))
 BLOCKS = (ASSUMED, dataclasses.replace(ASSUMED, attention_macs=1024, kv_ports=32))
+#: Indices that a channel holds ahead of its look-ups.
+READ_AHEAD = 65_536
 #: Look-ups a cycle beyond which a V80 is full, and below which nothing is fast.
 LOOKUPS = (512, 32_768)
 
@@ -209,7 +211,7 @@ def settings(
         for schedule, clock in itertools.product(space.schedules, space.clocks_mhz):
             assumed = BLOCKS if schedule.on_chip else (ASSUMED,)
             kernels = ASSUMED_KERNELS if schedule.on_chip else KERNELS
-            for engines in _engines(plan, device, space, schedule):
+            for engines in _engines(plan, device, space):
                 for kernel, block, head in itertools.product(kernels, assumed, space.heads):
                     design = _design(model, engines, kernel, kind, context)
                     if design is None:
@@ -237,7 +239,7 @@ def _design(
 
 
 def _engines(
-    plan: Sequence[EngineDesign], device: Device, space: Space, schedule: Schedule
+    plan: Sequence[EngineDesign], device: Device, space: Space
 ) -> Iterator[list[EngineDesign]]:
     for rows, channels, lanes, tokens in itertools.product(
         ("auto", "online") if any(design.search for design in plan) else ("auto",),
@@ -254,7 +256,8 @@ def _engines(
                 max_tokens=tokens,
                 rows=rows,
                 read_ahead=16,
-                beat_fifo=1024 if schedule.prefetch else 64,
+                beat_fifo=64,
+                index_fifo=max(4, READ_AHEAD // lanes),
             )
             yield from _derived(plan, base)
 

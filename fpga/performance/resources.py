@@ -293,10 +293,12 @@ class EngineResources:
         )
 
     def _bursts(self) -> Resources:
-        """Two FIFOs of beats behind every channel."""
-        config, costs = self.design.config, self.costs
-        lead = max(config.beat_fifo, self._lead_beats())
+        """FIFOs behind every channel: two of beats, one of the words of indices read ahead."""
+        config, costs, design = self.design.config, self.costs, self.design
+        held = max(1, config.index_fifo // self._max_subs()) if design.online_rows else 1
+        lead = max(config.beat_fifo, self._lead_beats() * held)
         parts = [_buffer(costs, config.axi_bits, depth) for depth in (config.beat_fifo, lead)]
+        parts.append(_buffer(costs, design.index_packing.bits, config.index_fifo))
         return self._logic(
             sum(value_of(part["lut"]) for part in parts) / costs.hls_overhead + 200,
             bram36=sum(value_of(part["bram36"]) for part in parts),

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fpga.design import MIN_DISTANCE, EngineDesign, LayerKind
-from fpga.performance.quantity import Quantity, ceil_div, given, maximum
+from fpga.performance.quantity import Quantity, ceil_div, given, maximum, minimum
 from fpga.performance.timing import Timing
 
-#: Words that the stream of indices holds (engine.h).
-INDEX_FIFO = 4
 MODES = ("table", "row_fetch", "online")
 
 
@@ -162,6 +160,25 @@ class Run:
         return beats.named("row_beats", "beats")
 
     @cached_property
+    def index_fifo(self) -> Quantity:
+        return given("index_fifo", self.design.config.index_fifo, "words")
+
+    @cached_property
+    def records_ahead(self) -> Quantity:
+        """Records whose indices are asked for before the first row (row_source.h)."""
+        held = self.design.config.index_fifo // self.design.subs(self.kind)
+        return minimum(given("records_held", held), self.records).named("records_ahead")
+
+    @cached_property
+    def first_rows(self) -> Quantity:
+        """Cycles of making rows that need neither code nor vector: a table loaded, shifts read."""
+        if self.mode == "row_fetch":
+            return given("none", 0)
+        if self.mode == "table":
+            return (self.row_beats / self.passes).named("first_table", "cycles")
+        return (self.act_stages * self.groups).named("first_shifts", "cycles")
+
+    @cached_property
     def jobs(self) -> Quantity:
         """Bursts of a channel."""
         bursts = {"online": self.records, "table": self.passes, "row_fetch": self.items}
@@ -259,10 +276,10 @@ def shift_words(run: Run) -> Quantity:
     return (run.passes * beats).named("shift_words", "cycles")
 
 
-def process_cycles(run: Run, timing: Timing, flattened: bool = False) -> dict[str, Quantity]:
+def process_cycles(run: Run, timing: Timing) -> dict[str, Quantity]:
     """Busy cycles of every process in a call: iterations of its loops times their interval."""
     design = run.design
-    loop_gap = given("loop_gap", 0 if flattened else timing.loop_gap, "cycles", "assumed")
+    loop_gap = given("loop_gap", timing.loop_gap, "cycles", "assumed")
     index_interval = given("beats_per_index", design.index_packing.beats_per_word, "cycles/word")
     gather_steps = given("gather_steps", design.gather_steps, "cycles/position")
     out = {
@@ -271,11 +288,11 @@ def process_cycles(run: Run, timing: Timing, flattened: bool = False) -> dict[st
         "widen_inputs": run.in_words * run.vector_lanes,
         "widen_scales": run.out_words * run.vector_lanes,
         "scale": run.x_words,
-        "round": run.t * (run.in_words + loop_gap),
+        "round": run.x_words,
         "gather": run.x_words + run.acts * gather_steps,
         "repeat": run.items,
         "bursts": run.index_beats + run.row_beats,
-        "unpack": run.records * (run.subs * index_interval + loop_gap),
+        "unpack": run.records * run.subs * index_interval,
         "rows": _row_cycles(run, loop_gap),
         "lookup": run.sums,
         "start": run.sums,
@@ -289,12 +306,13 @@ def process_cycles(run: Run, timing: Timing, flattened: bool = False) -> dict[st
         out["search"] = run.found * search_passes
     if run.mode != "online":
         out["route"] = run.items
-        out["plan"] = 2 * (run.jobs - run.records)  # a row or table, sometimes indices with it
+        # a row or table, sometimes indices with it; before all the indices read ahead
+        out["plan"] = 2 * (run.jobs - run.records) + run.records_ahead
     return {name: cycles.named(name, "cycles") for name, cycles in out.items()}
 
 
 def index_stalls(run: Run) -> Quantity:
     """Cycles in which look-ups wait for indices: the first token of a record takes them as they are
-    unpacked, of which the stream ahead of the look-up holds only INDEX_FIFO words."""
+    unpacked, of which the stream ahead of the look-up holds only index_fifo words."""
     interval = given("beats_per_index", run.design.index_packing.beats_per_word, "cycles/word")
-    return run.records * maximum(run.subs - INDEX_FIFO, 0) * (interval - 1)
+    return run.records * maximum(run.subs - run.index_fifo, 0) * (interval - 1)

@@ -90,23 +90,17 @@ class Schedule:
 
     on_chip    attention and head are those of `Assumed`; otherwise all steps are those of the
                decoder kernel
-    prefetch   the next call's indices are read while the engine waits for activations, as far as
-               the beat FIFOs reach
-    flattened  loop nests run without a gap between records
     """
 
     name: str
     on_chip: bool = False
-    prefetch: bool = False
-    flattened: bool = False
 
 
-#: The decoder kernel as it is rendered today: every step reads, computes and writes in turn.
+#: The decoder kernel as it is rendered today: step after step, engines that read ahead.
 EMITTED = Schedule("emitted")
-#: Steps to what the board allows, not rendered yet.
+#: A step to what the board allows, not rendered yet.
 ON_CHIP = Schedule("on-chip", on_chip=True)
-OVERLAPPED = Schedule("overlapped", on_chip=True, prefetch=True, flattened=True)
-SCHEDULES = {schedule.name: schedule for schedule in (EMITTED, ON_CHIP, OVERLAPPED)}
+SCHEDULES = {schedule.name: schedule for schedule in (EMITTED, ON_CHIP)}
 
 
 @dataclass(frozen=True)

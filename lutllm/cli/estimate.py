@@ -28,7 +28,7 @@ _SIZES = (
     "act_stages",
     "weight_stages",
 )
-SCHEDULES = ("emitted", "on-chip", "overlapped")
+SCHEDULES = ("emitted", "on-chip")
 HEADS = ("lut", "int8", "bf16", "none")
 
 
@@ -63,8 +63,8 @@ def add_parser(commands: Any) -> None:
 
 DESIGN_HELP = "choices of engine, decoder kernel and clock, as lutllm explore writes them"
 SCHEDULE_HELP = (
-    "emitted: the decoder kernel as it is exported, step after step; not exported yet: on-chip: "
-    "attention and head over many ports; overlapped: and memory is read ahead"
+    "emitted: the decoder kernel as it is exported; on-chip: with the attention and head assumed, "
+    "which are not exported yet"
 )
 
 

@@ -31,6 +31,7 @@ struct Config {
     static constexpr int ROW_INTERVAL = 4;  // cycles to compute a row
     static constexpr int READ_AHEAD = 4;  // memory bursts under way per channel
     static constexpr int BEAT_FIFO = 32;  // beats a stream holds
+    static constexpr int INDEX_FIFO = 32;  // words of indices held ahead of look-ups
     static constexpr int MIN_DISTANCE = 4;  // cycles before a buffer is reread
 };
 

@@ -145,14 +145,16 @@ static void run_accumulate(const LinearCall& call) {
 
 template <class E>
 static void run_quantize(const LinearCall& call) {
-    typename E::words x, scales;
+    typename E::words x;
+    typename E::input_words scales;
     typename E::param_beats gather;
     typename E::acts act[E::CHANNELS];
     typename E::token_floats token_scales;
     feed(x, typename E::beat_t());
     feed(scales, typename E::beat_t());
     feed(gather, typename E::beat_t());
-    quantize_input<E>(x, scales, gather, act, token_scales, call);
+    const OneCall run = {call};
+    quantize_input<E>(x, scales, gather, act, token_scales, run);
     for (int c = 0; c < E::CHANNELS; c++) drain(act[c]);
     drain(token_scales);
 }
