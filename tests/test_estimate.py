@@ -258,9 +258,10 @@ def test_wider_ports_and_faster_clocks_are_faster():
 
 
 def test_head_of_the_kernel_reads_every_row_over_its_ports():
-    few, many = (make(kernel=DecoderConfig(vocab_ports=n)) for n in (8, 32))
-    heads = [found.decode.parts["head"].value for found in (few, many)]
+    found = [make(kernel=DecoderConfig(vocab_ports=n)) for n in (8, 32, 64)]
+    heads = [estimate.decode.parts["head"].value for estimate in found]
     assert heads[0] == pytest.approx(4 * heads[1], rel=0.01)
+    assert heads[1] == pytest.approx(2 * heads[2], rel=0.01)
     assert heads[0] == pytest.approx(151936 / 8 * 128 / 0.9, rel=0.01)  # rows of 128 beats
     wide, narrow = (make(stored=kind).decode.parts["head"].value for kind in ("F32", "BF16"))
     assert wide == pytest.approx(2 * narrow, rel=0.01)
@@ -304,9 +305,10 @@ def test_port_bytes_are_those_of_an_export():
         assert port_bytes(design, V80.memory_ports) == ports
 
 
-def test_port_that_carries_two_channels_sets_the_pace():
+def test_port_that_carries_two_arguments_sets_the_pace():
+    """Beside a channel the centroids of one other, or of sixteen."""
     shared = EngineConfig(channels=64, centroid_ports=64, read_ahead=16)
-    narrow = EngineConfig(channels=64, centroid_ports=16, read_ahead=16)
+    narrow = EngineConfig(channels=64, centroid_ports=4, read_ahead=16)
     calls = [make(quant=QuantConfig(), engine=e).decode.calls[0] for e in (shared, narrow)]
     assert calls[0].stream_parts["port"].value < calls[1].stream_parts["port"].value
 

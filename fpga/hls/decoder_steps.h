@@ -88,13 +88,16 @@ send_loop:
 }
 
 // Floats that pack_output moves in a cycle, where LANES results lie in words of WIDE floats and
-// sections have `size`: the most that never straddle anything.
-template <class E>
+// sections have `size`: the most that never straddle anything. Where that holds for all sections of
+// a model it is a constant, and nothing needs to be shifted.
+template <class E, class D>
 int packing_unit(int size) {
 #pragma HLS INLINE
     constexpr int WHOLE = E::LANES < E::WIDE_FLOATS ? E::LANES : E::WIDE_FLOATS;
     constexpr bool EVEN = E::LANES % WHOLE == 0 && E::WIDE_FLOATS % WHOLE == 0;
-    if (EVEN && size % WHOLE == 0) return WHOLE;
+    constexpr bool ALWAYS = EVEN && D::HEAD_DIM % WHOLE == 0 && D::HIDDEN_SIZE % WHOLE == 0 &&
+                            D::INTERMEDIATE_SIZE % WHOLE == 0;
+    if (ALWAYS || (EVEN && size % WHOLE == 0)) return WHOLE;
     return E::LANES % E::FLOATS == 0 && size % E::FLOATS == 0 ? E::FLOATS : 1;
 }
 
@@ -114,10 +117,10 @@ move_loop:
 }
 
 // Results of an engine, [token][sub][LANES padded to words], to [token][section padded to words].
-template <class E>
+template <class E, class D>
 void pack_output(typename E::words& in, typename Banks<E>::word_t* y, Sections sections,
                  LinearCall call) {
-    const int unit = packing_unit<E>(sections.size);
+    const int unit = packing_unit<E, D>(sections.size);
     const int steps = ceil_div(E::LANES, unit);
     typename E::wide_t word = 0, packed = 0;
     int sub = 0, step = 0, from = 0, to = 0, place = 0, at = 0, section = 0;

@@ -15,7 +15,7 @@ from typing import Protocol
 from fpga.decoder_design import STORED_BITS, DecoderDesign
 from fpga.design import ceil_div as divide
 from fpga.device import Device
-from fpga.performance.engine import Call
+from fpga.performance.engine import Call, packing_unit
 from fpga.performance.memory import MemorySystem
 from fpga.performance.quantity import Number, Quantity, ceil_div, given, maximum, total
 from fpga.performance.resources import Resources, UnitCosts, bram_of, uram_of
@@ -28,6 +28,8 @@ HEAD_BYTES = {"int8": 1, "bf16": 2}
 NORM_PARTIALS, PARTIALS = 64, 8
 #: Most cycles in which a norm adds those up and takes the root (rms_norm.h INTERVAL).
 ROOT_INTERVAL = 8
+#: Most beats that are gated in a cycle (swiglu.h).
+GATED_BEATS = 4
 #: Float operations of an exponential (float_math.h).
 EXPONENTIAL = 18
 
@@ -195,7 +197,8 @@ class EmittedBlocks:
     def gate(self, tokens: int) -> Quantity:
         words = self.design.words(self.model.intermediate_size)
         inner = given("intermediate_words", words, "words")
-        return (given("tokens", tokens) * inner + self._depth).named("gate", "cycles")
+        step = given("cycles_per_word", divide(self.design.config.vector_lanes, GATED_BEATS))
+        return (given("tokens", tokens) * inner * step + self._depth).named("gate", "cycles")
 
     def vector(self, tokens: int) -> Quantity:
         return (2 * self.norm(tokens) + self.gate(tokens)).named("vector", "cycles")
@@ -231,6 +234,7 @@ class EmittedBlocks:
             "normalize": self._normalize(costs),
             "activate": self._activate(costs),
             "score_words": self._score_words(costs),
+            "pack_output": self._pack_output(costs),
             "buffers": self._buffers(),
             "decoder ports": self._ports(costs),
         }
@@ -288,7 +292,8 @@ class EmittedBlocks:
 
     def _activate(self, costs: UnitCosts) -> Resources:
         each = given("operations_of_silu", 14, "", "an exponential, a division, two products")
-        return self._operations(costs, self._wide_floats * each)
+        beats = given("gated_beats", min(GATED_BEATS, self.design.config.vector_lanes))
+        return self._operations(costs, beats * self._floats * each)
 
     def _score_words(self, costs: UnitCosts) -> Resources:
         """Per port: the products of a beat of stored values and their sum."""
@@ -304,6 +309,20 @@ class EmittedBlocks:
         kept = values.value * costs.memory_lut(32, depth)
         each = self._operations(costs, 2 * values + PARTIALS, lut=kept)
         return each.times(ports)
+
+    def _pack_output(self, costs: UnitCosts) -> Resources:
+        """A piece of a word of results to its place in a word of a section: out of the one, into
+        the other, by as many levels of shifting as there are places."""
+        lanes, floats = self.design.config.vector_lanes, int(self._wide_floats.value)
+        model = self.model
+        sections = (model.head_dim, model.hidden_size, model.intermediate_size)
+        each = []
+        for engine in self.design.engines:
+            unit = min(packing_unit(engine, lanes, size) for size in sections)
+            shifts = 2 * costs.shifter_lut(32 * floats, (floats // unit - 1).bit_length())
+            each.append(shifts * costs.hls_overhead)
+        lut = given("pack_lut", sum(each), "lut")
+        return Resources.of(lut=lut, ff=64 * floats * len(self.design.engines))
 
     def _buffers(self) -> Resources:
         """Residual, input and output of the engines, for the tokens of a run; all norms."""
@@ -400,6 +419,7 @@ class AssumedBlocks(EmittedBlocks):
             "attention": attention,
             "normalize": self._normalize(costs),
             "activate": self._activate(costs),
+            "pack_output": self._pack_output(costs),
             "buffers": self._buffers(),
         }
         if config.head in HEAD_BYTES:

@@ -203,7 +203,6 @@ class EngineResources:
             Block("unpack_words", channels, self._unpack()),
             Block("accumulate", one, self._accumulate()),
             Block("quantize_input", one, self._quantize_input()),
-            *([] if self.alone else [Block("pack_output", one, self._pack_output())]),
             Block("ports", given("ports", self._ports()), self._port()),
         ]
         if design.search:
@@ -382,12 +381,6 @@ class EngineResources:
             bram36=buffers,
             uram=copies * store,
         )
-
-    def _pack_output(self) -> Resources:
-        """A piece of a word of results to its place in a word of a section, and that word."""
-        bits = 32 * self.floats
-        places = bits_for(self.floats)
-        return self._logic(2 * self.costs.shifter_lut(bits, places), ff=2 * bits)
 
     def _ports(self) -> int:
         return self.design.config.channels + self.design.centroid_ports + (3 if self.alone else 1)
