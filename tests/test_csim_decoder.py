@@ -59,7 +59,7 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
         32,
     ),
     "mixed": (  # two engines, lanes that are not whole beats, two stages in one layer
-        tiny_config("qwen3"),
+        tiny_config("qwen3", num_key_value_heads=1),
         QuantConfig(
             LutConfig(group_size=60),
             overrides={
@@ -79,7 +79,7 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
         32,
     ),
     "int8 untied": (
-        tiny_config("llama"),
+        tiny_config("llama", num_key_value_heads=6),
         QuantConfig(LutConfig(scheme="weight", group_size=64), head="int8"),
         "",
         DecoderConfig(vector_lanes=1, vocab_ports=3, kv_ports=2, query_tokens=5),
