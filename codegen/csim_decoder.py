@@ -46,19 +46,20 @@ def run_decoder(
     if design.decoder is None:
         raise ConfigError(f"{design.path}: has no decoder; export all layers")
     decoder = design.decoder.design
-    golden = _shorten(golden or _golden_of(design), new_tokens)
+    golden = _shorten(golden or golden_of(design), new_tokens)
     golden.check(decoder.model)
     sources = trusted_sources(design, allow_modified)
     program = compile_testbench(sources, f"sim/{decoder.name}_testbench.cpp")
     compiled = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lutllm-decoder-") as folder:
-        _run(program, design, golden, Path(folder))
+        run_program(program, design, golden, Path(folder))
         report = compare(design, golden, Path(folder), tolerance)
     seconds = time.monotonic()
     return {**report, "simulated_seconds": seconds - compiled, "seconds": seconds - start}
 
 
-def _golden_of(design: Design) -> DecoderGolden:
+def golden_of(design: Design) -> DecoderGolden:
+    """The golden run that a design holds."""
     record = design.decoder
     assert record is not None
     if not record.tokens:
@@ -81,7 +82,8 @@ def _shorten(golden: DecoderGolden, tokens: int | None) -> DecoderGolden:
     )
 
 
-def _run(program: Path, design: Design, golden: DecoderGolden, out: Path) -> None:
+def run_program(program: Path, design: Design, golden: DecoderGolden, out: Path) -> None:
+    """Run a compiled testbench on the golden prompt; its results go to `out`."""
     numbers = [len(golden.tokens), *golden.prompt]
     found = subprocess.run(
         [str(program), str(design.path / "images"), str(out)],

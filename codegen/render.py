@@ -151,7 +151,13 @@ def _connect(wanted: list[tuple[str, str, int]], device: Device) -> list[Connect
 
 def engine_sources(engine: EngineDesign, device: Device, header: str) -> dict[str, str]:
     """path -> text of everything that belongs to one engine. header: the comment on top."""
-    values = {"engine": engine, "device": device, "header": header, "decoder": None}
+    values = {
+        "engine": engine,
+        "device": device,
+        "header": header,
+        "decoder": None,
+        "vector_lanes": 1,
+    }
     config = render("config.h.j2", **values)
     top = render("kernel.cpp.j2", **values)
     single = amalgamate(top, LIBRARY, {f"{engine.name}_config.h": config})
@@ -175,7 +181,9 @@ def decoder_sources(decoder: DecoderDesign, device: Device, header: str) -> dict
     top = render("decoder.cpp.j2", **values)
     configs = {f"{name}_config.h": config}
     for engine in decoder.engines:
-        configs[f"{engine.name}_config.h"] = render("config.h.j2", engine=engine, header=header)
+        configs[f"{engine.name}_config.h"] = render(
+            "config.h.j2", engine=engine, header=header, vector_lanes=decoder.config.vector_lanes
+        )
     out = {
         f"src/{name}_config.h": config,
         f"src/{name}.cpp": top,

@@ -24,6 +24,8 @@ SCALE_BITS = 32
 #: The projections of a layer in the order they run.
 PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 MAX_CONTEXT = 4096
+#: Beats that a word of the vectors on chip may have (rms_norm.h sums up to so many side by side).
+VECTOR_LANES = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,10 @@ class DecoderConfig:
     """The choices beside the engine's.
 
     context       positions the caches hold; 0 = those of the model, at most MAX_CONTEXT
-    vocab_ports   memory ports that the rows of head and embedding are spread over
+    vector_lanes  beats of activations that move in a cycle between the steps: in and out of the
+                  engines, through residual, norms and gating
+    vocab_ports   memory ports that the rows of head and embedding are spread over; as many as the
+                  device has use all its bandwidth, on places that engines use at other times
     kv_ports      memory ports that the keys of the cache are spread over, and again the values
     query_tokens  tokens whose queries share every key that attention reads
 
@@ -40,6 +45,7 @@ class DecoderConfig:
     """
 
     context: int = 0
+    vector_lanes: int = 4
     vocab_ports: int = 8
     kv_ports: int = 8
     query_tokens: int = 1
@@ -47,7 +53,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         limits = (
             ("context", 0, 1 << 20),
-            ("vocab_ports", 1, 32),
+            ("vocab_ports", 1, 64),
             ("kv_ports", 1, 32),
             ("query_tokens", 1, 64),
         )
@@ -58,6 +64,10 @@ class DecoderConfig:
                     f"decoder config: {name} is {value!r}; it must be a whole number {low} to "
                     f"{high}"
                 )
+        if self.vector_lanes not in VECTOR_LANES:
+            raise ConfigError(
+                f"decoder config: vector_lanes is {self.vector_lanes!r}; choose 1, 2, 4 or 8"
+            )
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,10 @@ class DecoderDesign:
     def beats(self, values: int, bits: int = FLOAT_BITS) -> int:
         """Beats of a vector that starts on a beat."""
         return ceil_div(values * bits, self.axi_bits)
+
+    def words(self, values: int) -> int:
+        """Words of vector_lanes beats of a float32 vector on chip."""
+        return ceil_div(values, self.floats * self.config.vector_lanes)
 
     @property
     def head_beats(self) -> int:
@@ -227,6 +241,11 @@ class DecoderDesign:
                 out[p].append((engine, *self.engines[engine].slots[shape.name]))
         return out
 
+    def calls(self, engine: int) -> list[tuple[int, int]]:
+        """(kind, slot) of everything that an engine runs for a token, in order."""
+        by_layer = zip(*self.places(), strict=True)
+        return [place[1:] for layer in by_layer for place in layer if place[0] == engine]
+
     # Rendering ---------------------------------------------------------------------------------
 
     def constants(self) -> list[tuple[str, str, Any, str]]:
@@ -235,7 +254,8 @@ class DecoderDesign:
         rows: list[tuple[str, str, Any, str]] = [
             ("int", "AXI_BITS", self.axi_bits, "bits of a memory beat"),
             ("int", "MAX_TOKENS", self.max_tokens, "tokens of one run"),
-            ("int", "MIN_BEATS", MIN_DISTANCE, "least beats of a vector that an engine reads"),
+            ("int", "VECTOR_LANES", config.vector_lanes, "beats of a word of vectors on chip"),
+            ("int", "MIN_WORDS", MIN_DISTANCE, "least words of a vector that an engine reads"),
             ("int", "LAYERS", model.num_hidden_layers, ""),
             ("int", "HIDDEN_SIZE", model.hidden_size, ""),
             ("int", "INTERMEDIATE_SIZE", model.intermediate_size, ""),

@@ -84,6 +84,8 @@ class EngineConfig:
                      codebook; "auto": table where activations are coded, online elsewhere
     read_ahead       bursts under way per channel
     beat_fifo        beats that a channel's streams hold
+    index_fifo       words of indices, for lanes_per_cycle outputs each, that a channel holds ahead
+                     of its look-ups: what it reads while the engine waits for activations
     """
 
     channels: int = 16
@@ -98,6 +100,7 @@ class EngineConfig:
     rows: str = "auto"
     read_ahead: int = 4
     beat_fifo: int = 32
+    index_fifo: int = 32
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -112,6 +115,7 @@ class EngineConfig:
             ("max_outputs", 0, 1 << 20),
             ("read_ahead", 1, 16),
             ("beat_fifo", 2, 1024),
+            ("index_fifo", 4, 4096),
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -442,8 +446,11 @@ class EngineDesign:
 
     # Rendering -------------------------------------------------------------------------------
 
-    def constants(self) -> list[tuple[str, str, Any, str]]:
-        """(C++ type, name, value, explanation) of every constant of the configuration struct."""
+    def constants(self, vector_lanes: int = 1) -> list[tuple[str, str, Any, str]]:
+        """(C++ type, name, value, explanation) of every constant of the configuration struct.
+
+        vector_lanes: beats of activations that come and go in a cycle.
+        """
         config, lut = self.config, self.lut
         widest = max((self.subs(k) for k in self.kinds), default=MIN_DISTANCE)
         max_subs = max(widest, ceil_div(config.max_outputs, self.lanes))
@@ -465,6 +472,7 @@ class EngineDesign:
             ("int", "CENTROID_PORTS", config.centroid_ports, "memory ports for centroids"),
             ("int", "LANES", self.lanes, "outputs per channel and cycle"),
             ("int", "AXI_BITS", config.axi_bits, "bits of a memory beat"),
+            ("int", "VECTOR_LANES", vector_lanes, "beats of activations in a cycle"),
             ("int", "GATHER_LANES", config.gather_lanes, "activations gathered per cycle"),
             ("int", "MAX_TOKENS", config.max_tokens, "tokens of one run"),
             ("int", "MAX_SUBS", max_subs, "sub-blocks of LANES outputs"),
@@ -488,6 +496,7 @@ class EngineDesign:
             ),
             ("int", "READ_AHEAD", config.read_ahead, "memory bursts under way per channel"),
             ("int", "BEAT_FIFO", config.beat_fifo, "beats a stream holds"),
+            ("int", "INDEX_FIFO", config.index_fifo, "words of indices held ahead of look-ups"),
             ("int", "MIN_DISTANCE", MIN_DISTANCE, "cycles before a buffer is reread"),
         ]
         return [

@@ -513,13 +513,13 @@ def estimate(
     device: str = "v80",
     prompt_tokens: int = 128,
     context: int = 160,
+    vector_lanes: int | None = None,
     vocab_ports: int | None = None,
     kv_ports: int | None = None,
     query_tokens: int | None = None,
     schedule: str = "emitted",
     head: str = "lut",
     attention_macs: int | None = None,
-    vector_lanes: int | None = None,
     clock_mhz: float = 0.0,
     csynth: Source | None = None,
     explained: bool = False,
@@ -530,17 +530,18 @@ def estimate(
             read), or the name of a known model
     design  choices of engine, decoder and clock or their JSON file, as `explore` writes it; None
             takes those of an export
-    vocab_ports, kv_ports, query_tokens
+    vector_lanes, vocab_ports, kv_ports, query_tokens
             of the decoder kernel, in place of those of `design`
-    head, attention_macs, vector_lanes
+    head, attention_macs
             assumed for the schedules that are not exported yet
     fpga/performance/commands.py explains the rest.
     """
     from fpga.performance import commands
     from fpga.performance.timing import Assumed
 
-    blocks = {"attention_macs": attention_macs, "vector_lanes": vector_lanes}
+    blocks = {"attention_macs": attention_macs}
     kernel = {
+        "vector_lanes": vector_lanes,
         "vocab_ports": vocab_ports,
         "kv_ports": kv_ports,
         "query_tokens": query_tokens,

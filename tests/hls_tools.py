@@ -132,7 +132,11 @@ class Units:
         parts, cases = [], []
         for i, engine in enumerate(self.engines):
             text = render.render(
-                "config.h.j2", engine=engine, device=load_device("v80"), header="unit test"
+                "config.h.j2",
+                engine=engine,
+                device=load_device("v80"),
+                header="unit test",
+                vector_lanes=1,
             )
             body = re.search(r"struct Config \{.*?\n\};\n", text, re.DOTALL)
             assert body

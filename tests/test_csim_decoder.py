@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codegen.csim_decoder import relative_errors, run_decoder
+from codegen.csim import compile_testbench, trusted_sources
+from codegen.csim_decoder import golden_of, relative_errors, run_decoder, run_program
 from codegen.decoder_golden import DecoderGolden
 from codegen.decoder_images import plan_decoder
 from codegen.export import export
@@ -54,11 +55,11 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
         tiny_config("llama", rope_scaling=ROPE),
         QuantConfig(LutConfig(scheme="weight", group_size=64)),
         "F32",
-        DecoderConfig(context=30, vocab_ports=3, kv_ports=7, query_tokens=2),
+        DecoderConfig(context=30, vector_lanes=8, vocab_ports=3, kv_ports=7, query_tokens=2),
         32,
     ),
     "mixed": (  # two engines, lanes that are not whole beats, two stages in one layer
-        tiny_config("qwen3"),
+        tiny_config("qwen3", num_key_value_heads=1),
         QuantConfig(
             LutConfig(group_size=60),
             overrides={
@@ -67,21 +68,21 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
             },
         ),
         "BF16",
-        DecoderConfig(vocab_ports=1, kv_ports=1, query_tokens=3),
+        DecoderConfig(vector_lanes=2, vocab_ports=1, kv_ports=1, query_tokens=3),
         20,
     ),
     "int8": (
         tiny_config("qwen2"),
         QuantConfig(LutConfig(group_size=64), head="int8"),
         "",
-        DecoderConfig(vocab_ports=4),
+        DecoderConfig(vocab_ports=16),
         32,
     ),
     "int8 untied": (
-        tiny_config("llama"),
+        tiny_config("llama", num_key_value_heads=6),
         QuantConfig(LutConfig(scheme="weight", group_size=64), head="int8"),
         "",
-        DecoderConfig(vocab_ports=3, kv_ports=2, query_tokens=5),
+        DecoderConfig(vector_lanes=1, vocab_ports=3, kv_ports=2, query_tokens=5),
         32,
     ),
 }
@@ -133,6 +134,69 @@ def test_tokens_are_those_of_the_reference(
         assert found["tokens_equal"] == TOKENS
         assert found["max_logit_error"] < 1e-5
         assert found["max_input_error"] < 1e-5
+
+
+def results(root: Path, out: Path) -> dict[str, bytes]:
+    """Everything that a run of the golden prompt writes, by file."""
+    design = read_design(root)
+    program = compile_testbench(trusted_sources(design, False), "sim/decoder_testbench.cpp")
+    out.mkdir()
+    run_program(program, design, golden_of(design), out)
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["mixed", "int8"])
+def test_width_of_words_changes_no_bit(
+    designs: Callable[[str], tuple[Path, Path]], tmp_path: Path, name: str
+) -> None:
+    """Norms, the inputs of every linear and the logits are the same for words of any width."""
+    root, source = designs(name)
+    wanted = results(root, tmp_path / "wanted")
+    *_, decoder, lanes = MODELS[name]
+    for width in {1, 8} - {decoder.vector_lanes}:
+        out = tmp_path / f"design-{width}"
+        export(
+            source,
+            out,
+            engine=dataclasses.replace(ENGINE, lanes_per_cycle=lanes),
+            golden={},
+            decoder=dataclasses.replace(decoder, vector_lanes=width),
+            decoder_golden=golden_of(read_design(root)),
+        )
+        assert results(out, tmp_path / f"found-{width}") == wanted
+
+
+@pytest.mark.parametrize(("name", "words"), [("mixed", 4), ("mixed", 300), ("online", 300)])
+def test_reading_ahead_changes_no_bit(
+    designs: Callable[[str], tuple[Path, Path]], tmp_path: Path, name: str, words: int
+) -> None:
+    """Engines that hold no index before its row, and some that hold those of several calls."""
+    root, source = designs(name)
+    *_, decoder, lanes = MODELS[name]
+    export(
+        source,
+        tmp_path / "design",
+        engine=dataclasses.replace(ENGINE, lanes_per_cycle=lanes, index_fifo=words),
+        golden={},
+        decoder=decoder,
+        decoder_golden=golden_of(read_design(root)),
+    )
+    assert results(tmp_path / "design", tmp_path / "found") == results(root, tmp_path / "wanted")
+
+
+def test_more_ahead_than_a_channel_holds_is_a_deadlock(copy: Path) -> None:
+    path = copy / "hls/decoder.cpp"
+    text = path.read_text()
+    for right, wrong in (
+        ("hls::stream<index_t, C::INDEX_FIFO> indices", "hls::stream<index_t, 4> indices"),
+        ("E::INDEX_FIFO / call.subs;", "E::INDEX_FIFO / call.subs + 9;"),
+    ):
+        assert text.count(right) == 1
+        text = text.replace(right, wrong)
+    path.write_text(text)
+    refresh_manifest(copy)
+    with pytest.raises(ArtifactError, match=r"DEADLOCK(.|\n)*bursts waits for write of .*index"):
+        run_decoder(copy, allow_modified=True)
 
 
 def test_fewer_tokens_and_other_prompts(designs: Callable[[str], tuple[Path, Path]]) -> None:
@@ -246,6 +310,11 @@ def swap_values(root: Path) -> None:
         assert text.count(wire) == 1
         text = text.replace(wire, f"values[{1 - port}], run, {port},")
     path.write_text(text)
+    refresh_manifest(root)
+
+
+def refresh_manifest(root: Path) -> None:
+    """Sizes and digests of files as they are now."""
     manifest = json.loads((root / MANIFEST).read_text())
     manifest["files"] = [file_entry(root, entry["path"]) for entry in manifest["files"]]
     (root / MANIFEST).write_text(json.dumps(manifest))
@@ -332,6 +401,8 @@ def test_refusals(designs: Callable[[str], tuple[Path, Path]], tmp_path: Path) -
         planned(source, DecoderConfig(context=701))
     with pytest.raises(ConfigError, match="vocab_ports is 0"):
         DecoderConfig(vocab_ports=0)
+    with pytest.raises(ConfigError, match="vector_lanes is 3; choose 1, 2, 4 or 8"):
+        DecoderConfig(vector_lanes=3)
     with pytest.raises(ConfigError, match="kv_ports is 33; it must be a whole number 1 to 32"):
         DecoderConfig(kv_ports=33)
     with pytest.raises(
@@ -355,7 +426,8 @@ def test_ports_are_balanced_and_exist(designs: Callable[[str], tuple[Path, Path]
         record = read_design(root).decoder
         assert record is not None
         found = decoder_connections(record.design, load_device("v80"))
-        assert len({c.port for c in found}) == len(found)
+        # as many places as there are ports, one use each before any has two
+        assert len({c.port for c in found}) == min(len(found), load_device("v80").memory_ports)
         text = (root / "src/decoder.cpp").read_text()
         for connection in found:
             assert f"port={connection.argument} offset=slave" in text

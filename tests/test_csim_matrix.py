@@ -89,6 +89,89 @@ MATRIX: dict[str, tuple[LutConfig, EngineConfig, list[Shape]]] = {
         ),
         [(9, 30, True)],
     ),
+    "64 channels": (
+        LutConfig(),
+        EngineConfig(channels=64, centroid_ports=32, max_tokens=4, index_fifo=512),
+        [(70, 130, True), (300, 512, False)],
+    ),
+    "56 channels, rows on line": (
+        LutConfig(scheme="weight"),
+        EngineConfig(channels=56, lanes_per_cycle=64, max_tokens=4),
+        RAGGED,
+    ),
+    "48 channels, vectors of 4": (
+        LutConfig(vec_len=4, act_centroids=128, weight_centroids=64, group_size=128),
+        EngineConfig(channels=48, centroid_ports=48, lanes_per_cycle=64, search_chain=8),
+        [(390, 200, True)],
+    ),
+    "32 channels, 4-bit tables, one segment": (
+        LutConfig(table_bits=4, act_centroids=32, group_size=64),
+        EngineConfig(
+            channels=32, centroid_ports=8, lanes_per_cycle=32, search_segments=1, search_chain=32
+        ),
+        RAGGED,
+    ),
+    "24 channels, stages of 8 centroids, 16-bit entries": (
+        LutConfig(
+            scheme="weight", weight_stages=2, weight_centroids=8, group_size=96, table_bits=16
+        ),
+        EngineConfig(channels=24, lanes_per_cycle=48, max_tokens=4, index_fifo=64),
+        RAGGED,
+    ),
+    "16 channels, single values": (
+        LutConfig(vec_len=1, act_centroids=16, weight_centroids=8, group_size=64),
+        EngineConfig(lanes_per_cycle=64, search_segments=8, search_chain=1, max_tokens=4),
+        [(70, 130, False)],
+    ),
+    "8 channels, 4-bit tables, two activation stages": (
+        LutConfig(act_stages=2, table_bits=4, group_size=64, block_positions=4),
+        EngineConfig(channels=8, lanes_per_cycle=16, max_tokens=4, gather_lanes=3),
+        RAGGED,
+    ),
+    "512 lanes": (
+        LutConfig(block_positions=8),
+        EngineConfig(channels=8, centroid_ports=8, lanes_per_cycle=512, max_tokens=4),
+        [(70, 700, True)],
+    ),
+    "beats of 128 bits": (
+        LutConfig(group_size=128, block_positions=8),
+        EngineConfig(channels=8, axi_bits=128, max_tokens=4, gather_lanes=16),
+        RAGGED,
+    ),
+    "three components, nothing a power of two": (
+        LutConfig(vec_len=3, act_centroids=27, weight_centroids=12, group_size=36),
+        EngineConfig(
+            channels=9,
+            centroid_ports=3,
+            axi_bits=64,
+            lanes_per_cycle=12,
+            search_segments=3,
+            search_chain=3,
+        ),
+        [(100, 70, True)],
+    ),
+    "nothing read ahead": (
+        LutConfig(group_size=64, act_stages=2),
+        EngineConfig(
+            channels=8, lanes_per_cycle=16, read_ahead=1, beat_fifo=2, index_fifo=4, max_tokens=4
+        ),
+        RAGGED,
+    ),
+    "whole linears read ahead": (
+        LutConfig(group_size=64, weight_stages=2),
+        EngineConfig(channels=8, lanes_per_cycle=16, index_fifo=1024, max_tokens=4),
+        RAGGED,
+    ),
+    "whole codebooks read ahead": (
+        LutConfig(scheme="weight", group_size=64, weight_stages=3),
+        EngineConfig(channels=8, lanes_per_cycle=16, index_fifo=1024, max_tokens=4),
+        RAGGED,
+    ),
+    "one group, one token a run": (
+        LutConfig(group_size=256, act_centroids=8, weight_centroids=4),
+        EngineConfig(channels=8, centroid_ports=1, max_tokens=1),
+        [(64, 256, False)],
+    ),
 }
 
 

@@ -23,7 +23,7 @@ from fpga.performance.resources import EngineResources, Resources, too_large
 from fpga.performance.timing import (
     ASSUMED,
     EMITTED,
-    OVERLAPPED,
+    ON_CHIP,
     Assumed,
     MemoryEfficiency,
 )
@@ -87,7 +87,7 @@ def test_a_32b_model_fits_without_tables(tmp_path, capsys):
     wide = dataclasses.replace(WIDE, max_tokens=32)
     DesignChoices(wide).write(tmp_path / "wide.json")
     engine = ["--design", str(tmp_path / "wide.json"), "--recipe", "tiny", "--vocab-ports", "32"]
-    later = ["--schedule", "overlapped"]
+    later = ["--schedule", "on-chip"]
     assert main(["estimate", "qwen3-32b", *engine, *later, "--quiet", "--json"]) == 0
     # the exported kernel keeps the caches of 4096 positions behind kv_ports ports each
     assert main(["estimate", "qwen3-32b", *engine]) == 0
@@ -182,7 +182,7 @@ def test_bad_design_files_are_refused(text, message, tmp_path):
 @pytest.mark.parametrize("name", model_names())
 def test_known_models(name):
     engine = dataclasses.replace(WIDE, max_tokens=32)
-    found = make(name, engine=engine, setting=Setting(V80, OVERLAPPED))
+    found = make(name, engine=engine, setting=Setting(V80, ON_CHIP))
     assert found.fits, found.problems
     assert found.decode.ms.value > 0
     assert found.max_context > 1024
@@ -204,7 +204,9 @@ def test_parameters_of_known_models():
 def test_every_device_takes_a_small_model(name):
     device = load_device(name)
     engine = EngineConfig(channels=32 if device.memory_ports >= 32 else 4)
-    kernel = DecoderConfig(vocab_ports=min(8, device.memory_ports), kv_ports=2, query_tokens=2)
+    kernel = DecoderConfig(
+        vector_lanes=1, vocab_ports=min(8, device.memory_ports), kv_ports=2, query_tokens=2
+    )
     found = make("qwen2.5-0.5b", WEIGHT, engine, Setting(device), kernel)
     assert found.fits, found.problems
     ports = device.memory_ports * device.port_bits / 8 * device.port_clock_mhz / 1000
@@ -229,7 +231,7 @@ def test_decode_grows_with_context_and_prefill_with_prompt():
 def test_head_is_included_and_costs_what_it_reads():
     ms = {}
     for head in ("none", "lut", "int8", "bf16"):
-        setting = Setting(V80, OVERLAPPED, Assumed(head=head))
+        setting = Setting(V80, ON_CHIP, Assumed(head=head))
         ms[head] = make(setting=setting).decode.ms.value
     assert ms["none"] < ms["lut"] < ms["int8"] < ms["bf16"]
     size = model().vocab_size * model().hidden_size
@@ -239,7 +241,7 @@ def test_head_is_included_and_costs_what_it_reads():
 
 def test_traffic_is_that_of_indices_and_codebooks():
     """Scheme weight: a quarter byte an index, 32 bytes of codebook per position and group."""
-    found = make(setting=Setting(V80, OVERLAPPED, Assumed(head="none")), context=1)
+    found = make(setting=Setting(V80, ON_CHIP, Assumed(head="none")), context=1)
     shapes = model().linears()
     weights = sum(s.in_features * s.out_features for s in shapes)
     expected = weights * (0.25 + 32 / 2 / 512)
@@ -256,9 +258,10 @@ def test_wider_ports_and_faster_clocks_are_faster():
 
 
 def test_head_of_the_kernel_reads_every_row_over_its_ports():
-    few, many = (make(kernel=DecoderConfig(vocab_ports=n)) for n in (8, 32))
-    heads = [found.decode.parts["head"].value for found in (few, many)]
+    found = [make(kernel=DecoderConfig(vocab_ports=n)) for n in (8, 32, 64)]
+    heads = [estimate.decode.parts["head"].value for estimate in found]
     assert heads[0] == pytest.approx(4 * heads[1], rel=0.01)
+    assert heads[1] == pytest.approx(2 * heads[2], rel=0.01)
     assert heads[0] == pytest.approx(151936 / 8 * 128 / 0.9, rel=0.01)  # rows of 128 beats
     wide, narrow = (make(stored=kind).decode.parts["head"].value for kind in ("F32", "BF16"))
     assert wide == pytest.approx(2 * narrow, rel=0.01)
@@ -302,9 +305,10 @@ def test_port_bytes_are_those_of_an_export():
         assert port_bytes(design, V80.memory_ports) == ports
 
 
-def test_port_that_carries_two_channels_sets_the_pace():
+def test_port_that_carries_two_arguments_sets_the_pace():
+    """Beside a channel the centroids of one other, or of sixteen."""
     shared = EngineConfig(channels=64, centroid_ports=64, read_ahead=16)
-    narrow = EngineConfig(channels=64, centroid_ports=16, read_ahead=16)
+    narrow = EngineConfig(channels=64, centroid_ports=4, read_ahead=16)
     calls = [make(quant=QuantConfig(), engine=e).decode.calls[0] for e in (shared, narrow)]
     assert calls[0].stream_parts["port"].value < calls[1].stream_parts["port"].value
 

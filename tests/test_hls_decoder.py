@@ -29,6 +29,7 @@ class Shape:
     head_dim: int
     query_tokens: int
     kv_ports: int
+    vector_lanes: int = 1
     axi_bits: int = 256
     max_tokens: int = 12
     capacity: int = 313
@@ -47,7 +48,8 @@ class Shape:
             "HEAD_DIM": self.head_dim,
             "QUERY_TOKENS": self.query_tokens,
             "KV_PORTS": self.kv_ports,
-            "MIN_BEATS": 4,
+            "VECTOR_LANES": self.vector_lanes,
+            "MIN_WORDS": 4,
             "MAX_TOKENS": self.max_tokens,
             "CAPACITY": self.capacity,
         }
@@ -56,9 +58,11 @@ class Shape:
 
 
 SHAPES = {
-    "ragged": Shape(70, 100, 6, 2, 24, 4, 3, axi_bits=128),
-    "grouped": Shape(128, 200, 8, 2, 64, 1, 8),
-    "wide heads": Shape(64, 72, 5, 1, 128, 5, 4),  # five queries in all, of a run of three tokens
+    "ragged": Shape(70, 100, 6, 2, 24, 4, 3, vector_lanes=2, axi_bits=128),
+    "grouped": Shape(128, 200, 8, 2, 64, 1, 8, vector_lanes=8),
+    "wide heads": Shape(
+        64, 72, 5, 1, 128, 5, 4, 4
+    ),  # five queries in all, of a run of three tokens
     "one port": Shape(64, 72, 4, 4, 16, 3, 1),
     "one short head": Shape(64, 72, 1, 1, 16, 2, 5),  # less than an engine reads at least
 }
@@ -71,7 +75,15 @@ class Program:
 
     def pad(self, values: np.ndarray) -> np.ndarray:
         """Zeros behind the last axis, to whole beats."""
-        extra = -values.shape[-1] % self.shape.floats
+        return self._pad_to(values, self.shape.floats)
+
+    def pad_words(self, values: np.ndarray) -> np.ndarray:
+        """Zeros behind the last axis, to whole words."""
+        return self._pad_to(values, self.shape.floats * self.shape.vector_lanes)
+
+    @staticmethod
+    def _pad_to(values: np.ndarray, size: int) -> np.ndarray:
+        extra = -values.shape[-1] % size
         return np.pad(values.astype(np.float32), [(0, 0)] * (values.ndim - 1) + [(0, extra)])
 
     def run(
@@ -120,7 +132,8 @@ def test_rms_norm(program: Program, rng: np.random.Generator) -> None:
     size = program.shape.hidden
     x, weight = normal(rng, 5, size) * 30, 1 + normal(rng, size)
     x[1] = 0
-    found = program.run("norm", x, weight, tokens=5, number=1e-6)
+    words = program.pad_words(x), program.pad_words(weight)
+    found = program.run("norm", *words, tokens=5, number=1e-6)
     wanted = reference.rms_norm(x, weight, 1e-6)
     found = found.reshape(5, -1)
     np.testing.assert_allclose(found[:, :size], wanted, rtol=2e-6, atol=1e-7)
@@ -159,7 +172,8 @@ def test_swiglu(program: Program, rng: np.random.Generator) -> None:
     size = program.shape.intermediate
     gate, up = normal(rng, 3, size) * 20, normal(rng, 3, size)
     gate[0, :3] = [100, -100, 0]
-    found = program.run("swiglu", gate, up, tokens=3).reshape(3, -1)
+    words = program.pad_words(gate), program.pad_words(up)
+    found = program.run("swiglu", *words, tokens=3).reshape(3, -1)
     wanted = reference.silu(gate.astype(np.float64)) * up
     np.testing.assert_allclose(found[:, :size], wanted, rtol=1e-6, atol=1e-30)
 
@@ -207,7 +221,8 @@ def attend(program: Program, past: int, tokens: int, seed: int, spread: float = 
         caches.append(striped(cache, shape.kv_ports))
     found = run_attention(program, caches, q[past:], k, v)
     padded = -(-shape.head_dim // shape.floats) * shape.floats
-    stride = max(4 * shape.floats, shape.heads * padded)
+    word = shape.vector_lanes * shape.floats
+    stride = max(4, -(-shape.heads * padded // word)) * word
     x = found[: tokens * stride].reshape(tokens, stride)
     assert not x[:, shape.heads * padded :].any()
     y = x[:, : shape.heads * padded].reshape(tokens, shape.heads, padded)[..., : shape.head_dim]

@@ -16,10 +16,10 @@ from fpga.performance.decoder import Decoder
 from fpga.performance.designs import HEAD, model_engines, with_head
 from fpga.performance.engine import BOUND_OF, Engine
 from fpga.performance.memory import MemorySystem
+from fpga.performance.quantity import given
 from fpga.performance.run import Run, modes_of, process_cycles
 from fpga.performance.timing import (
     IDEAL,
-    OVERLAPPED,
     PERFECT_MEMORY,
     Timing,
 )
@@ -106,8 +106,8 @@ def test_counters_of_the_csim_report(runs):
         assert counts.report["integer_mismatches"] == 0
         assert counters["channel_beats"] == cycles["bursts"].value
         assert counters["lookup_cycles"] == cycles["lookup"].value
-        assert counters["output_beats"] == run.y_beats.value
-        assert counters["gather_cycles"] == cycles["gather"].value - run.x_beats.value
+        assert counters["output_beats"] == run.y_words.value
+        assert counters["gather_cycles"] == cycles["gather"].value - run.x_words.value
         if run.design.search:
             assert counters["search_cycles"] == cycles["search"].value
 
@@ -116,18 +116,23 @@ def test_counters_of_the_csim_report(runs):
 
 #: model, quantization, stored type, decoder kernel
 DECODERS = [
-    (tiny_config("qwen2"), LutConfig(group_size=64), "F16", DecoderConfig(vocab_ports=4)),
+    (
+        tiny_config("qwen2"),
+        LutConfig(group_size=64),
+        "F16",
+        DecoderConfig(vector_lanes=1, vocab_ports=4),
+    ),
     (
         tiny_config("llama", num_key_value_heads=6),
         LutConfig(scheme="weight", group_size=64),
         "F32",
-        DecoderConfig(context=40, vocab_ports=3, kv_ports=3, query_tokens=2),
+        DecoderConfig(context=40, vector_lanes=2, vocab_ports=3, kv_ports=3, query_tokens=2),
     ),
     (
         tiny_config("qwen3"),
         LutConfig(scheme="weight", group_size=64),
         "I8",
-        DecoderConfig(vocab_ports=2, kv_ports=1, query_tokens=4),
+        DecoderConfig(vector_lanes=8, vocab_ports=12, kv_ports=1, query_tokens=4),
     ),
 ]
 
@@ -156,7 +161,7 @@ def test_cycles_of_the_decoder_within_5_percent(shape, lut, stored, kernel, tmp_
         assert cycles == pytest.approx(counts.cycles, rel=0.05), (prompt, new)
         tokens = 1 if new > 1 else (prompt - 1) % config.max_tokens + 1
         attention = model.blocks.attention(tokens, prompt + new - 1).value
-        counted = counts.end["attention/collect"] - counts.start["heads/split"]
+        counted = counts.end["steps/attention/collect"] - counts.start["steps/heads/split"]
         assert attention == pytest.approx(counted, rel=0.05), (prompt, new)
 
 
@@ -216,8 +221,8 @@ def test_overlapping_never_costs_cycles():
     for kind in engine.kinds:
         for tokens in (1, 8):
             calls = [
-                Engine([engine], memory, Timing(), schedule, floats).best_call(engine, kind, tokens)
-                for schedule, floats in ((Engine.schedule, 0), (OVERLAPPED, 32))
+                Engine([engine], memory, Timing(), lanes).best_call(engine, kind, tokens, before)
+                for lanes, before in ((1, None), (1, given("before", 50)), (4, given("before", 99)))
             ]
-            assert calls[1].cycles.value <= calls[0].cycles.value
+            assert calls[0].cycles.value >= calls[1].cycles.value >= calls[2].cycles.value
             assert {call.stream_bound for call in calls} <= set(BOUND_OF.values())

@@ -70,15 +70,15 @@ float dequantize(int acc, float scale, float token_scale, float bias, bool has_b
     return y;
 }
 
-// Results in beats, [token][sub][LANES padded to beats]; with call.accumulators each beat of
-// results is followed by the beat of its integer sums. Scales are kept after the first token.
+// Results in words, [token][sub][LANES padded to words]; with call.accumulators each word of
+// results is followed by the word of its integer sums. Scales are kept after the first token.
 template <class E>
-void drain_results(const AccumulatorWord<E>* acc, typename E::param_beats& scales,
-                   typename E::param_beats& biases, typename E::token_floats& token_scales,
-                   typename E::beats& out, LinearCall call) {
-    typename E::beat_t kept_scales[E::MAX_SUBS * E::OUT_BEATS];
-    typename E::beat_t kept_biases[E::MAX_SUBS * E::OUT_BEATS];
-    const int per_token = call.subs * E::OUT_BEATS;
+void drain_results(const AccumulatorWord<E>* acc, typename E::output_words& scales,
+                   typename E::output_words& biases, typename E::token_floats& token_scales,
+                   typename E::words& out, LinearCall call) {
+    typename E::wide_t kept_scales[E::MAX_SUBS * E::OUT_WORDS];
+    typename E::wide_t kept_biases[E::MAX_SUBS * E::OUT_WORDS];
+    const int per_token = call.subs * E::OUT_WORDS;
     int at = 0, sub = 0, part = 0, token = 0;
     float token_scale = 1.0f;
 drain_loop:
@@ -90,19 +90,19 @@ drain_loop:
     E::MIN_DISTANCE true
         if (at == 0) token_scale = token_scales.read();
         const bool first = token == 0;
-        const typename E::beat_t scale = first ? scales.read() : kept_scales[at];
+        const typename E::wide_t scale = first ? scales.read() : kept_scales[at];
         if (first) kept_scales[at] = scale;
-        typename E::beat_t bias = 0;
+        typename E::wide_t bias = 0;
         if (call.bias) {
             bias = first ? biases.read() : kept_biases[at];
             if (first) kept_biases[at] = bias;
         }
         const AccumulatorWord<E>& word = acc[token * call.subs + sub];
-        typename E::beat_t results, integers;
+        typename E::wide_t results, integers;
     float_loop:
-        for (int j = 0; j < E::FLOATS; j++) {
+        for (int j = 0; j < E::WIDE_FLOATS; j++) {
 #pragma HLS UNROLL
-            const int lane = part * E::FLOATS + j;
+            const int lane = part * E::WIDE_FLOATS + j;
             const int low = 32 * j;
             const int value = lane < E::LANES ? word.lane[lane] : 0;
             const float y =
@@ -113,15 +113,15 @@ drain_loop:
         }
         out.write(results);
         if (call.accumulators) out.write(integers);
-        if (advance(part, E::OUT_BEATS)) advance(sub, call.subs);
+        if (advance(part, E::OUT_WORDS)) advance(sub, call.subs);
         if (advance(at, per_token)) token++;
     }
 }
 
 template <class E>
 void accumulate(typename E::sums (&totals)[E::CHAINS], typename E::param_beats& shift_beats,
-                typename E::param_beats& scales, typename E::param_beats& biases,
-                typename E::token_floats& token_scales, typename E::beats& out, LinearCall call) {
+                typename E::output_words& scales, typename E::output_words& biases,
+                typename E::token_floats& token_scales, typename E::words& out, LinearCall call) {
     AccumulatorWord<E> acc[E::MAX_TOKENS * E::MAX_SUBS];
 #pragma HLS AGGREGATE variable=acc
 #pragma HLS BIND_STORAGE variable=acc type=RAM_2P impl=URAM

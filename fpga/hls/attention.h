@@ -381,9 +381,10 @@ value_loop:
     }
 }
 
-// Heads of all passes to their places in x: [token][head][HEAD_BEATS], ATTENDED_BEATS a token.
+// Heads of all passes to their places in x: [token][head][HEAD_BEATS], ATTENDED_WORDS a token.
 template <class D>
-void collect_heads(typename D::head_beats (&in)[D::QUERIES], typename D::beat_t* x, TokenRun run) {
+void collect_heads(typename D::head_beats (&in)[D::QUERIES], typename Banks<D>::word_t* x,
+                   TokenRun run) {
     int b = 0, query = 0, block = 0, key_head = 0;
 head_loop:
     for (int i = 0; i < run.tokens * D::HEADS * D::HEAD_BEATS; i++) {
@@ -395,7 +396,8 @@ head_loop:
         }
         const int token = block * D::QUERY_TOKENS + query / D::GROUP_HEADS;
         const int head = key_head * D::GROUP_HEADS + query % D::GROUP_HEADS;
-        x[token * D::ATTENDED_BEATS + head * D::HEAD_BEATS + b] = beat;
+        const int at = head * D::HEAD_BEATS + b;
+        x[token * D::ATTENDED_WORDS + at / D::VECTOR_LANES][at % D::VECTOR_LANES] = beat;
         if (advance(b, D::HEAD_BEATS) && advance(query, block_queries<D>(run, block)) &&
             advance(block, count_blocks<D>(run))) {
             key_head++;
@@ -404,8 +406,8 @@ head_loop:
 token_loop:
     for (int t = 0; t < run.tokens; t++) {
     padding_loop:
-        for (int b = D::HEADS * D::HEAD_BEATS; b < D::ATTENDED_BEATS; b++) {
-            x[t * D::ATTENDED_BEATS + b] = 0;
+        for (int at = D::HEADS * D::HEAD_BEATS; at < D::ATTENDED_WORDS * D::VECTOR_LANES; at++) {
+            x[t * D::ATTENDED_WORDS + at / D::VECTOR_LANES][at % D::VECTOR_LANES] = 0;
         }
     }
 }
@@ -413,8 +415,8 @@ token_loop:
 // q: rotated queries, [token][head][HEAD_BEATS]; keys, values: what the caches give, by port.
 template <class D>
 void attention(typename D::beats& q, typename D::beats (&keys)[D::KV_PORTS],
-               typename D::beats (&values)[D::KV_PORTS], typename D::beat_t* x, TokenRun run,
-               float scale) {
+               typename D::beats (&values)[D::KV_PORTS], typename Banks<D>::word_t* x,
+               TokenRun run, float scale) {
 #pragma HLS DATAFLOW
     typename D::products products("products");
     typename D::steps steps("steps");

@@ -15,6 +15,14 @@
 #define LUTLLM_PROCESS(name, ...) __VA_ARGS__
 #endif
 
+// A process that does the same for every call of a run of an engine. Each goes on to the next call
+// when it is done with one: memory is read while other processes still work on the call before.
+#define LUTLLM_CALLS(name, calls, ...)                                                    \
+    LUTLLM_PROCESS(name, for (int lutllm_n = 0; lutllm_n < (calls).count(); lutllm_n++) { \
+        const LinearCall call = (calls).at(lutllm_n);                                     \
+        __VA_ARGS__;                                                                      \
+    })
+
 #if defined(LUTLLM_SIMULATION)
 #define LUTLLM_NAME_STREAMS(streams, count)                \
     for (int lutllm_i = 0; lutllm_i < count; lutllm_i++) { \

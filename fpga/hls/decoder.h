@@ -2,15 +2,19 @@
 //
 // A configuration struct C gives the sizes of the model (as in its config.json) and of the engine.
 // Vectors travel as float32 beats, zero-padded to whole beats; heads are padded to whole beats too.
+// Whole vectors, which lie on chip, move in words of VECTOR_LANES beats: Decoder<C, VECTOR_LANES>,
+// where a word is called a beat.
 #pragma once
 
 #include "float_math.h"
 
 namespace lutllm {
 
-template <class C>
+template <class C, int BEATS = 1>
 struct Decoder : C {
-    static constexpr int FLOATS = C::AXI_BITS / 32;
+    static constexpr int LANES = BEATS;  // memory beats that move at once
+    static constexpr int LANE_FLOATS = C::AXI_BITS / 32;
+    static constexpr int FLOATS = LANE_FLOATS * LANES;
     static constexpr int HIDDEN_BEATS = ceil_div(C::HIDDEN_SIZE, FLOATS);
     static constexpr int INTERMEDIATE_BEATS = ceil_div(C::INTERMEDIATE_SIZE, FLOATS);
     static constexpr int HEAD_BEATS = ceil_div(C::HEAD_DIM, FLOATS);
@@ -18,12 +22,13 @@ struct Decoder : C {
     static constexpr int GROUP_HEADS = C::HEADS / C::KV_HEADS;     // query heads per key head
     static constexpr int QUERIES = GROUP_HEADS * C::QUERY_TOKENS;  // that share the keys read
     static constexpr int MAX_BLOCKS = ceil_div(C::MAX_TOKENS, C::QUERY_TOKENS);
-    // Beats from one token to the next of what attention gives, which an engine reads.
-    static constexpr int ATTENDED_BEATS = max_of(C::MIN_BEATS, C::HEADS * HEAD_BEATS);
+    // Words from one token to the next of what attention gives, which an engine reads.
+    static constexpr int ATTENDED_WORDS =
+        max_of(C::MIN_WORDS, ceil_div(C::HEADS * HEAD_BEATS, C::VECTOR_LANES));
 
-    typedef ap_uint<C::AXI_BITS> beat_t;
-    typedef FloatBeat<C::AXI_BITS> floats_t;
-    typedef hls::stream<beat_t, 32> beats;
+    typedef ap_uint<C::AXI_BITS * LANES> beat_t;
+    typedef FloatBeat<C::AXI_BITS * LANES> floats_t;
+    typedef hls::stream<beat_t, max_of(4, 32 / LANES)> beats;
     typedef hls::stream<float, 4> floats;
     struct products_t {  // of a beat of every query with one of every key of a stripe
         float value[QUERIES][C::KV_PORTS];
@@ -39,6 +44,35 @@ struct Decoder : C {
     static_assert(C::HEADS % C::KV_HEADS == 0, "key heads divide the query heads");
     static_assert(C::HEAD_DIM % 2 == 0, "rotary embedding needs pairs");
 };
+
+// A word of a buffer on chip. Every beat of it has a bank of its own, so that steps may move words
+// or beats.
+template <class C>
+struct Banks {
+    typedef ap_uint<C::AXI_BITS> word_t[C::VECTOR_LANES];
+};
+
+template <int BITS, int COUNT>
+ap_uint<BITS * COUNT> read_word(const ap_uint<BITS> (&banks)[COUNT]) {
+#pragma HLS INLINE
+    ap_uint<BITS * COUNT> word;
+bank_loop:
+    for (int l = 0; l < COUNT; l++) {
+#pragma HLS UNROLL
+        word.range(l * BITS + BITS - 1, l * BITS) = banks[l];
+    }
+    return word;
+}
+
+template <int BITS, int COUNT>
+void write_word(ap_uint<BITS> (&banks)[COUNT], const ap_uint<BITS * COUNT>& word) {
+#pragma HLS INLINE
+bank_loop:
+    for (int l = 0; l < COUNT; l++) {
+#pragma HLS UNROLL
+        banks[l] = word.range(l * BITS + BITS - 1, l * BITS);
+    }
+}
 
 // Where the tokens of a run are: `first` is the position of the first one in its sequence.
 struct TokenRun {

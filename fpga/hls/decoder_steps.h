@@ -1,9 +1,10 @@
 // decoder_steps.h: the steps of a decoder between two runs of a LUT linear engine.
 //
-// Every step reads and writes buffers of float32 beats on chip: `hidden` (the residual), `x` (what
-// an engine reads, [token][at least MIN_BEATS beats]) and `y` (what it gave, each section of a
-// token's results padded to whole beats). One step follows another; inside, each is dataflow. The
-// buffers have two ports: a step may read two beats in a cycle, or read one and write one.
+// Every step reads and writes buffers of float32 words on chip, VECTOR_LANES beats each: `hidden`
+// (the residual), `x` (what an engine reads, [token][at least MIN_WORDS words]) and `y` (what it
+// gave, each section of a token's results padded to whole words). One step follows another; inside,
+// each is dataflow. The buffers have two ports: a step may read two words in a cycle, or read one
+// and write one. Heads, which attention takes a beat at a time, are read and written in beats.
 #pragma once
 
 #include "attention.h"
@@ -26,7 +27,7 @@ struct Place {
     int engine, kind, slot;
 };
 
-// Results of a token: `count` vectors of `size` values, each of which starts on a beat.
+// Results of a token: `count` vectors of `size` values, each of which starts on a word.
 struct Sections {
     int size, count;
 };
@@ -34,18 +35,21 @@ struct Sections {
 template <class C>
 struct Model : Decoder<C> {
     typedef Decoder<C> Base;
+    typedef Decoder<C, C::VECTOR_LANES> wide;  // the same in words
+    typedef typename Banks<C>::word_t word_t;  // a word of a buffer
     static constexpr int QKV_HEADS = C::HEADS + 2 * C::KV_HEADS;
     static constexpr int ANGLE_BEATS = 2 * ceil_div(Base::HALF_DIM, Base::FLOATS);
     static constexpr int LOGIT_BEATS = ceil_div(C::VOCAB_SIZE, Base::FLOATS);
     static constexpr int CACHE_ROWS = ceil_div(C::CONTEXT, C::KV_PORTS);  // of a key head and port
     static constexpr int CACHE_BEATS = C::KV_HEADS * CACHE_ROWS * Base::HEAD_BEATS;  // of a layer
     static constexpr int FINAL_NORM = C::NORM_BASE + C::LAYERS * C::NORM_BEATS;
-    static constexpr int MAX_X_BEATS =
-        max_of(C::MIN_BEATS, max_of(Base::HIDDEN_BEATS, max_of(C::HEADS * Base::HEAD_BEATS,
-                                                               Base::INTERMEDIATE_BEATS)));
-    static constexpr int MAX_Y_BEATS =
-        max_of(QKV_HEADS * Base::HEAD_BEATS, max_of(2 * Base::INTERMEDIATE_BEATS,
-                                                    Base::HIDDEN_BEATS));
+    static constexpr int NORMS = 2 * C::LAYERS + 1;  // of vectors, the final one last
+    static constexpr int MAX_X_WORDS =
+        max_of(C::MIN_WORDS, max_of(wide::HIDDEN_BEATS, max_of(Base::ATTENDED_WORDS,
+                                                               wide::INTERMEDIATE_BEATS)));
+    static constexpr int MAX_Y_WORDS =
+        max_of(QKV_HEADS * wide::HEAD_BEATS, max_of(2 * wide::INTERMEDIATE_BEATS,
+                                                    wide::HIDDEN_BEATS));
     // Beats of a stored row; int8 rows end in a float32 scale (int8_head.h).
     static constexpr int HEAD_ROW_BEATS =
         ceil_div(C::HIDDEN_SIZE * C::HEAD_BITS + (C::HEAD_BITS == 8 ? 32 : 0), C::AXI_BITS);
@@ -53,10 +57,10 @@ struct Model : Decoder<C> {
         ceil_div(C::HIDDEN_SIZE * C::EMBED_BITS + (C::EMBED_BITS == 8 ? 32 : 0), C::AXI_BITS);
     static_assert(C::HEAD_DIM % Base::FLOATS == 0, "heads are whole beats");
 
-    // First beats of a layer's norms: input, post attention, queries, keys.
-    static int input_norm(int layer) { return C::NORM_BASE + layer * C::NORM_BEATS; }
-    static int post_norm(int layer) { return input_norm(layer) + Base::HIDDEN_BEATS; }
-    static int head_norms(int layer) { return post_norm(layer) + Base::HIDDEN_BEATS; }
+    // First beat of the norms of a layer's queries, then keys.
+    static int head_norms(int layer) {
+        return C::NORM_BASE + layer * C::NORM_BEATS + 2 * Base::HIDDEN_BEATS;
+    }
 
     static Sections sections(Projection projection) {
         Sections out;
@@ -66,73 +70,129 @@ struct Model : Decoder<C> {
         out.count = projection == QKV ? QKV_HEADS : projection == GATE_UP ? 2 : 1;
         return out;
     }
-    static int input_beats(Projection projection) {
-        return projection == O      ? C::HEADS * Base::HEAD_BEATS
-               : projection == DOWN ? Base::INTERMEDIATE_BEATS
-                                    : Base::HIDDEN_BEATS;
+    static int input_words(Projection projection) {
+        return projection == O      ? ceil_div(C::HEADS * Base::HEAD_BEATS, C::VECTOR_LANES)
+               : projection == DOWN ? wide::INTERMEDIATE_BEATS
+                                    : wide::HIDDEN_BEATS;
     }
 };
 
-// Results of an engine, [token][sub][LANES padded to beats], to [token][section padded to beats].
-// Where sections and sub-blocks are whole beats a beat moves in a cycle, else a value.
+// What an engine reads, from a buffer on chip.
 template <class E>
-void pack_output(typename E::beats& in, typename E::beat_t* y, Sections sections,
-                 LinearCall call) {
-    const bool whole = E::LANES % E::FLOATS == 0 && sections.size % E::FLOATS == 0;
-    const int steps = whole ? 1 : E::FLOATS;
-    const int values = whole ? E::FLOATS : 1;
-    typename E::beat_t beat = 0, packed = 0;
-    int step = 0, part = 0, sub = 0, lane = 0, place = 0, at = 0, section = 0;
-    const int total = call.tokens * call.subs * E::OUT_BEATS * steps;
-pack_loop:
-    for (int i = 0; i < total; i++) {
+void send_input(const typename Banks<E>::word_t* x, typename E::words& out, LinearCall call) {
+send_loop:
+    for (int i = 0; i < call.tokens * call.in_words; i++) {
 #pragma HLS PIPELINE II=1
-        if (step == 0) beat = in.read();
-        if (sub == 0 && part == 0 && step == 0) section = 0;
-        const bool used =
-            section < sections.count && part * E::FLOATS + step < E::LANES;
-        if (used && whole) {
-            y[at++] = beat;
-        } else if (used) {
-            const int from = 32 * step, to = 32 * lane;
-            if (lane == 0) packed = 0;
-            packed.range(to + 31, to) = beat.range(from + 31, from);
+        out.write(read_word(x[i]));
+    }
+}
+
+// Floats that pack_output moves in a cycle, where LANES results lie in words of WIDE floats and
+// sections have `size`: the most that never straddle anything. Where that holds for all sections of
+// a model it is a constant, and nothing needs to be shifted.
+template <class E, class D>
+int packing_unit(int size) {
+#pragma HLS INLINE
+    constexpr int WHOLE = E::LANES < E::WIDE_FLOATS ? E::LANES : E::WIDE_FLOATS;
+    constexpr bool EVEN = E::LANES % WHOLE == 0 && E::WIDE_FLOATS % WHOLE == 0;
+    constexpr bool ALWAYS = EVEN && D::HEAD_DIM % WHOLE == 0 && D::HIDDEN_SIZE % WHOLE == 0 &&
+                            D::INTERMEDIATE_SIZE % WHOLE == 0;
+    if (ALWAYS || (EVEN && size % WHOLE == 0)) return WHOLE;
+    return E::LANES % E::FLOATS == 0 && size % E::FLOATS == 0 ? E::FLOATS : 1;
+}
+
+// `to` with `count` floats of `from`, from one place to another.
+template <class E>
+void move_floats(typename E::wide_t& to, int to_at, const typename E::wide_t& from, int from_at,
+                 int count) {
+#pragma HLS INLINE
+move_loop:
+    for (int j = 0; j < E::WIDE_FLOATS; j++) {
+#pragma HLS UNROLL
+        if (j < count) {
+            const int low = 32 * (to_at + j), source = 32 * (from_at + j);
+            to.range(low + 31, low) = from.range(source + 31, source);
         }
-        if (used) {
-            place += values;
+    }
+}
+
+// Results of an engine, [token][sub][LANES padded to words], to [token][section padded to words].
+template <class E, class D>
+void pack_output(typename E::words& in, typename Banks<E>::word_t* y, Sections sections,
+                 LinearCall call) {
+    const int unit = packing_unit<E, D>(sections.size);
+    const int steps = ceil_div(E::LANES, unit);
+    typename E::wide_t word = 0, packed = 0;
+    int sub = 0, step = 0, from = 0, to = 0, place = 0, at = 0, section = 0;
+pack_loop:
+    for (int i = 0; i < call.tokens * call.subs * steps; i++) {
+#pragma HLS PIPELINE II=1
+        if (from == 0) word = in.read();
+        if (sub == 0 && step == 0) section = 0;
+        if (section < sections.count) {
+            if (to == 0) packed = 0;
+            move_floats<E>(packed, to, word, from, unit);
+            place += unit;
+            to = to + unit == E::WIDE_FLOATS ? 0 : to + unit;
             const bool ends = place == sections.size;
-            if (!whole && (advance(lane, E::FLOATS) || ends)) {
-                y[at++] = packed;
-                lane = 0;
+            if (ends || to == 0) {
+                write_word(y[at++], packed);
+                to = 0;
             }
             if (ends) {
                 place = 0;
                 section++;
             }
         }
-        if (advance(step, steps) && advance(part, E::OUT_BEATS)) advance(sub, call.subs);
+        from = from + unit == E::WIDE_FLOATS ? 0 : from + unit;
+        if (advance(step, steps)) {
+            from = 0;
+            advance(sub, call.subs);
+        }
+    }
+}
+
+// The norms of all vectors from `constants`, so that a norm need not wait for a beat at a time:
+// those of a layer's input and after attention, layer by layer, then the final one.
+template <class D>
+void load_norms(const typename D::beat_t* constants, typename D::word_t* norms) {
+    typedef typename D::wide V;
+    constexpr int STEPS = V::HIDDEN_BEATS * D::VECTOR_LANES;
+    int from = D::NORM_BASE, step = 0, lane = 0, at = 0, of_layer = 0;
+load_loop:
+    for (int i = 0; i < D::NORMS * STEPS; i++) {
+#pragma HLS PIPELINE II=1
+        norms[at][lane] =
+            step < D::HIDDEN_BEATS ? constants[from + step] : typename D::beat_t(0);
+        if (advance(lane, D::VECTOR_LANES)) at++;
+        if (advance(step, STEPS)) {
+            const bool next_layer = advance(of_layer, 2);
+            from += next_layer ? D::NORM_BEATS - D::HIDDEN_BEATS : D::HIDDEN_BEATS;
+        }
     }
 }
 
 template <class D>
-void load_beats(const typename D::beat_t* from, typename D::beats& out, int count) {
+void load_words(const typename D::word_t* from, typename D::wide::beats& out, int count) {
 load_loop:
     for (int i = 0; i < count; i++) {
 #pragma HLS PIPELINE II=1
-        out.write(from[i]);
+        out.write(read_word(from[i]));
     }
 }
 
-// Vectors of `beats` beats for an engine, zero-padded to MIN_BEATS.
+// Vectors of `words` words for an engine, zero-padded to MIN_WORDS.
 template <class D>
-void store_vectors(typename D::beats& in, typename D::beat_t* x, int vectors, int beats) {
-    const int stride = max_of(beats, D::MIN_BEATS);
-    int beat = 0;
+void store_vectors(typename D::wide::beats& in, typename D::word_t* x, int vectors, int words) {
+    const int stride = max_of(words, D::MIN_WORDS);
+    int at = 0;
 store_loop:
     for (int i = 0; i < vectors * stride; i++) {
 #pragma HLS PIPELINE II=1
-        x[i] = beat < beats ? in.read() : typename D::beat_t(0);
-        advance(beat, stride);
+        typename D::wide::beat_t word = 0;
+        if (at < words) word = in.read();
+        write_word(x[i], word);
+        advance(at, stride);
     }
 }
 
@@ -159,16 +219,16 @@ float row_scale(const typename D::beat_t& last_beat) {
 
 // A row of the embedding, `base` beats in, to the residual of its token.
 template <class D>
-void embed_word(const typename D::beat_t* rows, int base, typename D::beat_t* hidden) {
+void embed_word(const typename D::beat_t* rows, int base, typename D::word_t* hidden) {
     constexpr int PER_BEAT = 32 / D::EMBED_BITS;  // beats of float32 from a stored beat
     constexpr bool SCALED = D::EMBED_BITS == 8;
     const float scale = SCALED ? row_scale<D>(rows[base + D::EMBED_ROW_BEATS - 1]) : 1.0f;
     typename D::beat_t stored = 0;
     int part = 0, at = base;
 embed_loop:
-    for (int b = 0; b < D::HIDDEN_BEATS; b++) {
+    for (int b = 0; b < D::wide::HIDDEN_BEATS * D::VECTOR_LANES; b++) {
 #pragma HLS PIPELINE II=1
-        if (part == 0) stored = rows[at++];
+        if (part == 0 && b < D::HIDDEN_BEATS) stored = rows[at++];
         typename D::floats_t values;
     lane_loop:
         for (int j = 0; j < D::FLOATS; j++) {
@@ -177,93 +237,97 @@ embed_loop:
             const float value = stored_to_float<D::EMBED_BITS, D::EMBED_BF16>(
                 stored.range(low + D::EMBED_BITS - 1, low));
             const bool used = b * D::FLOATS + j < D::HIDDEN_SIZE;  // behind it may lie the scale
-            values.value[j] = !SCALED ? value : used ? value * scale : 0.0f;
+            values.value[j] = !used ? 0.0f : SCALED ? value * scale : value;
         }
-        hidden[b] = values.pack();
+        hidden[b / D::VECTOR_LANES][b % D::VECTOR_LANES] = values.pack();
         advance(part, PER_BEAT);
     }
 }
 
-// The residual, beat by beat; with `add`, after hidden += y.
+// The residual, word by word; with `add`, after hidden += y.
 template <class D>
-void update_residual(typename D::beat_t* hidden, const typename D::beat_t* y, bool add,
-                     typename D::beats& out, int count) {
+void update_residual(typename D::word_t* hidden, const typename D::word_t* y, bool add,
+                     typename D::wide::beats& out, int count) {
+    typedef typename D::wide V;
 residual_loop:
     for (int i = 0; i < count; i++) {
 #pragma HLS PIPELINE II=1
-        typename D::floats_t sum(hidden[i]);
-        const typename D::floats_t other(y[i]);
+        typename V::floats_t sum(read_word(hidden[i]));
+        const typename V::floats_t other(read_word(y[i]));
     lane_loop:
-        for (int j = 0; j < D::FLOATS; j++) {
+        for (int j = 0; j < V::FLOATS; j++) {
 #pragma HLS UNROLL
             if (add) sum.value[j] = sum.value[j] + other.value[j];
         }
-        const typename D::beat_t beat = sum.pack();
-        hidden[i] = beat;
-        out.write(beat);
+        const typename V::beat_t word = sum.pack();
+        write_word(hidden[i], word);
+        out.write(word);
     }
 }
 
-// hidden (with `add`, after hidden += y) -> norm -> x. norm: first beat of the weights in
-// `constants`.
+// hidden (with `add`, after hidden += y) -> norm -> x. norm: the words of its weights.
 template <class D>
-void normalize(const typename D::beat_t* constants, int norm, typename D::beat_t* hidden,
-               const typename D::beat_t* y, bool add, typename D::beat_t* x, int tokens) {
+void normalize(const typename D::word_t* norm, typename D::word_t* hidden,
+               const typename D::word_t* y, bool add, typename D::word_t* x, int tokens) {
 #pragma HLS DATAFLOW
-    typename D::beats in("in"), weights("weights"), out("out");
+    typedef typename D::wide V;
+    typename V::beats in("in"), weights("weights"), out("out");
     LUTLLM_REGION;
-    LUTLLM_PROCESS("hidden", update_residual<D>(hidden, y, add, in, tokens * D::HIDDEN_BEATS));
-    LUTLLM_PROCESS("weights", load_beats<D>(constants + norm, weights, D::HIDDEN_BEATS));
-    LUTLLM_PROCESS("norm", (rms_norm<D, D::HIDDEN_BEATS>(in, weights, out, tokens, D::HIDDEN_BEATS,
+    LUTLLM_PROCESS("hidden", update_residual<D>(hidden, y, add, in, tokens * V::HIDDEN_BEATS));
+    LUTLLM_PROCESS("weights", load_words<D>(norm, weights, V::HIDDEN_BEATS));
+    LUTLLM_PROCESS("norm", (rms_norm<V, V::HIDDEN_BEATS>(in, weights, out, tokens, V::HIDDEN_BEATS,
                                                          D::HIDDEN_SIZE, D::EPS)));
-    LUTLLM_PROCESS("store", store_vectors<D>(out, x, tokens, D::HIDDEN_BEATS));
+    LUTLLM_PROCESS("store", store_vectors<D>(out, x, tokens, V::HIDDEN_BEATS));
 }
 
-// y: [token][gate, up][INTERMEDIATE_BEATS] -> two streams, a beat of each in a cycle.
+// y: [token][gate, up][words] -> two streams, a word of each in a cycle.
 template <class D>
-void split_gate_up(const typename D::beat_t* y, typename D::beats& gate, typename D::beats& up,
-                   int tokens) {
-    int beat = 0, at = 0;
+void split_gate_up(const typename D::word_t* y, typename D::wide::beats& gate,
+                   typename D::wide::beats& up, int tokens) {
+    constexpr int WORDS = D::wide::INTERMEDIATE_BEATS;
+    int word = 0, at = 0;
 split_loop:
-    for (int i = 0; i < tokens * D::INTERMEDIATE_BEATS; i++) {
+    for (int i = 0; i < tokens * WORDS; i++) {
 #pragma HLS PIPELINE II=1
-        gate.write(y[at]);
-        up.write(y[at + D::INTERMEDIATE_BEATS]);
-        at += advance(beat, D::INTERMEDIATE_BEATS) ? D::INTERMEDIATE_BEATS + 1 : 1;
+        gate.write(read_word(y[at]));
+        up.write(read_word(y[at + WORDS]));
+        at += advance(word, WORDS) ? WORDS + 1 : 1;
     }
 }
 
 // silu(gate) * up, y -> x.
 template <class D>
-void activate(const typename D::beat_t* y, typename D::beat_t* x, int tokens) {
+void activate(const typename D::word_t* y, typename D::word_t* x, int tokens) {
 #pragma HLS DATAFLOW
-    typename D::beats gate("gate"), up("up"), out("out");
+    typedef typename D::wide V;
+    typename V::beats gate("gate"), up("up"), out("out");
     LUTLLM_REGION;
     LUTLLM_PROCESS("gate_up", split_gate_up<D>(y, gate, up, tokens));
-    LUTLLM_PROCESS("swiglu", swiglu<D>(gate, up, out, tokens * D::INTERMEDIATE_BEATS));
-    LUTLLM_PROCESS("store", store_vectors<D>(out, x, tokens, D::INTERMEDIATE_BEATS));
+    LUTLLM_PROCESS("swiglu", swiglu<V>(gate, up, out, tokens * V::INTERMEDIATE_BEATS));
+    LUTLLM_PROCESS("store", store_vectors<D>(out, x, tokens, V::INTERMEDIATE_BEATS));
 }
 
-// y: [token][query heads, key heads, value heads][HEAD_BEATS] -> three streams; a beat of the
-// queries and one of keys or values in a cycle.
+// y: [token][query heads, key heads, value heads], each from a word on -> three streams of beats; a
+// beat of the queries and one of keys or values in a cycle.
 template <class D>
-void split_heads(const typename D::beat_t* y, typename D::beats& q, typename D::beats& k,
+void split_heads(const typename D::word_t* y, typename D::beats& q, typename D::beats& k,
                  typename D::beats& v, int tokens) {
-    constexpr int Q_BEATS = D::HEADS * D::HEAD_BEATS, KV_BEATS = D::KV_HEADS * D::HEAD_BEATS;
-    constexpr int STEPS = max_of(Q_BEATS, 2 * KV_BEATS);
-    int step = 0, at = 0;
+    constexpr int WORDS = D::wide::HEAD_BEATS;  // of a head
+    constexpr int STEPS = max_of(D::HEADS, 2 * D::KV_HEADS);
+    int beat = 0, head = 0, at = 0;
 split_loop:
-    for (int i = 0; i < tokens * STEPS; i++) {
+    for (int i = 0; i < tokens * STEPS * D::HEAD_BEATS; i++) {
 #pragma HLS PIPELINE II=1
-        if (step < Q_BEATS) q.write(y[at + step]);
-        if (step < 2 * KV_BEATS) {
-            const typename D::beat_t value = y[at + Q_BEATS + step];
-            if (step < KV_BEATS)
+        const int word = beat / D::VECTOR_LANES, lane = beat % D::VECTOR_LANES;
+        if (head < D::HEADS) q.write(y[at + head * WORDS + word][lane]);
+        if (head < 2 * D::KV_HEADS) {
+            const typename D::beat_t value = y[at + (D::HEADS + head) * WORDS + word][lane];
+            if (head < D::KV_HEADS)
                 k.write(value);
             else
                 v.write(value);
         }
-        if (advance(step, STEPS)) at += D::QKV_HEADS * D::HEAD_BEATS;
+        if (advance(beat, D::HEAD_BEATS) && advance(head, STEPS)) at += D::QKV_HEADS * WORDS;
     }
 }
 
@@ -310,7 +374,7 @@ void norm_heads(typename D::beats& in, typename D::beats& weights, typename D::b
 // What a layer's attention works on: y -> norm -> rotary -> queries, and keys and values by the
 // port that caches them.
 template <class D>
-void prepare_heads(const typename D::beat_t* y, const typename D::beat_t* constants,
+void prepare_heads(const typename D::word_t* y, const typename D::beat_t* constants,
                    typename D::beats& q, typename D::beats (&k)[D::KV_PORTS],
                    typename D::beats (&v)[D::KV_PORTS], TokenRun run, int layer) {
 #pragma HLS DATAFLOW
@@ -330,7 +394,21 @@ void prepare_heads(const typename D::beat_t* y, const typename D::beat_t* consta
     LUTLLM_PROCESS("deal_values", deal_rows<D>(v_in, v, run));
 }
 
-// The normed residual, in `beats` beats, to every vocabulary port.
+// A vector of words in beats.
+template <class D>
+void narrow_vector(typename D::wide::beats& in, typename D::beats& out) {
+    typename D::word_t word;
+    int lane = 0;
+narrow_loop:
+    for (int b = 0; b < D::wide::HIDDEN_BEATS * D::VECTOR_LANES; b++) {
+#pragma HLS PIPELINE II=1
+        if (lane == 0) write_word(word, in.read());
+        if (b < D::HIDDEN_BEATS) out.write(word[lane]);
+        advance(lane, D::VECTOR_LANES);
+    }
+}
+
+// The vector that the head multiplies, in `beats` beats, to every vocabulary port.
 template <class D>
 void spread_vector(typename D::beats& in, typename D::beats (&out)[D::VOCAB_PORTS], int beats) {
 spread_loop:
@@ -395,33 +473,71 @@ word_loop:
     }
 }
 
+// A word and its logit, or none.
+struct Choice {
+    float logit;
+    int word;
+};
+
+// The word of the largest of N logits, the lowest of equals; `first` is the word of logits[0].
+template <int N>
+struct LargestOf {
+    static Choice of(const float* logits, int first) {
+#pragma HLS INLINE
+        const Choice low = LargestOf<(N + 1) / 2>::of(logits, first);
+        const Choice high = LargestOf<N / 2>::of(logits + (N + 1) / 2, first + (N + 1) / 2);
+        return high.logit > low.logit ? high : low;
+    }
+};
+template <>
+struct LargestOf<1> {
+    static Choice of(const float* logits, int first) {
+#pragma HLS INLINE
+        Choice choice;
+        choice.logit = logits[0];
+        choice.word = first;
+        return choice;
+    }
+};
+
+constexpr int common_divisor(int a, int b) {
+    return b == 0 ? a : common_divisor(b, a % b);
+}
+
 // Logits in the order of the words to memory, and the word of the largest, the lowest of equals.
+// Words of CHOICES neighbouring ports at a time, so that many ports are not kept waiting.
 template <class D>
 void choose_word(typename D::floats (&in)[D::VOCAB_PORTS], typename D::beat_t* logits,
                  int& chosen) {
-    float best = 0.0f;
-    int word = 0, port = 0, lane = 0, at = 0;
+    constexpr int CHOICES = common_divisor(D::FLOATS, D::VOCAB_PORTS);
+    Choice best;
+    int port = 0, lane = 0, at = 0;
     typename D::floats_t packed;
 choose_loop:
-    for (int i = 0; i < D::LOGIT_BEATS * D::FLOATS; i++) {
+    for (int i = 0; i < D::LOGIT_BEATS * D::FLOATS; i += CHOICES) {
 #pragma HLS PIPELINE II=1
-        float logit = 0.0f;
-        if (i < D::VOCAB_SIZE) {
-        port_loop:
-            for (int p = 0; p < D::VOCAB_PORTS; p++) {
+        float found[CHOICES];
+    logit_loop:
+        for (int j = 0; j < CHOICES; j++) {
 #pragma HLS UNROLL
-                if (p == port) logit = in[p].read();
+            float logit = 0.0f;
+            for (int p = j; p < D::VOCAB_PORTS; p += CHOICES) {
+#pragma HLS UNROLL
+                if (p == port + j && i + j < D::VOCAB_SIZE) logit = in[p].read();
             }
-            if (i == 0 || logit > best) {
-                best = logit;
-                word = i;
-            }
+            found[j] = i + j < D::VOCAB_SIZE ? logit : NO_SCORE;
+            packed.value[lane + j] = logit;
         }
-        packed.value[lane] = logit;
-        if (advance(lane, D::FLOATS)) logits[at++] = packed.pack();
-        advance(port, D::VOCAB_PORTS);
+        const Choice largest = LargestOf<CHOICES>::of(found, i);
+        if (i == 0 || largest.logit > best.logit) best = largest;
+        lane += CHOICES;
+        if (lane == D::FLOATS) {
+            logits[at++] = packed.pack();
+            lane = 0;
+        }
+        port = port + CHOICES == D::VOCAB_PORTS ? 0 : port + CHOICES;
     }
-    chosen = word;
+    chosen = best.word;
 }
 
 }  // namespace lutllm

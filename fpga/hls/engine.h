@@ -117,10 +117,18 @@ struct LinearCall {
     int act_stages;
     int weight_stages;
     int table_bits;  // of an entry of the first weight stage, where rows are computed
-    int in_beats;       // beats of one token's input, float32
+    int in_beats;       // beats of one token's input, float32, in memory
+    int in_words;       // the same in words of VECTOR_LANES beats, as it comes
     int channel_base;   // first beat of the linear in the memory of every channel
     int centroid_base;  // in the memory of every centroid port
     int parameter_base;
+};
+
+// The calls that an engine runs one after another: here a single one.
+struct OneCall {
+    LinearCall call;
+    int count() const { return 1; }
+    LinearCall at(int) const { return call; }
 };
 
 template <class C>
@@ -131,6 +139,13 @@ struct Engine : C {
     static constexpr int STAGE_BITS = 3;  // one more activation stage refines the grid by 2^3
     static constexpr int ACT_BITS = C::SEARCH ? 10 + STAGE_BITS * (C::MAX_ACT_STAGES - 1) : 8;
     static constexpr int FLOATS = C::AXI_BITS / 32;         // per beat
+    // Floats come and go in words of VECTOR_LANES beats; a token's input and a sub-block's results
+    // start on one.
+    static constexpr int WIDE_BITS = C::AXI_BITS * C::VECTOR_LANES;
+    static constexpr int WIDE_FLOATS = FLOATS * C::VECTOR_LANES;
+    static constexpr int MAX_IN_WORDS =
+        max_of(ceil_div(C::MAX_IN_BEATS, C::VECTOR_LANES), C::MIN_DISTANCE);
+    static constexpr int OUT_WORDS = ceil_div(C::LANES, WIDE_FLOATS);  // of one sub-block
     static constexpr int SLOTS = C::CHANNELS * C::VEC_LEN;  // activations of one round
     static constexpr int GATHER_STEPS = ceil_div(SLOTS, C::GATHER_LANES);
     static constexpr int GATHER_INDEX_BITS = 16;
@@ -164,7 +179,8 @@ struct Engine : C {
     static constexpr int OUT_BEATS = ceil_div(C::LANES, FLOATS);  // of one sub-block
 
     typedef ap_uint<C::AXI_BITS> beat_t;
-    typedef ap_uint<ACT_BITS * FLOATS> quantized_t;  // FLOATS integers
+    typedef ap_uint<WIDE_BITS> wide_t;        // WIDE_FLOATS float32
+    typedef ap_uint<ACT_BITS * WIDE_FLOATS> quantized_t;  // as many integers
     typedef ap_uint<GATHER_INDEX_BITS * C::GATHER_LANES> gather_t;
     typedef ap_uint<ACT_BITS * C::VEC_LEN> act_t;  // x_int of one position
     typedef ap_uint<PES_BITS> centroids_t;
@@ -197,11 +213,18 @@ struct Engine : C {
                              codebook_packing::beats(MAX_GROUPS)
                        : MAX_ROW_BEATS;
 
+    // Records whose codebooks are held beside their indices, ahead of the look-ups.
+    static constexpr int HELD_RECORDS =
+        C::ONLINE_ROWS ? max_of(1, C::INDEX_FIFO / C::MAX_SUBS) : 1;
+
     // Streams: deep enough that no process waits for a later one.
     typedef hls::stream<beat_t, 2> param_beats;
     typedef hls::stream<beat_t, C::BEAT_FIFO> beats;
-    typedef hls::stream<beat_t, max_of(C::BEAT_FIFO, MAX_LEAD_BEATS)> lead_beats;
-    typedef hls::stream<beat_t, C::MAX_IN_BEATS + 2> token_beats;
+    typedef hls::stream<beat_t, max_of(C::BEAT_FIFO, MAX_LEAD_BEATS * HELD_RECORDS)> lead_beats;
+    typedef hls::stream<wide_t, max_of(4, C::BEAT_FIFO / C::VECTOR_LANES)> words;
+    typedef hls::stream<wide_t, MAX_IN_WORDS + 2> token_words;
+    typedef hls::stream<wide_t, MAX_IN_WORDS> input_words;  // one for every input
+    typedef hls::stream<wide_t, C::MAX_SUBS * OUT_WORDS> output_words;  // one for every output
     typedef hls::stream<float, C::MAX_TOKENS> token_floats;
     typedef hls::stream<quantized_t, 4> quantizeds;
     typedef hls::stream<gather_t, 4> gathers;
@@ -211,7 +234,7 @@ struct Engine : C {
     typedef hls::stream<item_t, 4> items;
     typedef hls::stream<job_t, 4> jobs;
     typedef hls::stream<row_t, 4> rows;
-    typedef hls::stream<index_t, 4> indices;
+    typedef hls::stream<index_t, C::INDEX_FIFO> indices;
     typedef hls::stream<sums_t, 4> sums;
 
     static_assert(C::SEARCH || C::ONLINE_ROWS, "without a search rows are computed on line");
@@ -224,7 +247,7 @@ struct Engine : C {
                   "a lane holds the largest sum of a chain");
     static_assert(WORD_BITS <= DSP_BITS, "the lanes of a word fit one DSP adder");
     static_assert(ROW_BITS <= AP_INT_MAX_W && INDEX_BITS <= AP_INT_MAX_W &&
-                      CENTROID_SHARE * PES_BITS <= AP_INT_MAX_W,
+                      CENTROID_SHARE * PES_BITS <= AP_INT_MAX_W && WIDE_BITS <= AP_INT_MAX_W,
                   "words are at most AP_INT_MAX_W bits wide");
     static_assert(C::AXI_BITS % 64 == 0, "beats are whole 64-bit words");
     static_assert(C::MAX_IN_BEATS * FLOATS < NO_CHANNEL, "a gather index names any input channel");
@@ -254,6 +277,7 @@ LinearCall make_call(int slot, int tokens, bool row_fetch, bool accumulators) {
         ceil_div(BLOCKS, E::CHAINS) * ceil_div(E::BLOCK_POSITIONS, E::CHAIN_CHANNELS);
     constexpr int SUBS = max_of(ceil_div(K::OUT_FEATURES, E::LANES), E::MIN_DISTANCE);
     constexpr int IN_BEATS = max_of(ceil_div(K::IN_FEATURES, E::FLOATS), E::MIN_DISTANCE);
+    constexpr int IN_WORDS = max_of(ceil_div(K::IN_FEATURES, E::WIDE_FLOATS), E::MIN_DISTANCE);
     static_assert(SUBS <= E::MAX_SUBS, "outputs fit the accumulators");
     static_assert(IN_BEATS <= E::MAX_IN_BEATS, "inputs fit the buffers");
     static_assert(ROUNDS * K::ACT_STAGES * K::WEIGHT_STAGES <= E::MAX_PASSES, "passes fit");
@@ -272,6 +296,7 @@ LinearCall make_call(int slot, int tokens, bool row_fetch, bool accumulators) {
     call.weight_stages = K::WEIGHT_STAGES;
     call.table_bits = K::TABLE_BITS;
     call.in_beats = IN_BEATS;
+    call.in_words = IN_WORDS;
     call.channel_base = K::CHANNEL_BASE + slot * K::CHANNEL_BEATS;
     call.centroid_base = K::CENTROID_BASE + slot * K::CENTROID_BEATS;
     call.parameter_base = K::PARAMETER_BASE + slot * K::PARAMETER_BEATS;

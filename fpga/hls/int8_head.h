@@ -11,17 +11,19 @@ namespace lutllm {
 
 // The vector as integers of up to HEAD_LIMIT, in 32 bits each, then a beat with its scale.
 template <class D>
-void round_hidden(typename D::beats& in, typename D::beats& out) {
-    typename D::beat_t kept[D::HIDDEN_BEATS];
+void round_hidden(typename D::wide::beats& in, typename D::beats& out) {
+    typedef typename D::wide V;
+    typename D::word_t kept[V::HIDDEN_BEATS];
+#pragma HLS ARRAY_PARTITION variable=kept type=complete dim=2
     ap_uint<31> top = 0;  // positive floats are ordered as integers
 largest_loop:
-    for (int b = 0; b < D::HIDDEN_BEATS; b++) {
+    for (int w = 0; w < V::HIDDEN_BEATS; w++) {
 #pragma HLS PIPELINE II=1
-        const typename D::beat_t raw = in.read();
-        kept[b] = raw;
+        const typename V::beat_t raw = in.read();
+        write_word(kept[w], raw);
         ap_uint<31> high = top;
     magnitude_loop:
-        for (int j = 0; j < D::FLOATS; j++) {
+        for (int j = 0; j < V::FLOATS; j++) {
 #pragma HLS UNROLL
             const ap_uint<31> magnitude = raw.range(32 * j + 30, 32 * j);
             if (magnitude > high) high = magnitude;
@@ -33,7 +35,7 @@ largest_loop:
 round_loop:
     for (int b = 0; b < D::HIDDEN_BEATS; b++) {
 #pragma HLS PIPELINE II=1
-        const typename D::floats_t values(kept[b]);
+        const typename D::floats_t values(kept[b / D::VECTOR_LANES][b % D::VECTOR_LANES]);
         typename D::beat_t rounded;
     value_loop:
         for (int j = 0; j < D::FLOATS; j++) {
@@ -57,8 +59,8 @@ void score_int8_words(const typename D::beat_t* rows, typename D::beats& in,
                       typename D::floats& logits, int words) {
     constexpr int VALUES = D::AXI_BITS / 8;
     constexpr int PARTS = VALUES / D::FLOATS;
-    ap_int<16> x[D::HEAD_ROW_BEATS][VALUES];
-#pragma HLS ARRAY_PARTITION variable=x type=complete dim=2
+    ap_uint<16 * VALUES> x[D::HEAD_ROW_BEATS], codes;  // 16 bits for every value of a stored beat
+#pragma HLS BIND_STORAGE variable=x type=RAM_2P impl=BRAM
     int part = 0, row = 0;
 vector_loop:
     for (int b = 0; b < D::HEAD_ROW_BEATS * PARTS; b++) {
@@ -68,9 +70,10 @@ vector_loop:
     code_loop:
         for (int j = 0; j < D::FLOATS; j++) {
 #pragma HLS UNROLL
-            x[row][part * D::FLOATS + j] = raw.range(32 * j + 15, 32 * j);
+            const int low = 16 * (part * D::FLOATS + j);
+            codes.range(low + 15, low) = raw.range(32 * j + 15, 32 * j);
         }
-        if (advance(part, PARTS)) row++;
+        if (advance(part, PARTS)) x[row++] = codes;
     }
     const typename D::beat_t last = in.read();
     const float token_scale = bits_to_float(last.range(31, 0));
@@ -79,12 +82,14 @@ word_loop:
     for (int i = 0; i < words * D::HEAD_ROW_BEATS; i++) {
 #pragma HLS PIPELINE II=1
         const typename D::beat_t raw = rows[i];
+        const ap_uint<16 * VALUES> due = x[beat];
         int sum = 0;
     product_loop:
         for (int j = 0; j < VALUES; j++) {
 #pragma HLS UNROLL
             const ap_int<8> weight = raw.range(8 * j + 7, 8 * j);
-            sum += x[beat][j].to_int() * weight.to_int();  // x is 0 where the scale lies
+            const ap_int<16> code = due.range(16 * j + 15, 16 * j);  // 0 where the scale lies
+            sum += code.to_int() * weight.to_int();
         }
         total = beat == 0 ? sum : total + sum;
         if (advance(beat, D::HEAD_ROW_BEATS)) {

@@ -7,10 +7,10 @@
 
 namespace lutllm {
 
-// x: f32[tokens, in_beats * FLOATS] in memory -> one beat at a time.
+// x: f32[tokens, in_words * WIDE_FLOATS] in memory -> one word at a time.
 template <class E>
-void read_input(const typename E::beat_t* memory, typename E::beats& out, LinearCall call) {
-    const int total = call.tokens * call.in_beats;
+void read_input(const typename E::wide_t* memory, typename E::words& out, LinearCall call) {
+    const int total = call.tokens * call.in_words;
 read_input_loop:
     for (int i = 0; i < total; i++) {
 #pragma HLS PIPELINE II=1
@@ -58,6 +58,36 @@ output_loop:
     }
 }
 
+// Runs of `beats` beats to runs of `words` words of VECTOR_LANES beats, zeros behind the beats.
+template <class E, class Words>
+void widen(typename E::param_beats& in, Words& out, int runs, int beats, int words) {
+    typename E::wide_t word = 0;
+    int lane = 0, at = 0;
+    const int steps = words * E::VECTOR_LANES;
+widen_loop:
+    for (int i = 0; i < runs * steps; i++) {
+#pragma HLS PIPELINE II=1
+        typename E::beat_t beat = 0;
+        if (at < beats) beat = in.read();
+        word.range(lane * E::AXI_BITS + E::AXI_BITS - 1, lane * E::AXI_BITS) = beat;
+        if (advance(lane, E::VECTOR_LANES)) out.write(word);
+        advance(at, steps);
+    }
+}
+
+// Input scales of a call.
+template <class E>
+void widen_inputs(typename E::param_beats& in, typename E::input_words& out, LinearCall call) {
+    widen<E>(in, out, 1, call.in_beats, call.in_words);
+}
+
+// Output scales of a call, or its biases where it has them.
+template <class E>
+void widen_outputs(typename E::param_beats& in, typename E::output_words& out, bool used,
+                   LinearCall call) {
+    if (used) widen<E>(in, out, call.subs, E::OUT_BEATS, E::OUT_WORDS);
+}
+
 // Centroids of CENTROID_SHARE channels, one search pass at a time: [round][stage][pass][channel].
 template <class E>
 void read_centroids(const typename E::beat_t* memory,
@@ -87,42 +117,39 @@ centroid_loop:
     }
 }
 
-// Runs the bursts that a plan asks for, READ_AHEAD of them under way at a time, so that the latency
-// of a burst hides behind the beats of those before it. The loop is over all `beats` of all
-// `bursts`, so that it never drains between bursts.
+// Runs the bursts that a plan asks for, up to READ_AHEAD of them under way at a time, so that the
+// latency of a burst hides behind the beats of those before it. The loop is over all `beats` of all
+// `bursts`, so that it never drains between bursts. It waits for the plan only when no burst is
+// under way: indices come while the codes that the rows depend on are not known yet.
 template <class E>
 void read_bursts(hls::burst_maxi<typename E::beat_t> memory, typename E::jobs& jobs,
                  typename E::beats& index_beats, typename E::lead_beats& row_beats, int bursts,
                  int beats) {
     typename E::job_t pending[E::READ_AHEAD];
 #pragma HLS ARRAY_PARTITION variable=pending type=complete
-    int slot = 0, left = bursts;
-request_loop:
-    for (int i = 0; i < E::READ_AHEAD; i++) {
-        if (left > 0) {
-            pending[i] = jobs.read();
-            memory.read_request(pending[i].address.to_uint(), pending[i].beats.to_uint());
-            left--;
-        }
-    }
-    int done = 0;  // beats of the burst in `slot`
+    int first = 0, next = 0, under_way = 0, left = bursts;
+    int done = 0;  // beats of the burst in slot `first`
 beat_loop:
     for (int i = 0; i < beats; i++) {
 #pragma HLS PIPELINE II=1
-        const typename E::job_t due = pending[slot];
+        const bool room = under_way < E::READ_AHEAD;
+        if (left > 0 && (under_way == 0 || (room && !jobs.empty()))) {
+            const typename E::job_t job = jobs.read();
+            memory.read_request(job.address.to_uint(), job.beats.to_uint());
+            pending[next] = job;
+            advance(next, E::READ_AHEAD);
+            under_way++;
+            left--;
+        }
+        const typename E::job_t due = pending[first];
         const typename E::beat_t beat = memory.read();
         if (due.is_index == 1)
             index_beats.write(beat);
         else
             row_beats.write(beat);
         if (advance(done, due.beats.to_int())) {
-            if (left > 0) {
-                const typename E::job_t job = jobs.read();
-                memory.read_request(job.address.to_uint(), job.beats.to_uint());
-                pending[slot] = job;
-                left--;
-            }
-            advance(slot, E::READ_AHEAD);
+            advance(first, E::READ_AHEAD);
+            under_way--;
         }
     }
 }
@@ -132,25 +159,24 @@ template <class E, int BITS, class Words>
 void unpack_words(typename E::beats& beats, Words& words, int runs, int words_per_run) {
     constexpr int INTERVAL = Packing<BITS, E::AXI_BITS>::BEATS;
     WordReader<BITS, E::AXI_BITS> reader;
-run_loop:
-    for (int r = 0; r < runs; r++) {
-        reader.align();
-    word_loop:
-        for (int w = 0; w < words_per_run; w++) {
+    int word = 0;
+word_loop:
+    for (int i = 0; i < runs * words_per_run; i++) {
 #pragma HLS PIPELINE II=INTERVAL
-            words.write(reader.read(beats));
-        }
+        if (word == 0) reader.align();
+        words.write(reader.read(beats));
+        advance(word, words_per_run);
     }
 }
 
 // Results of all tokens, in the order of the stream.
 template <class E>
-void write_output(typename E::beats& beats, typename E::beat_t* memory, LinearCall call) {
-    const int total = call.tokens * call.subs * E::OUT_BEATS * (call.accumulators ? 2 : 1);
+void write_output(typename E::words& words, typename E::wide_t* memory, LinearCall call) {
+    const int total = call.tokens * call.subs * E::OUT_WORDS * (call.accumulators ? 2 : 1);
 write_output_loop:
     for (int i = 0; i < total; i++) {
 #pragma HLS PIPELINE II=1
-        memory[i] = beats.read();
+        memory[i] = words.read();
     }
 }
 

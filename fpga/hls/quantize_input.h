@@ -25,25 +25,25 @@ inline int quantize_value(float value, int limit) {
     return round_half_even(clamped);
 }
 
-// z = x * input_scale, in beats, and the largest |z| of each token.
+// z = x * input_scale, in words, and the largest |z| of each token.
 template <class E>
-void scale_input(typename E::beats& x, typename E::param_beats& input_scales,
-                 typename E::token_beats& z, typename E::token_floats& largest, LinearCall call) {
-    typename E::beat_t kept[E::MAX_IN_BEATS];  // scales, read with the first token
+void scale_input(typename E::words& x, typename E::input_words& input_scales,
+                 typename E::token_words& z, typename E::token_floats& largest, LinearCall call) {
+    typename E::wide_t kept[E::MAX_IN_WORDS];  // scales, read with the first token
     ap_uint<31> top = 0;                       // positive floats are ordered as integers
-    int token = 0, beat = 0;
-    const int total = call.tokens * call.in_beats;
+    int token = 0, at = 0;
+    const int total = call.tokens * call.in_words;
 scale_loop:
     for (int i = 0; i < total; i++) {
 #pragma HLS PIPELINE II=1
 #pragma HLS DEPENDENCE variable=kept type=inter direction=RAW distance=E::MIN_DISTANCE true
-        const typename E::beat_t scale = token == 0 ? input_scales.read() : kept[beat];
-        if (token == 0) kept[beat] = scale;
-        const typename E::beat_t in = x.read();
-        typename E::beat_t scaled;
-        ap_uint<31> high = beat == 0 ? ap_uint<31>(0) : top;
+        const typename E::wide_t scale = token == 0 ? input_scales.read() : kept[at];
+        if (token == 0) kept[at] = scale;
+        const typename E::wide_t in = x.read();
+        typename E::wide_t scaled;
+        ap_uint<31> high = at == 0 ? ap_uint<31>(0) : top;
     float_loop:
-        for (int j = 0; j < E::FLOATS; j++) {
+        for (int j = 0; j < E::WIDE_FLOATS; j++) {
 #pragma HLS UNROLL
             const int low = 32 * j;
             const float product =
@@ -55,39 +55,41 @@ scale_loop:
         }
         top = high;
         z.write(scaled);
-        if (beat + 1 == call.in_beats) largest.write(bits_to_float(top));
-        if (advance(beat, call.in_beats)) token++;
+        if (at + 1 == call.in_words) largest.write(bits_to_float(top));
+        if (advance(at, call.in_words)) token++;
     }
 }
 
 // z to integers. Where rows are computed from the activation (no search) each token is scaled to
 // 127, and the scale that undoes this goes with the token to the results.
 template <class E>
-void round_input(typename E::token_beats& z, typename E::token_floats& largest,
+void round_input(typename E::token_words& z, typename E::token_floats& largest,
                  typename E::quantizeds& out, typename E::token_floats& token_scales,
                  LinearCall call) {
     const int limit = E::SEARCH ? ACT_LIMIT << (E::STAGE_BITS * (call.act_stages - 1)) : 127;
-token_loop:
-    for (int token = 0; token < call.tokens; token++) {
-        const float top = largest.read();
-        const float inverse = top > TINY_INPUT ? 127.0f / top : 0.0f;
-        token_scales.write(E::SEARCH ? 1.0f : top / 127.0f);
-    beat_loop:
-        for (int b = 0; b < call.in_beats; b++) {
+    float inverse = 0.0f;
+    int at = 0;
+round_loop:
+    for (int i = 0; i < call.tokens * call.in_words; i++) {
 #pragma HLS PIPELINE II=1
-            const typename E::beat_t in = z.read();
-            typename E::quantized_t word;
-        float_loop:
-            for (int j = 0; j < E::FLOATS; j++) {
-#pragma HLS UNROLL
-                const float value = bits_to_float(in.range(32 * j + 31, 32 * j));
-                const float scaled = E::SEARCH ? value : value * inverse;
-                const int low = j * E::ACT_BITS;
-                word.range(low + E::ACT_BITS - 1, low) =
-                    ap_uint<E::ACT_BITS>(quantize_value(scaled, limit));
-            }
-            out.write(word);
+        if (at == 0) {
+            const float top = largest.read();
+            inverse = top > TINY_INPUT ? 127.0f / top : 0.0f;
+            token_scales.write(E::SEARCH ? 1.0f : top / 127.0f);
         }
+        const typename E::wide_t in = z.read();
+        typename E::quantized_t word;
+    float_loop:
+        for (int j = 0; j < E::WIDE_FLOATS; j++) {
+#pragma HLS UNROLL
+            const float value = bits_to_float(in.range(32 * j + 31, 32 * j));
+            const float scaled = E::SEARCH ? value : value * inverse;
+            const int low = j * E::ACT_BITS;
+            word.range(low + E::ACT_BITS - 1, low) =
+                ap_uint<E::ACT_BITS>(quantize_value(scaled, limit));
+        }
+        out.write(word);
+        advance(at, call.in_words);
     }
 }
 
@@ -98,10 +100,10 @@ void gather_input(typename E::quantizeds& in, typename E::param_beats& gather_be
                   typename E::acts (&act)[E::CHANNELS], LinearCall call) {
     typedef ap_uint<E::ACT_BITS> value_t;
     constexpr int COPIES = ceil_div(E::GATHER_LANES, 2);
-    typename E::quantized_t store[COPIES][E::MAX_TOKENS * E::MAX_IN_BEATS];
+    typename E::quantized_t store[COPIES][E::MAX_TOKENS * E::MAX_IN_WORDS];
 #pragma HLS ARRAY_PARTITION variable=store type=complete dim=1
 #pragma HLS BIND_STORAGE variable=store type=RAM_2P impl=URAM
-    const int words = call.tokens * call.in_beats;
+    const int words = call.tokens * call.in_words;
 load_loop:
     for (int i = 0; i < words; i++) {
 #pragma HLS PIPELINE II=1
@@ -134,8 +136,8 @@ gather_loop:
             const bool padding = index == E::NO_CHANNEL;
             const int channel = padding ? 0 : index.to_int();
             const typename E::quantized_t word =
-                store[j / 2][token * call.in_beats + channel / E::FLOATS];
-            const int low = channel % E::FLOATS * E::ACT_BITS;
+                store[j / 2][token * call.in_words + channel / E::WIDE_FLOATS];
+            const int low = channel % E::WIDE_FLOATS * E::ACT_BITS;
             const value_t value = word.range(low + E::ACT_BITS - 1, low);
             slots[step * E::GATHER_LANES + j] = padding ? value_t(0) : value;
         }

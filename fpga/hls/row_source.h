@@ -20,19 +20,39 @@ typename E::job_t make_job(int address, int beats, bool is_index) {
     return job;
 }
 
+// Records whose indices are read before the first row: as many as the look-up can hold.
+template <class E>
+int records_ahead(const LinearCall& call) {
+    const int records = call.rounds * call.weight_stages;
+    const int held = E::INDEX_FIFO / call.subs;
+    return held < records ? held : records;
+}
+
 // Bursts of a channel, per (round, weight stage) and activation stage: the table, or for each token
-// the row of its code. The indices follow the first of them: the look-up begins with a row and then
-// takes indices as they come, so the reverse would need room for all indices of a record.
+// the row of its code. Indices depend on nothing, so those of `records_ahead` records come first and
+// are there when the codes are. Those of a later record follow the first burst of rows of the
+// record so many before: the look-up begins with a row and then takes indices as they come, so that
+// there is room for them.
 template <class E>
 void plan_tables(typename E::items& codes, typename E::jobs& jobs, LinearCall call) {
     const int index_beats = E::index_beats(call);
     const int row_beats = E::row_beats(call);
     const int table_beats = E::ACT_CENTROIDS * row_beats;
+    const int record_beats = E::record_beats(call);
     const int bursts = call.row_fetch ? call.tokens : 1;
-    int record = call.channel_base;
+    const int records = call.rounds * call.weight_stages;
+    const int ahead = records_ahead<E>(call);
+    int index = call.channel_base;  // where the next indices lie
+ahead_loop:
+    for (int i = 0; i < ahead; i++) {
+#pragma HLS PIPELINE II=1
+        jobs.write(make_job<E>(index, index_beats, true));
+        index += record_beats;
+    }
+    int table = call.channel_base;
 record_loop:
-    for (int i = 0; i < call.rounds * call.weight_stages; i++) {
-        int table = record + index_beats;
+    for (int i = 0; i < records; i++) {
+        table += index_beats;
     stage_loop:
         for (int t = 0; t < call.act_stages; t++) {
         burst_loop:
@@ -41,11 +61,13 @@ record_loop:
                 const int row = call.row_fetch ? codes.read().to_int() : 0;
                 jobs.write(make_job<E>(table + row * row_beats,
                                        call.row_fetch ? row_beats : table_beats, false));
-                if (t == 0 && token == 0) jobs.write(make_job<E>(record, index_beats, true));
+                if (t == 0 && token == 0 && i + ahead < records) {
+                    jobs.write(make_job<E>(index, index_beats, true));
+                    index += record_beats;
+                }
             }
             table += table_beats;
         }
-        record = table;
     }
 }
 
@@ -157,6 +179,16 @@ record_loop:
         jobs.write(make_job<E>(record, index_beats, true));
         record += index_beats + codebook_beats;
     }
+}
+
+template <class E>
+int count_codebook_bursts(const LinearCall& call) {
+    return 2 * call.rounds * call.weight_stages;
+}
+
+template <class E>
+int count_codebook_beats(const LinearCall& call) {
+    return call.rounds * call.weight_stages * E::record_beats(call);
 }
 
 // saturate((dot - (dot < 0) + 2^(shift - 1)) >> shift) to -limit .. limit - 1, as offset binary:

@@ -11,12 +11,17 @@ inline float silu(float gate) {
     return gate / (1.0f + exp_float(-gate));
 }
 
-// silu(gate) * up, beat by beat.
+// Beats of silu(gate) * up in a cycle, at most: its operators take as much of a device as those of
+// all norms, and a word of more beats may as well take its time.
+constexpr int GATED_BEATS = 4;
+
+// silu(gate) * up, word by word.
 template <class D>
 void swiglu(typename D::beats& gates, typename D::beats& ups, typename D::beats& out, int count) {
+    constexpr int INTERVAL = ceil_div(D::LANES, GATED_BEATS);
 swiglu_loop:
     for (int i = 0; i < count; i++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=INTERVAL
         const typename D::floats_t gate(gates.read());
         typename D::floats_t up(ups.read());
     lane_loop:

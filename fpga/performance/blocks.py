@@ -1,12 +1,13 @@
 """What lies between two runs of an engine: as the decoder kernel has it, or as assumed.
 
 `EmittedBlocks` follows the loops of fpga/hls/decoder_steps.h and the headers below it: one step
-after another, float32 beats, caches striped over kv_ports ports, a head of stored rows.
-`AssumedBlocks` is what a decoder needs so that these steps do not set its pace; it is not rendered.
+after another, words of float32, caches striped over kv_ports ports, a head of stored rows.
+`AssumedBlocks` has another attention and another head, which are not rendered.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -14,7 +15,7 @@ from typing import Protocol
 from fpga.decoder_design import STORED_BITS, DecoderDesign
 from fpga.design import ceil_div as divide
 from fpga.device import Device
-from fpga.performance.engine import Call
+from fpga.performance.engine import Call, packing_unit
 from fpga.performance.memory import MemorySystem
 from fpga.performance.quantity import Number, Quantity, ceil_div, given, maximum, total
 from fpga.performance.resources import Resources, UnitCosts, bram_of, uram_of
@@ -23,8 +24,12 @@ from lutllm.model_config import ModelConfig
 
 #: Bytes of a weight of an assumed head that is not a LUT linear.
 HEAD_BYTES = {"int8": 1, "bf16": 2}
-#: Interleaved sums of a norm or a logit (rms_norm.h, decoder_steps.h PARTIALS).
-PARTIALS = 8
+#: Interleaved sums of a norm (rms_norm.h NORM_PARTIALS) and of a logit (decoder_steps.h PARTIALS).
+NORM_PARTIALS, PARTIALS = 64, 8
+#: Most cycles in which a norm adds those up and takes the root (rms_norm.h INTERVAL).
+ROOT_INTERVAL = 8
+#: Most beats that are gated in a cycle (swiglu.h).
+GATED_BEATS = 4
 #: Float operations of an exponential (float_math.h).
 EXPONENTIAL = 18
 
@@ -32,11 +37,20 @@ EXPONENTIAL = 18
 class Blocks(Protocol):
     """Cycles of the steps between engine runs, and what they take of the part."""
 
+    def start(self) -> Quantity:
+        """What the kernel does before its first token."""
+
     def embed(self, tokens: int) -> Quantity:
         """Rows of the embedding to the residual."""
 
     def attention(self, tokens: int, context: int) -> Quantity:
         """Causal attention of `tokens` queries, the last of which sees `context` positions."""
+
+    def norm(self, tokens: int) -> Quantity:
+        """A residual and its norm."""
+
+    def gate(self, tokens: int) -> Quantity:
+        """Gate times up."""
 
     def vector(self, tokens: int) -> Quantity:
         """Norms, gating and residuals of a layer."""
@@ -77,6 +91,18 @@ class EmittedBlocks:
         return given("hidden_beats", self.design.beats(self.model.hidden_size), "beats")
 
     @property
+    def _lanes(self) -> Quantity:
+        return given("vector_lanes", self.design.config.vector_lanes, "beats/word")
+
+    @property
+    def _hidden_words(self) -> Quantity:
+        return given("hidden_words", self.design.words(self.model.hidden_size), "words")
+
+    def _root(self, words: int) -> Quantity:
+        """From the last square of a vector to its factor."""
+        return given("root", min(words, ROOT_INTERVAL), "cycles")
+
+    @property
     def _depth(self) -> Quantity:
         depth = self.timing.step_depth
         return given("step_depth", depth, "cycles", "assumed")
@@ -99,8 +125,13 @@ class EmittedBlocks:
         heads = given("kv_heads", self.model.num_key_value_heads)
         return (2 * heads * self._head_beats * beat).named("kv_bytes", "B")
 
+    def start(self) -> Quantity:
+        """The norms of all vectors, from memory to the chip."""
+        norms = given("norms", 2 * self.model.num_hidden_layers + 1)
+        return (norms * self._hidden_words * self._lanes + self._latency).named("start", "cycles")
+
     def embed(self, tokens: int) -> Quantity:
-        row = self._hidden_beats + self._latency
+        row = self._hidden_words * self._lanes + self._latency
         return (given("tokens", tokens) * row).named("embed", "cycles")
 
     @cached_property
@@ -157,14 +188,20 @@ class EmittedBlocks:
             ]
         ).named("attention", "cycles")
 
+    def norm(self, tokens: int) -> Quantity:
+        """A token is added up before it passes on."""
+        t, hidden = given("tokens", tokens), self._hidden_words
+        root = self._root(self.design.words(self.model.hidden_size))
+        return ((t + 1) * hidden + root + self._depth).named("norm", "cycles")
+
+    def gate(self, tokens: int) -> Quantity:
+        words = self.design.words(self.model.intermediate_size)
+        inner = given("intermediate_words", words, "words")
+        step = given("cycles_per_word", divide(self.design.config.vector_lanes, GATED_BEATS))
+        return (given("tokens", tokens) * inner * step + self._depth).named("gate", "cycles")
+
     def vector(self, tokens: int) -> Quantity:
-        """Two norms, which add residuals and see a token before they pass it on; gate times up."""
-        t, hidden = given("tokens", tokens), self._hidden_beats
-        inner = given(
-            "intermediate_beats", self.design.beats(self.model.intermediate_size), "beats"
-        )
-        norms, gated = 2 * (t + 1) * hidden, t * inner
-        return (norms + gated + 3 * self._depth).named("vector", "cycles")
+        return (2 * self.norm(tokens) + self.gate(tokens)).named("vector", "cycles")
 
     @cached_property
     def _row_beats(self) -> Quantity:
@@ -172,15 +209,19 @@ class EmittedBlocks:
         return given("row_beats", beats, "beats", f"a row of the head, {self.design.head_kind}")
 
     def head(self) -> Quantity:
-        """Rows behind every vocabulary port, side by side; a float a cycle to memory."""
-        rows = given("rows_per_port", self.design.vocab_rows)
-        read = rows * self._row_beats * self.memory.beat_cycles / self.memory.streamed
-        words = given("vocab_size", self.model.vocab_size)
-        passes = 5 if self.design.head_kind == "I8" else 3  # rounding looks for the largest first
-        norm = passes * self._hidden_beats
-        return (norm + maximum(read.named("rows", "cycles"), words) + self._depth).named(
-            "head", "cycles"
-        )
+        """Rows behind every vocabulary port, side by side; some words a cycle to memory."""
+        design, ports = self.design, self.design.config.vocab_ports
+        rows = given("rows_per_port", design.vocab_rows)
+        shared = given("ports_per_memory_port", divide(ports, self.memory.device.memory_ports))
+        beat = self.memory.beat_cycles * shared / self.memory.streamed
+        read = (rows * self._row_beats * beat).named("rows", "cycles")
+        choices = given("words_chosen_from", math.gcd(design.floats, ports), "words/cycle")
+        words = ceil_div(given("vocab_size", self.model.vocab_size), choices)
+        passes = 2 if self.design.head_kind == "I8" else 1  # rounding looks for the largest first
+        root = self._root(self.design.words(self.model.hidden_size))
+        norm = passes * self._hidden_words + root + self._hidden_beats
+        latency = self._latency + self._depth
+        return (norm + maximum(read, words) + latency).named("head", "cycles")
 
     @cached_property
     def head_bytes(self) -> Quantity:
@@ -193,6 +234,7 @@ class EmittedBlocks:
             "normalize": self._normalize(costs),
             "activate": self._activate(costs),
             "score_words": self._score_words(costs),
+            "pack_output": self._pack_output(costs),
             "buffers": self._buffers(),
             "decoder ports": self._ports(costs),
         }
@@ -210,6 +252,10 @@ class EmittedBlocks:
     @property
     def _floats(self) -> Quantity:
         return given("floats_per_beat", self.design.floats)
+
+    @property
+    def _wide_floats(self) -> Quantity:
+        return given("floats_per_word", self.design.floats * self.design.config.vector_lanes)
 
     def _attend(self, costs: UnitCosts) -> Resources:
         """Scores and weights (a product and its sum for every float read), softmax; norm and turn.
@@ -237,13 +283,17 @@ class EmittedBlocks:
         return self._operations(costs, operations, lut=select + fifos, uram=uram)
 
     def _normalize(self, costs: UnitCosts) -> Resources:
-        root = given("operations_of_a_root", PARTIALS + 12)
-        held = 2 * bram_of(self.design.axi_bits, self.design.beats(self.model.hidden_size))
-        return self._operations(costs, 4 * self._floats + root, bram36=held)
+        """Residual, sum of squares and product, twice: between the engines and before the head."""
+        root = given("operations_of_a_root", NORM_PARTIALS // ROOT_INTERVAL + 12)
+        words, bits = self.design.words(self.model.hidden_size), 32 * self._wide_floats.value
+        held = 2 * bram_of(int(bits), words)
+        norm = self._operations(costs, 4 * self._wide_floats + root, bram36=held)
+        return norm.times(given("norms", 2))
 
     def _activate(self, costs: UnitCosts) -> Resources:
         each = given("operations_of_silu", 14, "", "an exponential, a division, two products")
-        return self._operations(costs, self._floats * each)
+        beats = given("gated_beats", min(GATED_BEATS, self.design.config.vector_lanes))
+        return self._operations(costs, beats * self._floats * each)
 
     def _score_words(self, costs: UnitCosts) -> Resources:
         """Per port: the products of a beat of stored values and their sum."""
@@ -253,27 +303,43 @@ class EmittedBlocks:
         depth = self.design.row_beats(self.design.head_kind)
         if self.design.head_kind == "I8":  # a product of 16 by 8 bits in a DSP each, their sum
             adders = values * costs.adder_lut(24) * costs.hls_overhead
-            kept = values.value * costs.memory_lut(16, depth)
-            each = Resources.of(lut=adders + kept, ff=adders * costs.ff_per_lut, dsp=values)
+            held = given("vector_bram", bram_of(16 * int(values.value), depth), "bram36")
+            each = Resources.of(lut=adders, ff=adders * costs.ff_per_lut, dsp=values, bram36=held)
             return each.times(ports)
         kept = values.value * costs.memory_lut(32, depth)
         each = self._operations(costs, 2 * values + PARTIALS, lut=kept)
         return each.times(ports)
 
+    def _pack_output(self, costs: UnitCosts) -> Resources:
+        """A piece of a word of results to its place in a word of a section: out of the one, into
+        the other, by as many levels of shifting as there are places."""
+        lanes, floats = self.design.config.vector_lanes, int(self._wide_floats.value)
+        model = self.model
+        sections = (model.head_dim, model.hidden_size, model.intermediate_size)
+        each = []
+        for engine in self.design.engines:
+            unit = min(packing_unit(engine, lanes, size) for size in sections)
+            shifts = 2 * costs.shifter_lut(32 * floats, (floats // unit - 1).bit_length())
+            each.append(shifts * costs.hls_overhead)
+        lut = given("pack_lut", sum(each), "lut")
+        return Resources.of(lut=lut, ff=64 * floats * len(self.design.engines))
+
     def _buffers(self) -> Resources:
-        """Residual, input and output of the engines, for the tokens of a run."""
+        """Residual, input and output of the engines, for the tokens of a run; all norms."""
         design, model = self.design, self.model
         heads = model.num_attention_heads + 2 * model.num_key_value_heads
-        hidden = design.beats(model.hidden_size)
-        inner = design.beats(model.intermediate_size)
+        hidden, inner = design.words(model.hidden_size), design.words(model.intermediate_size)
+        attended = divide(model.num_attention_heads * design.head_beats, design.config.vector_lanes)
+        tokens = design.max_tokens
         sizes = {
-            "hidden": hidden,
-            "x": max(hidden, inner, model.num_attention_heads * design.head_beats),
-            "y": max(hidden, 2 * inner, heads * design.head_beats),
+            "hidden": tokens * hidden,
+            "x": tokens * max(hidden, inner, attended),
+            "y": tokens * max(hidden, 2 * inner, heads * design.words(model.head_dim)),
+            "norms": (2 * model.num_hidden_layers + 1) * hidden,
         }
         parts = [
-            given(f"{name}_uram", uram_of(design.axi_bits, design.max_tokens * beats), "uram")
-            for name, beats in sizes.items()
+            given(f"{name}_uram", uram_of(design.axi_bits, words), "uram") * self._lanes
+            for name, words in sizes.items()
         ]
         return Resources.of(uram=total(parts))
 
@@ -290,32 +356,20 @@ class EmittedBlocks:
 
 
 @dataclass(frozen=True)
-class AssumedBlocks:
-    """Attention spread over many ports, activations on chip, as `Assumed` says.
+class AssumedBlocks(EmittedBlocks):
+    """Attention spread over many ports and another head, as `Assumed` says; the rest as emitted.
 
     head_call: the call of a slice of the head where it is a LUT linear; slices: how many.
     """
 
-    model: ModelConfig
     assumed: Assumed
-    memory: MemorySystem
     device: Device
-    timing: Timing
-    max_tokens: int
     head_call: Call | None
     slices: int
     head_call_bytes: Quantity | None
 
-    @property
-    def _lanes(self) -> Quantity:
-        return given("vector_lanes", self.assumed.vector_lanes, "floats/cycle", "assumed")
-
-    def embed(self, tokens: int) -> Quantity:
-        hidden = given("hidden_size", self.model.hidden_size)
-        return (given("tokens", tokens) * ceil_div(hidden, self._lanes)).named("embed", "cycles")
-
     @cached_property
-    def kv_bytes(self) -> Quantity:
+    def kv_bytes(self) -> Quantity:  # type: ignore[override]
         bits = given("kv_bits", self.assumed.kv_bits, "bit", "assumed")
         return (2 * given("kv_size", self.model.kv_size) * bits / 8).named("kv_bytes", "B")
 
@@ -331,12 +385,6 @@ class AssumedBlocks:
         beats = kv * self.kv_bytes / given("beat_bytes", memory.axi_bits // 8, "B")
         read = beats * memory.beat_cycles / (ports * memory.streamed)
         return maximum(compute, read.named("kv_read", "cycles")).named("attention", "cycles")
-
-    def vector(self, tokens: int) -> Quantity:
-        """Two norms that sum up a token before they pass it on; what streams costs its latency."""
-        depth = given("step_depth", self.timing.step_depth, "cycles", "assumed")
-        hidden = given("hidden_size", self.model.hidden_size)
-        return (2 * ceil_div(hidden, self._lanes) + 4 * depth).named("vector", "cycles")
 
     def head(self) -> Quantity:
         if self.head_call is not None:
@@ -367,26 +415,16 @@ class AssumedBlocks:
             bram36=ports * costs.port_bram(axi_bits),
             uram=ports * uram_of(axi_bits, 4096),
         )
-        out = {"attention": attention, "norms and gating": self._vector_resources(costs)}
+        out = {
+            "attention": attention,
+            "normalize": self._normalize(costs),
+            "activate": self._activate(costs),
+            "pack_output": self._pack_output(costs),
+            "buffers": self._buffers(),
+        }
         if config.head in HEAD_BYTES:
             out["head"] = self._multipliers(HEAD_BYTES[config.head])
         return out
-
-    def _vector_resources(self, costs: UnitCosts) -> Resources:
-        lanes, model = self._lanes, self.model
-        lut = given("vector_lut", costs.vector_lut_fixed, "lut", "fitted") + lanes * given(
-            "vector_lut_per_float", costs.vector_lut_per_float, "lut", "assumed"
-        )
-        operations = given("vector_dsp_per_float", costs.vector_dsp_per_float, "dsp", "fitted")
-        width = model.intermediate_size + 3 * model.hidden_size
-        depth = divide(self.max_tokens * width, self.assumed.vector_lanes)
-        activations = uram_of(32 * self.assumed.vector_lanes, depth)
-        return Resources.of(
-            lut=lut,
-            ff=lut * costs.vector_ff_per_lut,
-            dsp=lanes * operations * costs.float_dsp,
-            uram=given("activation_uram", activations, "uram"),
-        )
 
     def _multipliers(self, bytes_per_weight: int) -> Resources:
         """Multipliers that keep up with all ports: three int8 products or one bf16 in a DSP."""

@@ -115,7 +115,7 @@ def estimate(
     if chosen.lut_head and schedule == EMITTED.name:
         raise ConfigError(
             f"{source}: head is 'lut', which no exported decoder has yet; choose --schedule "
-            "on-chip or overlapped with --head lut, or quantize with --head int8"
+            "on-chip with --head lut, or quantize with --head int8"
         )
     decoder = choices.decoder
     positions = max(prompt_tokens, context)

@@ -98,9 +98,9 @@ class Decoder:
             "gate_up_proj": model.intermediate_size,
             "down_proj": model.hidden_size,
         }
-        lanes = self.assumed.vector_lanes if self.schedule.on_chip else 0
+        lanes = self.design.config.vector_lanes
         engines = self.placed.engines
-        return Engine(engines, memory, self.timing, self.schedule, lanes, sections)
+        return Engine(engines, memory, self.timing, lanes, sections)
 
     @property
     def chunk(self) -> int:
@@ -121,7 +121,7 @@ class Decoder:
             for kind in engine.kinds
             if kind.name != HEAD
         ]
-        return sorted(found, key=lambda item: PROJECTIONS.index(item[1].name.split("_v")[0]))
+        return sorted(found, key=lambda item: PROJECTIONS.index(_projection(item[1])))
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -132,15 +132,7 @@ class Decoder:
         call, slices = self._head_call() if self.lut_head else (None, 0)
         size = None if call is None else self._call_bytes(self.placed.engines[0], call)
         return AssumedBlocks(
-            self.model,
-            self.assumed,
-            memory,
-            self.device,
-            self.timing,
-            self.chunk,
-            call,
-            slices,
-            size,
+            self.design, memory, self.timing, self.assumed, self.device, call, slices, size
         )
 
     def _head_call(self) -> tuple[Call, int]:
@@ -159,12 +151,17 @@ class Decoder:
         """A prompt, up to the choice of the word after it."""
         ends = range(self.chunk, prompt + self.chunk, self.chunk)
         chunks = [(min(end, prompt) - end + self.chunk, min(end, prompt)) for end in ends]
-        return self._phase("prefill", chunks)
+        return self._phase("prefill", chunks, self.blocks.start())
 
-    def _phase(self, name: str, chunks: list[tuple[int, int]]) -> Phase:
-        """chunks: (tokens, positions of the cache after them) of every pass over the layers."""
+    def _phase(
+        self, name: str, chunks: list[tuple[int, int]], start: Quantity | None = None
+    ) -> Phase:
+        """chunks: (tokens, positions of the cache after them) of every pass over the layers;
+        start: what comes before the first."""
         blocks = self.blocks
         parts: dict[str, list[Quantity]] = {}
+        if start is not None:
+            parts["norms and gating"] = [start]
         sizes: list[Quantity] = []
         uses: dict[int, _Use] = {}
         for tokens, context in chunks:
@@ -212,21 +209,33 @@ class Decoder:
     def _call(
         self, engine: EngineDesign, kind: LayerKind, tokens: int, attention: Quantity
     ) -> Call:
-        """The call of a linear. The kernel fetches rows for one token, reads tables for more; a
-        schedule that reads ahead does so for the output projection during attention."""
+        """The call of a linear. The kernel fetches rows for one token, reads tables for more."""
         key = (engine.name, kind.name, tokens)
         if key in self._calls:
             return self._calls[key]
+        before = self._before(_projection(kind), tokens, attention)
         if self.schedule.on_chip:
-            before = attention if tokens == 1 and kind.name.startswith("o_proj") else None
             call = self.engine.best_call(engine, kind, tokens, before)
         else:
             mode = "row_fetch" if tokens == 1 else "table"
             mode = "online" if engine.online_rows else mode
-            call = self.engine.call(engine, kind, tokens, mode)
-        if tokens > 1 or not self.schedule.prefetch:
-            self._calls[key] = call
+            call = self.engine.call(engine, kind, tokens, mode, before)
+        if tokens > 1:  # the attention before it takes longer with every chunk, but reading ahead
+            self._calls[key] = call  # does not
         return call
+
+    def _before(self, projection: str, tokens: int, attention: Quantity) -> Quantity:
+        """From the last look-up of the projection before this one to the first activation of this:
+        results drained, and the step between the two."""
+        at = PROJECTIONS.index(projection)
+        before = PROJECTIONS[at - 1]
+        engine, kind = next(
+            (engine, kind) for engine, kind, _ in self.linears if _projection(kind) == before
+        )
+        blocks = self.blocks
+        norm, gate = blocks.norm(tokens), blocks.gate(tokens)
+        step = (norm, attention, norm, gate)[at]
+        return (self.engine.drain(engine, kind, tokens) + step).named("before", "cycles")
 
     @cached_property
     def _calls(self) -> dict[tuple[str, str, int], Call]:
@@ -238,3 +247,8 @@ class Decoder:
             size * given(f"{name}_ports", counts[name]) if name in counts else size
             for name, size in call.bytes.items()
         ).named(f"{call.name}_bytes", "B")
+
+
+def _projection(kind: LayerKind) -> str:
+    """Which of PROJECTIONS a kind is; kinds of one projection are numbered."""
+    return kind.name.split("_v")[0]

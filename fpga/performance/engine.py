@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from fpga.design import EngineDesign, LayerKind
 from fpga.performance.memory import MemorySystem, busiest_port
-from fpga.performance.quantity import Quantity, ceil_div, given, maximum, minimum, total
+from fpga.performance.quantity import Quantity, given, maximum, minimum, total
 from fpga.performance.run import Run, index_stalls, modes_of, process_cycles, shift_words
-from fpga.performance.timing import ASSUMED_TIMING, EMITTED, Schedule, Timing
+from fpga.performance.timing import ASSUMED_TIMING, Timing
 
 #: What each part of the stream phase means to a reader who asks what bounds a design.
 BOUND_OF = {
@@ -22,6 +22,7 @@ BOUND_OF = {
     "bursts": "memory",
     "burst_latency": "memory",
     "plan": "memory",
+    "parameters": "memory",
     "unpack": "memory",
     "read_centroids": "memory",
     "search": "search",
@@ -59,21 +60,29 @@ class Call:
         return "serial gap" if self.serial.value > self.stream.value else self.stream_bound
 
 
+def packing_unit(design: EngineDesign, vector_lanes: int, section: int) -> int:
+    """Floats of results that a decoder packs in a cycle (decoder_steps.h packing_unit)."""
+    floats = design.floats
+    whole = min(design.lanes, floats * vector_lanes)
+    if not (design.lanes % whole or floats * vector_lanes % whole or section % whole):
+        return whole
+    return 1 if design.lanes % floats or section % floats else floats
+
+
 @dataclass(frozen=True)
 class Engine:
     """Engines of a design on a board: what a call costs.
 
-    designs          all engines of the kernel set, in the order in which they take memory ports
-    transfer_floats  activations in and out in a cycle; 0 = a beat
-    sections         floats of a section of the results, by kind, where a decoder packs them for
-                     its next step (decoder_steps.h pack_output); without, they are not packed
+    designs       all engines of the kernel set, in the order in which they take memory ports
+    vector_lanes  beats of activations in and out in a cycle
+    sections      floats of a section of the results, by kind, where a decoder packs them for its
+                  next step (decoder_steps.h pack_output); without, they are not packed
     """
 
     designs: Sequence[EngineDesign]
     memory: MemorySystem
     timing: Timing = ASSUMED_TIMING
-    schedule: Schedule = EMITTED
-    transfer_floats: int = 0
+    vector_lanes: int = 1
     sections: Mapping[str, int] = field(default_factory=dict)
 
     def call(
@@ -85,13 +94,14 @@ class Engine:
         before: Quantity | None = None,
         accumulators: bool = False,
     ) -> Call:
-        """A call of `kind`; before: cycles in which the engine waited for it, to prefetch in."""
-        run = Run(design, kind, tokens, mode, accumulators)
-        load, drain = self._load(run), self._drain(run)
-        fill = self._fill(run, load)
-        busy = process_cycles(run, self.timing, self.schedule.flattened)
-        gaps = [load, fill, drain, *([] if before is None else [before])]
-        parts = self._stream_parts(run, busy, gaps)
+        """A call of `kind`; before: cycles from the end of the look-ups before it to its input, in
+        which the engine reads ahead. None: it is the first."""
+        run = Run(design, kind, tokens, mode, accumulators, self.vector_lanes)
+        first = before is None
+        load, drain = self._load(run, first), self._drain(run)
+        fill = self._fill(run, load, first)
+        gaps = [load, fill] if before is None else [before, load, fill]
+        parts = self._stream_parts(run, total(gaps).named("gap", "cycles"))
         stream = maximum(*parts.values()).named(f"{kind.name}_stream", "cycles")
         serial = (load + drain + fill).named(f"{kind.name}_serial", "cycles")
         cycles = (serial + stream).named(f"{kind.name}_{mode}", "cycles")
@@ -111,34 +121,29 @@ class Engine:
         calls = [self.call(design, kind, tokens, mode, before) for mode in modes]
         return min(calls, key=lambda call: call.cycles.value)
 
+    def drain(self, design: EngineDesign, kind: LayerKind, tokens: int) -> Quantity:
+        """From the last look-up of a call to its last result."""
+        return self._drain(Run(design, kind, tokens, modes_of(design)[0], lanes=self.vector_lanes))
+
     # Phases ------------------------------------------------------------------------------------
 
-    def _transfer(self, run: Run, floats_per_token: Quantity, beats: Quantity) -> Quantity:
-        if not self.transfer_floats:
-            return beats
-        lanes = given("transfer_floats", self.transfer_floats, "floats/cycle")
-        return run.t * ceil_div(floats_per_token, lanes)
-
-    def _load(self, run: Run) -> Quantity:
-        width = given("in_features", run.kind.in_features)
-        load = self._transfer(run, width, run.x_beats)
-        # the scale of a token is known after its last value, so the first waits for itself
-        return (load * (1 + 1 / run.t)).named("load", "cycles")
+    def _load(self, run: Run, first: bool) -> Quantity:
+        """Scale and round: a token is rounded when its largest value is known. The first token's
+        input scales come from memory, unless they were read ahead."""
+        beats = run.vector_lanes if first else 1
+        scales = (run.in_words * beats).named("input_scales", "cycles")
+        return (scales + run.x_words).named("load", "cycles")
 
     def _drain(self, run: Run) -> Quantity:
-        width = (run.subs * given("lanes", run.design.lanes)).named("padded_outputs")
-        drain = self._transfer(run, width, run.y_beats)
-        if self.transfer_floats:
-            return drain.named("drain", "cycles")
-        floats = run.design.floats
+        """Words of results, or the pieces in which a decoder repacks them."""
         section = self.sections.get(run.kind.name.split("_v")[0], 0)
-        if section % floats or (section and run.design.lanes % floats):
-            drain = drain * given("values_per_beat", floats)  # packed a value at a time
-        elif run.kind.bias and not run.accumulators:
-            drain = drain + run.out_beats  # a beat of biases beside every beat of scales
-        return drain.named("drain", "cycles")
+        if not section:
+            return run.y_words.named("drain", "cycles")
+        pieces = -(-run.design.lanes // packing_unit(run.design, self.vector_lanes, section))
+        packed = run.t * run.subs * given("pieces_of_a_sub", pieces)
+        return maximum(run.y_words, packed).named("drain", "cycles")
 
-    def _fill(self, run: Run, load: Quantity) -> Quantity:
+    def _fill(self, run: Run, load: Quantity, first: bool) -> Quantity:
         design, timing = run.design, self.timing
         chain = given("chain_channels", design.chain_channels)
         parts: list[Quantity] = [
@@ -147,17 +152,18 @@ class Engine:
             given("row_depth", timing.row_depth, "cycles", "assumed"),
             chain * given("lookup_depth", timing.lookup_depth, "cycles", "assumed"),
             given("output_depth", timing.output_depth, "cycles", "assumed"),
-            given("call_gap", timing.call_gap, "cycles", "assumed"),
         ]
         if design.search:
             steps = design.config.search_chain + (design.config.search_segments - 1).bit_length()
             depth = given("search_depth", timing.search_depth, "cycles", "assumed")
             parts.append(given("search_steps", steps) * depth)
             parts.append(given("search_passes", design.search_passes, "cycles"))
-        if not self.schedule.prefetch:
+        if first:
+            parts.append(given("call_gap", timing.call_gap, "cycles", "assumed"))
+        if first or run.mode == "row_fetch":  # the first row depends on a code
             parts.append(self._memory_latency())
         pipelines = total(parts).named("pipelines", "cycles")
-        if self.schedule.prefetch:
+        if not first:
             return pipelines.named("fill", "cycles")
         # the accumulators start when all block exponents are in, which follow the input scales
         exponents = (run.in_beats + shift_words(run)).named("exponents", "cycles")
@@ -168,37 +174,52 @@ class Engine:
         clock = given("clock_mhz", self.memory.clock_mhz, "MHz")
         return (latency * clock / 1000).named("memory_latency", "cycles")
 
-    def _stream_parts(
-        self, run: Run, busy: dict[str, Quantity], gaps: Sequence[Quantity]
-    ) -> dict[str, Quantity]:
+    def _stream_parts(self, run: Run, gap: Quantity) -> dict[str, Quantity]:
+        """gap: cycles in which what comes first is read before it is used."""
+        busy = process_cycles(run, self.timing)
+        memory = self.memory
         parts = {name: busy[name] for name in BOUND_OF if name in busy}
-        parts["gather"] = (busy["gather"] - run.x_beats).named("gather", "cycles")
-        parts["port"] = self._port(run)
+        parts["gather"] = (busy["gather"] - run.x_words).named("gather", "cycles")
+        parameters = (run.parameter_beats - run.in_beats) * memory.beat_cycles / memory.streamed
+        parts["parameters"] = parameters.named("parameters", "cycles")
+        parts["lookup"] = (busy["lookup"] + index_stalls(run)).named("lookup", "cycles")
         ahead = given("read_ahead", run.design.config.read_ahead, "bursts")
         parts["burst_latency"] = (run.jobs * self._memory_latency() / ahead).named(
             "burst_latency", "cycles"
         )
-        if not self.schedule.prefetch:
-            parts["lookup"] = (busy["lookup"] + index_stalls(run)).named("lookup", "cycles")
-            return parts
-        held = given("beat_fifo", run.design.config.beat_fifo, "beats", "indices read before")
-        hidden = minimum(held * self.memory.beat_cycles, total(gaps), run.index_beats).named(
-            "hidden", "cycles"
-        )
+        # the first table, or the shifts of the first codebooks, are there before the first code
+        early = minimum(run.first_rows, gap)
+        parts["rows"] = (busy["rows"] - early).named("rows", "cycles")
+        share = self._read_ahead(run, gap)
+        read = {**parts, "port": self._port(run)}
         for name in ("port", "bursts", "unpack"):
-            parts[name] = maximum(parts[name] - hidden, 0).named(f"{name}_exposed", "cycles")
+            parts[name] = (read[name] * (1 - share)).named(f"{name}_exposed", "cycles")
         return parts
+
+    def _read_ahead(self, run: Run, gap: Quantity) -> Quantity:
+        """Share of a channel's beats that is on chip when the look-ups begin: indices of whole
+        records, with their codebooks where rows are computed, and a table where they are stored, as
+        far as the gap and FIFOs reach."""
+        memory = self.memory
+        beats = run.index_beats + run.row_beats if run.mode == "online" else run.index_beats
+        held = run.records_ahead * (beats / run.records)
+        if run.mode == "table":
+            held = held + run.first_rows
+        in_time = gap * memory.streamed / memory.beat_cycles
+        hidden = minimum(held, in_time).named("beats_read_ahead", "beats")
+        return (hidden / (run.index_beats + run.row_beats)).named("share_read_ahead")
 
     def _port(self, run: Run) -> Quantity:
         """Cycles of the busiest memory port."""
         memory = self.memory
         rows = memory.fetched if run.mode == "row_fetch" else memory.streamed
-        channel = run.index_beats / memory.streamed + run.row_beats / rows
-        load = {"channel": channel}
+        load = {
+            "channel": run.index_beats / memory.streamed + run.row_beats / rows,
+            "parameters": run.parameter_beats / memory.streamed,
+        }
         if run.design.search:
             load["centroids"] = run.centroid_beats / memory.streamed
-        beats = busiest_port(self.designs, run.design, memory.device.memory_ports, load)
-        return (beats * memory.beat_cycles).named("port", "cycles")
+        return busiest_port(self.designs, run.design, memory, load).named("port", "cycles")
 
     def _bytes(self, run: Run) -> dict[str, Quantity]:
         size = given("beat_bytes", run.design.beat_bytes, "B")

@@ -133,11 +133,11 @@ class Estimate:
         """Resources by block."""
         costs = costs_on(self.setting.device)
         engines = self.decoder.placed.engines
-        floats = self.decoder.engine.transfer_floats
+        lanes = self.design.config.vector_lanes
         out: dict[str, Resources] = {}
         for engine in engines:
             label = "" if len(engines) == 1 else f"{engine.name}."
-            for block in EngineResources(engine, costs, floats).blocks():
+            for block in EngineResources(engine, costs, lanes).blocks():
                 out[f"{label}{block.function}"] = block.all
         return out | self.decoder.blocks.resources(costs)
 

@@ -30,14 +30,22 @@ MAX_TOKENS = (32, 128)
 #: Choices beside the engine: of the decoder kernel, and assumed ones. What the kernel does beside
 #: the engine is assumed in the schedules that are not rendered: one choice is enough.
 KERNELS = tuple(
-    DecoderConfig(vocab_ports=vocab, kv_ports=kv, query_tokens=queries)
-    for vocab, kv, queries in ((8, 4, 1), (8, 8, 1), (32, 8, 1), (32, 8, 2), (32, 16, 1))
+    DecoderConfig(vector_lanes=lanes, vocab_ports=vocab, kv_ports=kv, query_tokens=queries)
+    for lanes, vocab, kv, queries in (
+        (1, 8, 4, 1),
+        (2, 8, 8, 1),
+        (4, 32, 8, 1),
+        (4, 64, 8, 1),
+        (8, 32, 16, 1),
+        (8, 64, 8, 2),
+        (8, 64, 16, 1),
+        (8, 64, 16, 2),
+    )
 )
-ASSUMED_KERNELS = (DecoderConfig(vocab_ports=32),)
-BLOCKS = (
-    ASSUMED,
-    dataclasses.replace(ASSUMED, attention_macs=1024, vector_lanes=64, kv_ports=32),
-)
+ASSUMED_KERNELS = tuple(DecoderConfig(vector_lanes=lanes, vocab_ports=32) for lanes in (4, 8))
+BLOCKS = (ASSUMED, dataclasses.replace(ASSUMED, attention_macs=1024, kv_ports=32))
+#: Indices that a channel holds ahead of its look-ups.
+READ_AHEAD = 65_536
 #: Look-ups a cycle beyond which a V80 is full, and below which nothing is fast.
 LOOKUPS = (512, 32_768)
 
@@ -203,7 +211,7 @@ def settings(
         for schedule, clock in itertools.product(space.schedules, space.clocks_mhz):
             assumed = BLOCKS if schedule.on_chip else (ASSUMED,)
             kernels = ASSUMED_KERNELS if schedule.on_chip else KERNELS
-            for engines in _engines(plan, device, space, schedule):
+            for engines in _engines(plan, device, space):
                 for kernel, block, head in itertools.product(kernels, assumed, space.heads):
                     design = _design(model, engines, kernel, kind, context)
                     if design is None:
@@ -231,7 +239,7 @@ def _design(
 
 
 def _engines(
-    plan: Sequence[EngineDesign], device: Device, space: Space, schedule: Schedule
+    plan: Sequence[EngineDesign], device: Device, space: Space
 ) -> Iterator[list[EngineDesign]]:
     for rows, channels, lanes, tokens in itertools.product(
         ("auto", "online") if any(design.search for design in plan) else ("auto",),
@@ -248,7 +256,8 @@ def _engines(
                 max_tokens=tokens,
                 rows=rows,
                 read_ahead=16,
-                beat_fifo=1024 if schedule.prefetch else 64,
+                beat_fifo=64,
+                index_fifo=max(4, READ_AHEAD // lanes),
             )
             yield from _derived(plan, base)
 

@@ -25,6 +25,12 @@ class MemorySystem:
     @cached_property
     def beat_cycles(self) -> Quantity:
         """Kernel cycles that a port needs for a beat; 1 where the kernel is the slower side."""
+        return maximum(1, self.port_cycles).named("beat_cycles", "cycles/beat")
+
+    @cached_property
+    def port_cycles(self) -> Quantity:
+        """Cycles of a beat on the port alone, whose clock may be the faster one: two arguments that
+        share it may then get more together than one."""
         clock = given("clock_mhz", self.clock_mhz, "MHz")
         width = given("axi_bytes", self.axi_bits // 8, "B")
         rate = min(
@@ -32,7 +38,7 @@ class MemorySystem:
             1000 * self.device.peak_gb_per_s / self.device.memory_ports,
         )
         port = given("port_mb_per_s", rate, "MB/s", f"{self.device.name}: full rate of a port")
-        return maximum(1, width * clock / port).named("beat_cycles", "cycles/beat")
+        return (width * clock / port).named("port_cycles", "cycles/beat")
 
     @cached_property
     def streamed(self) -> Quantity:
@@ -73,16 +79,24 @@ def port_groups(
 
 
 def busiest_port(
-    designs: Sequence[EngineDesign], design: EngineDesign, ports: int, load: Mapping[str, Quantity]
+    designs: Sequence[EngineDesign],
+    design: EngineDesign,
+    memory: MemorySystem,
+    load: Mapping[str, Quantity],
 ) -> Quantity:
-    """Load of the port that carries most. load: by argument of `design` without its number."""
+    """Cycles of the port that takes longest. load: beats by argument of `design` without number.
+
+    An argument moves a beat in beat_cycles; all of a port together are as fast as the port.
+    """
     kernels = tuple((d.config.channels, d.centroid_ports) for d in designs)
     index = next(i for i, d in enumerate(designs) if d is design)
-    sums = [
-        total(load[name] for name in sorted(names) if name in load)
-        for names in port_groups(kernels, index, ports)
-    ]
-    return max(sums, key=lambda q: q.value)
+    times = []
+    for names in port_groups(kernels, index, memory.device.memory_ports):
+        beats = [load[name] for name in sorted(names) if name in load]
+        if beats:
+            own = maximum(*beats) * memory.beat_cycles
+            times.append(maximum(own, total(beats) * memory.port_cycles))
+    return max(times, key=lambda q: q.value)
 
 
 def port_bytes(decoder: DecoderDesign, ports: int, caches: bool = True) -> list[int]:

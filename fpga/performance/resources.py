@@ -176,7 +176,7 @@ class Block:
 class EngineResources:
     """Blocks of one engine, by the function that describes them in fpga/hls.
 
-    floats   activations in and out in a cycle; 0 = those of a memory beat
+    lanes    beats of activations in and out in a cycle
     alone    a kernel of its own, whose activations go through memory; else part of a decoder
     """
 
@@ -184,12 +184,13 @@ class EngineResources:
         self,
         design: EngineDesign,
         costs: UnitCosts | None = None,
-        floats: int = 0,
+        lanes: int = 1,
         alone: bool = False,
     ):
         self.design = design
         self.costs = costs or UnitCosts()
-        self.floats = floats or design.floats
+        self.lanes = lanes
+        self.floats = design.floats * lanes
         self.alone = alone
 
     def blocks(self) -> list[Block]:
@@ -291,10 +292,12 @@ class EngineResources:
         )
 
     def _bursts(self) -> Resources:
-        """Two FIFOs of beats behind every channel."""
-        config, costs = self.design.config, self.costs
-        lead = max(config.beat_fifo, self._lead_beats())
+        """FIFOs behind every channel: two of beats, one of the words of indices read ahead."""
+        config, costs, design = self.design.config, self.costs, self.design
+        held = max(1, config.index_fifo // self._max_subs()) if design.online_rows else 1
+        lead = max(config.beat_fifo, self._lead_beats() * held)
         parts = [_buffer(costs, config.axi_bits, depth) for depth in (config.beat_fifo, lead)]
+        parts.append(_buffer(costs, design.index_packing.bits, config.index_fifo))
         return self._logic(
             sum(value_of(part["lut"]) for part in parts) / costs.hls_overhead + 200,
             bram36=sum(value_of(part["bram36"]) for part in parts),
@@ -349,7 +352,8 @@ class EngineResources:
         depth = config.max_tokens * self._max_subs()
         store = given("sums_uram", uram_of(32 * design.lanes, depth), "uram", f"{depth} words")
         bias = any(kind.bias for kind in design.kinds)
-        scales = bram_of(config.axi_bits, self._max_subs() * design.out_beats)
+        words = self._max_subs() * ceil_div(design.lanes, self.floats)
+        scales = 2 * bram_of(32 * self.floats, words)  # as they come, and kept
         multiplies = 1 if design.search else 2
         return self._logic(
             lanes * chains * term + lanes * 32 + floats * output,
@@ -363,13 +367,14 @@ class EngineResources:
         floats = given("floats_per_cycle", self.floats)
         act = ACT_BITS + STAGE_BITS * (design.lut.act_stages - 1) if design.search else 8
         in_beats = max((design.in_beats(kind) for kind in design.kinds), default=4)
+        in_words = ceil_div(in_beats, self.lanes)
         copies = given("copies", ceil_div(config.gather_lanes, 2))
-        word = act * design.floats
-        store = given("store_uram", uram_of(word, config.max_tokens * in_beats), "uram")
+        word = act * self.floats
+        store = given("store_uram", uram_of(word, config.max_tokens * in_words), "uram")
         lanes = given("gather_lanes", config.gather_lanes)
-        pick = given("pick_lut", costs.mux_lut(design.floats, act) + 40, "lut")
+        pick = given("pick_lut", costs.mux_lut(self.floats, act) + 40, "lut")
         slots = config.channels * design.lut.vec_len * act
-        buffers = 2 * bram_of(config.axi_bits, in_beats)
+        buffers = 2 * bram_of(32 * self.floats, in_words)
         return self._logic(
             floats * given("round_lut", 120, "lut", "assumed") + lanes * pick + slots / 2,
             dsp=floats * given("float_operations", 2 if design.search else 3) * costs.float_dsp,

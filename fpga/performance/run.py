@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fpga.design import MIN_DISTANCE, EngineDesign, LayerKind
-from fpga.performance.quantity import Quantity, ceil_div, given, maximum
+from fpga.performance.quantity import Quantity, ceil_div, given, maximum, minimum
 from fpga.performance.timing import Timing
 
-#: Words that the stream of indices holds (engine.h).
-INDEX_FIFO = 4
 MODES = ("table", "row_fetch", "online")
 
 
@@ -27,7 +25,8 @@ class Run:
     """A linear of kind `kind` for `tokens` tokens: sizes and stream transactions.
 
     Transactions are those of one stream; the channels all have as many. accumulators: the integer
-    sums are written beside the results, as verification does.
+    sums are written beside the results, as verification does. lanes: beats of a word of
+    activations.
     """
 
     design: EngineDesign
@@ -35,6 +34,7 @@ class Run:
     tokens: int
     mode: str
     accumulators: bool = False
+    lanes: int = 1
 
     # Sizes -------------------------------------------------------------------------------------
 
@@ -83,22 +83,42 @@ class Run:
         return maximum(ceil_div(width, floats), MIN_DISTANCE).named("in_beats", "beats")
 
     @cached_property
+    def vector_lanes(self) -> Quantity:
+        return given("vector_lanes", self.lanes, "beats/word")
+
+    @cached_property
+    def wide_floats(self) -> Quantity:
+        return given("floats_per_word", self.design.floats * self.lanes)
+
+    @cached_property
+    def in_words(self) -> Quantity:
+        """Input words of a token."""
+        words = ceil_div(given("in_features", self.kind.in_features), self.wide_floats)
+        return maximum(words, MIN_DISTANCE).named("in_words", "words")
+
+    @cached_property
     def out_beats(self) -> Quantity:
-        """Result beats of a token."""
+        """Beats of output scales."""
         return (self.subs * given("beats_per_sub", self.design.out_beats)).named(
             "out_beats", "beats"
         )
 
+    @cached_property
+    def out_words(self) -> Quantity:
+        """Result words of a token."""
+        per_sub = ceil_div(given("lanes", self.design.lanes), self.wide_floats)
+        return (self.subs * per_sub.named("words_per_sub")).named("out_words", "words")
+
     # Transactions ------------------------------------------------------------------------------
 
     @cached_property
-    def x_beats(self) -> Quantity:
-        return (self.t * self.in_beats).named("x_beats", "beats")
+    def x_words(self) -> Quantity:
+        return (self.t * self.in_words).named("x_words", "words")
 
     @cached_property
-    def y_beats(self) -> Quantity:
-        beats = self.t * self.out_beats
-        return (beats * 2 if self.accumulators else beats).named("y_beats", "beats")
+    def y_words(self) -> Quantity:
+        words = self.t * self.out_words
+        return (words * 2 if self.accumulators else words).named("y_words", "words")
 
     @cached_property
     def acts(self) -> Quantity:
@@ -140,6 +160,25 @@ class Run:
         return beats.named("row_beats", "beats")
 
     @cached_property
+    def index_fifo(self) -> Quantity:
+        return given("index_fifo", self.design.config.index_fifo, "words")
+
+    @cached_property
+    def records_ahead(self) -> Quantity:
+        """Records whose indices are asked for before the first row (row_source.h)."""
+        held = self.design.config.index_fifo // self.design.subs(self.kind)
+        return minimum(given("records_held", held), self.records).named("records_ahead")
+
+    @cached_property
+    def first_rows(self) -> Quantity:
+        """Cycles of making rows that need neither code nor vector: a table loaded, shifts read."""
+        if self.mode == "row_fetch":
+            return given("none", 0)
+        if self.mode == "table":
+            return (self.row_beats / self.passes).named("first_table", "cycles")
+        return (self.act_stages * self.groups).named("first_shifts", "cycles")
+
+    @cached_property
     def jobs(self) -> Quantity:
         """Bursts of a channel."""
         bursts = {"online": self.records, "table": self.passes, "row_fetch": self.items}
@@ -172,9 +211,12 @@ class Run:
         zero = given("none", 0)
         search = design.search
         out = {
-            "x_beats": self.x_beats,
-            "quantize_input/z": self.x_beats,
-            "quantize_input/quantized": self.x_beats,
+            "x_words": self.x_words,
+            "input_words": self.in_words,
+            "scale_words": self.out_words,
+            "bias_words": self.out_words if kind.bias else zero,
+            "quantize_input/z": self.x_words,
+            "quantize_input/quantized": self.x_words,
             "quantize_input/largest": self.t,
             "token_scales": self.t,
             "input_scales": self.in_beats,
@@ -191,7 +233,7 @@ class Run:
             "act": self.acts,
             "sums": self.sums,
             "totals": self.sums,
-            "y_beats": self.y_beats,
+            "y_words": self.y_words,
             "index_beats": self.index_beats,
             "row_beats": self.row_beats,
             "jobs": self.jobs,
@@ -234,26 +276,28 @@ def shift_words(run: Run) -> Quantity:
     return (run.passes * beats).named("shift_words", "cycles")
 
 
-def process_cycles(run: Run, timing: Timing, flattened: bool = False) -> dict[str, Quantity]:
+def process_cycles(run: Run, timing: Timing) -> dict[str, Quantity]:
     """Busy cycles of every process in a call: iterations of its loops times their interval."""
     design = run.design
-    loop_gap = given("loop_gap", 0 if flattened else timing.loop_gap, "cycles", "assumed")
+    loop_gap = given("loop_gap", timing.loop_gap, "cycles", "assumed")
     index_interval = given("beats_per_index", design.index_packing.beats_per_word, "cycles/word")
     gather_steps = given("gather_steps", design.gather_steps, "cycles/position")
     out = {
         "read_parameters": run.parameter_beats,
-        "read_input": run.x_beats,
-        "scale": run.x_beats,
-        "round": run.t * (run.in_beats + loop_gap),
-        "gather": run.x_beats + run.acts * gather_steps,
+        "read_input": run.x_words,
+        "widen_inputs": run.in_words * run.vector_lanes,
+        "widen_scales": run.out_words * run.vector_lanes,
+        "scale": run.x_words,
+        "round": run.x_words,
+        "gather": run.x_words + run.acts * gather_steps,
         "repeat": run.items,
         "bursts": run.index_beats + run.row_beats,
-        "unpack": run.records * (run.subs * index_interval + loop_gap),
+        "unpack": run.records * run.subs * index_interval,
         "rows": _row_cycles(run, loop_gap),
         "lookup": run.sums,
         "start": run.sums,
-        "accumulate": shift_words(run) + run.sums + run.t * run.out_beats,
-        "write_output": run.y_beats,
+        "accumulate": shift_words(run) + run.sums + run.t * run.out_words,
+        "write_output": run.y_words,
     }
     if design.search:
         words = given("words_per_beat", design.centroid_packing.per_beat, "words/beat")
@@ -262,12 +306,13 @@ def process_cycles(run: Run, timing: Timing, flattened: bool = False) -> dict[st
         out["search"] = run.found * search_passes
     if run.mode != "online":
         out["route"] = run.items
-        out["plan"] = 2 * (run.jobs - run.records)  # a row or table, sometimes indices with it
+        # a row or table, sometimes indices with it; before all the indices read ahead
+        out["plan"] = 2 * (run.jobs - run.records) + run.records_ahead
     return {name: cycles.named(name, "cycles") for name, cycles in out.items()}
 
 
 def index_stalls(run: Run) -> Quantity:
     """Cycles in which look-ups wait for indices: the first token of a record takes them as they are
-    unpacked, of which the stream ahead of the look-up holds only INDEX_FIFO words."""
+    unpacked, of which the stream ahead of the look-up holds only index_fifo words."""
     interval = given("beats_per_index", run.design.index_packing.beats_per_word, "cycles/word")
-    return run.records * maximum(run.subs - INDEX_FIFO, 0) * (interval - 1)
+    return run.records * maximum(run.subs - run.index_fifo, 0) * (interval - 1)

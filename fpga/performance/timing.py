@@ -88,25 +88,19 @@ PERFECT_MEMORY = MemoryEfficiency(1.0, 1.0)
 class Schedule:
     """How the calls of an engine follow one another.
 
-    on_chip    attention and head are spread over many ports, activations move vector_lanes at a
-               time; otherwise all steps are those of the decoder kernel, a beat a cycle
-    prefetch   the next call's indices are read while the engine waits for activations, as far as
-               the beat FIFOs reach
-    flattened  loop nests run without a gap between records
+    on_chip    attention and head are those of `Assumed`; otherwise all steps are those of the
+               decoder kernel
     """
 
     name: str
     on_chip: bool = False
-    prefetch: bool = False
-    flattened: bool = False
 
 
-#: The decoder kernel as it is rendered today: every step reads, computes and writes in turn.
+#: The decoder kernel as it is rendered today: step after step, engines that read ahead.
 EMITTED = Schedule("emitted")
-#: Steps to what the board allows, not rendered yet.
+#: A step to what the board allows, not rendered yet.
 ON_CHIP = Schedule("on-chip", on_chip=True)
-OVERLAPPED = Schedule("overlapped", on_chip=True, prefetch=True, flattened=True)
-SCHEDULES = {schedule.name: schedule for schedule in (EMITTED, ON_CHIP, OVERLAPPED)}
+SCHEDULES = {schedule.name: schedule for schedule in (EMITTED, ON_CHIP)}
 
 
 @dataclass(frozen=True)
@@ -115,7 +109,6 @@ class Assumed:
 
     attention_macs  multiply-adds in a cycle, for scores and for values
     attention_use   share of them that is busy
-    vector_lanes    floats a cycle in norms, rotary embedding, gating, and to and from the engine
     kv_bits         bits of a cached key or value
     kv_ports        memory ports that the cache is spread over
     head            "lut": the same engine, in slices of its widest linear; "int8" or "bf16":
@@ -124,13 +117,12 @@ class Assumed:
 
     attention_macs: int = 512
     attention_use: float = 0.8
-    vector_lanes: int = 32
     kv_bits: int = 16
     kv_ports: int = 16
     head: str = "lut"
 
     def __post_init__(self) -> None:
-        sizes = ("attention_macs", "attention_use", "vector_lanes", "kv_bits", "kv_ports")
+        sizes = ("attention_macs", "attention_use", "kv_bits", "kv_ports")
         _check("assumed blocks", dataclasses.asdict(self), sizes)
         if self.attention_use > 1:
             raise ConfigError(

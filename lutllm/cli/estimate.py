@@ -28,7 +28,7 @@ _SIZES = (
     "act_stages",
     "weight_stages",
 )
-SCHEDULES = ("emitted", "on-chip", "overlapped")
+SCHEDULES = ("emitted", "on-chip")
 HEADS = ("lut", "int8", "bf16", "none")
 
 
@@ -45,15 +45,15 @@ def add_parser(commands: Any) -> None:
         help="of the kernels (default: the design's, else the device's)",
     )
     kernel = parser.add_argument_group("decoder kernel")
+    kernel.add_argument(
+        "--vector-lanes", type=positive, metavar="N", help="beats of vectors in a cycle"
+    )
     kernel.add_argument("--vocab-ports", type=positive, metavar="N", help="for embedding and head")
     kernel.add_argument("--kv-ports", type=positive, metavar="N", help="for keys, and for values")
     kernel.add_argument("--query-tokens", type=positive, metavar="N", help="that share a key read")
     assumed = parser.add_argument_group("assumed", "of schedules that are not exported yet")
     assumed.add_argument("--head", choices=HEADS, default="lut", help="how logits are computed")
     assumed.add_argument("--attention-macs", type=positive, metavar="N", help="default 512")
-    assumed.add_argument(
-        "--vector-lanes", type=positive, metavar="N", help="floats a cycle; default 32"
-    )
     parser.add_argument(
         "--compare", type=Path, metavar="XML", help="a Vitis HLS report (csynth.xml) of the kernel"
     )
@@ -63,8 +63,8 @@ def add_parser(commands: Any) -> None:
 
 DESIGN_HELP = "choices of engine, decoder kernel and clock, as lutllm explore writes them"
 SCHEDULE_HELP = (
-    "emitted: the decoder kernel as it is exported, step after step; not exported yet: on-chip: "
-    "attention and head over many ports; overlapped: and memory is read ahead"
+    "emitted: the decoder kernel as it is exported; on-chip: with the attention and head assumed, "
+    "which are not exported yet"
 )
 
 
@@ -114,13 +114,13 @@ def run(args: argparse.Namespace) -> Outcome:
         device=args.device,
         prompt_tokens=args.prompt_tokens,
         context=args.context,
+        vector_lanes=args.vector_lanes,
         vocab_ports=args.vocab_ports,
         kv_ports=args.kv_ports,
         query_tokens=args.query_tokens,
         schedule=args.schedule,
         head=args.head,
         attention_macs=args.attention_macs,
-        vector_lanes=args.vector_lanes,
         clock_mhz=args.clock_mhz,
         csynth=args.compare,
         explained=args.explain,

@@ -1,7 +1,8 @@
 // Runs one float step of the decoder, for tests/test_hls_decoder.py.
 //
 // decoder_units COMMAND tokens first eps_or_scale
-// Standard input: the float32 inputs of the command, each vector padded to whole beats. Standard
+// Standard input: the float32 inputs of the command, each vector padded to whole beats (those of
+// norm and swiglu to whole words). Standard
 // output: its float32 outputs, padded likewise. CONFIG.h, written by the test, declares Config.
 #include <cstdio>
 #include <cstdlib>
@@ -17,40 +18,46 @@
 using namespace lutllm;
 
 typedef Decoder<Config> D;
+typedef Decoder<Config, Config::VECTOR_LANES> V;  // whole vectors: in words
 typedef D::beat_t beat_t;
 
-static void feed(D::beats& out, const beat_t* beats, int count) {
+template <class Stream, class Beat>
+static void feed(Stream& out, const Beat* beats, int count) {
     for (int i = 0; i < count; i++) out.write(beats[i]);
 }
 
-static void drain(D::beats& in, beat_t* beats, int count) {
+template <class Stream, class Beat>
+static void drain(Stream& in, Beat* beats, int count) {
     for (int i = 0; i < count; i++) beats[i] = in.read();
 }
 
-static std::vector<beat_t> take(int count) {
-    std::vector<beat_t> beats(count);
-    if (std::fread(static_cast<void*>(beats.data()), sizeof(beat_t), count, stdin) !=
+template <class Beat = beat_t>
+static std::vector<Beat> take(int count) {
+    std::vector<Beat> beats(count);
+    if (std::fread(static_cast<void*>(beats.data()), sizeof(Beat), count, stdin) !=
         std::size_t(count)) {
         std::exit(4);
     }
     return beats;
 }
 
-static void give(const std::vector<beat_t>& beats) {
-    std::fwrite(beats.data(), sizeof(beat_t), beats.size(), stdout);
+template <class Beat>
+static void give(const std::vector<Beat>& beats) {
+    std::fwrite(beats.data(), sizeof(Beat), beats.size(), stdout);
 }
 
 static void run_norm(int tokens, float eps) {
-    const std::vector<beat_t> x = take(tokens * D::HIDDEN_BEATS), w = take(D::HIDDEN_BEATS);
-    std::vector<beat_t> y(x.size());
+    const std::vector<V::beat_t> x = take<V::beat_t>(tokens * V::HIDDEN_BEATS);
+    const std::vector<V::beat_t> w = take<V::beat_t>(V::HIDDEN_BEATS);
+    std::vector<V::beat_t> y(x.size());
     {
-        D::beats in("in"), weights("weights"), out("out");
+        V::beats in("in"), weights("weights"), out("out");
         LUTLLM_REGION;
         LUTLLM_PROCESS("feed", feed(in, x.data(), x.size()));
         LUTLLM_PROCESS("weights", feed(weights, w.data(), w.size()));
         LUTLLM_PROCESS("norm",
-                       (rms_norm<D, D::HIDDEN_BEATS>(in, weights, out, tokens, D::HIDDEN_BEATS,
-                                                     D::HIDDEN_SIZE, eps)));
+                       (rms_norm<V, V::HIDDEN_BEATS>(in, weights, out, tokens, V::HIDDEN_BEATS,
+                                                     V::HIDDEN_SIZE, eps)));
         LUTLLM_PROCESS("drain", drain(out, y.data(), y.size()));
     }
     give(y);
@@ -73,15 +80,15 @@ static void run_rotate(int tokens) {
 }
 
 static void run_swiglu(int tokens) {
-    const std::vector<beat_t> gates = take(tokens * D::INTERMEDIATE_BEATS);
-    const std::vector<beat_t> ups = take(gates.size());
-    std::vector<beat_t> y(gates.size());
+    const std::vector<V::beat_t> gates = take<V::beat_t>(tokens * V::INTERMEDIATE_BEATS);
+    const std::vector<V::beat_t> ups = take<V::beat_t>(gates.size());
+    std::vector<V::beat_t> y(gates.size());
     {
-        D::beats gate("gate"), up("up"), out("out");
+        V::beats gate("gate"), up("up"), out("out");
         LUTLLM_REGION;
         LUTLLM_PROCESS("feed_gate", feed(gate, gates.data(), gates.size()));
         LUTLLM_PROCESS("feed_up", feed(up, ups.data(), ups.size()));
-        LUTLLM_PROCESS("swiglu", swiglu<D>(gate, up, out, gates.size()));
+        LUTLLM_PROCESS("swiglu", swiglu<V>(gate, up, out, gates.size()));
         LUTLLM_PROCESS("drain", drain(out, y.data(), y.size()));
     }
     give(y);
@@ -123,7 +130,8 @@ static void run_attention(TokenRun run, float scale) {
     const std::vector<beat_t> q_in = take(run.tokens * D::HEADS * D::HEAD_BEATS);
     const std::vector<beat_t> k_in = take(run.tokens * D::KV_HEADS * D::HEAD_BEATS);
     const std::vector<beat_t> v_in = take(run.tokens * D::KV_HEADS * D::HEAD_BEATS);
-    std::vector<beat_t> x(run.tokens * D::ATTENDED_BEATS, beat_t(1));
+    std::vector<beat_t> x(run.tokens * D::ATTENDED_WORDS * D::VECTOR_LANES, beat_t(1));
+    auto words = reinterpret_cast<Banks<D>::word_t*>(x.data());
     {
         D::beats q("q"), k("k"), v("v"), keys[D::KV_PORTS], values[D::KV_PORTS];
         LUTLLM_NAME_STREAMS(keys, D::KV_PORTS);
@@ -134,7 +142,7 @@ static void run_attention(TokenRun run, float scale) {
         LUTLLM_PROCESS("feed_v", feed(v, v_in.data(), v_in.size()));
         LUTLLM_PROCESS("key_cache", serve_ports(key_cache, k, keys, run));
         LUTLLM_PROCESS("value_cache", serve_ports(value_cache, v, values, run));
-        LUTLLM_PROCESS("attention", attention<D>(q, keys, values, x.data(), run, scale));
+        LUTLLM_PROCESS("attention", attention<D>(q, keys, values, words, run, scale));
     }
     give(x);
     give_cache(key_cache);

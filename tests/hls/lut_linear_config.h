@@ -22,6 +22,7 @@ struct Config {
     static constexpr int CENTROID_PORTS = 4;  // memory ports for centroids
     static constexpr int LANES = 128;  // outputs per channel and cycle
     static constexpr int AXI_BITS = 256;  // bits of a memory beat
+    static constexpr int VECTOR_LANES = 1;  // beats of activations in a cycle
     static constexpr int GATHER_LANES = 8;  // activations gathered per cycle
     static constexpr int MAX_TOKENS = 32;  // tokens of one run
     static constexpr int MAX_SUBS = 76;  // sub-blocks of LANES outputs
@@ -30,6 +31,7 @@ struct Config {
     static constexpr int ROW_INTERVAL = 4;  // cycles to compute a row
     static constexpr int READ_AHEAD = 4;  // memory bursts under way per channel
     static constexpr int BEAT_FIFO = 32;  // beats a stream holds
+    static constexpr int INDEX_FIFO = 32;  // words of indices held ahead of look-ups
     static constexpr int MIN_DISTANCE = 4;  // cycles before a buffer is reread
 };
 

@@ -107,6 +107,7 @@ class stream : public untimed_stream<timing::Handle<T>, DEPTH> {
         timing::Clock& mine = timing::clock();
         mine.now = std::max(mine.now, item->written);
         freed_.push_back(mine.now);
+        due_.pop_front();
         T value = item->value;
         delete item;
         return value;
@@ -122,9 +123,14 @@ class stream : public untimed_stream<timing::Handle<T>, DEPTH> {
             freed_.pop_front();
         }
         item->written = mine.now;  // the reader runs after we yield
+        due_.push_back(mine.now);
     }
 
+    // Nothing has been written by now; what other processes wrote later does not count.
+    bool empty() const { return due_.empty() || due_.front() > timing::clock().now; }
+
   private:
+    std::deque<long long> due_;
     std::deque<long long> freed_;
     long long written_ = 0;
 };

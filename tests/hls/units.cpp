@@ -130,9 +130,10 @@ static void run_lookup(const LinearCall& call) {
 template <class E>
 static void run_accumulate(const LinearCall& call) {
     typename E::sums totals[E::CHAINS];
-    typename E::param_beats shifts, scales, biases;
+    typename E::param_beats shifts;
+    typename E::output_words scales, biases;
     typename E::token_floats token_scales;
-    typename E::beats out;
+    typename E::words out;
     for (int c = 0; c < E::CHAINS; c++) feed_sums<E>(totals[c]);
     feed(shifts, typename E::beat_t());
     feed(scales, typename E::beat_t());
@@ -144,14 +145,16 @@ static void run_accumulate(const LinearCall& call) {
 
 template <class E>
 static void run_quantize(const LinearCall& call) {
-    typename E::beats x;
-    typename E::param_beats scales, gather;
+    typename E::words x;
+    typename E::input_words scales;
+    typename E::param_beats gather;
     typename E::acts act[E::CHANNELS];
     typename E::token_floats token_scales;
     feed(x, typename E::beat_t());
     feed(scales, typename E::beat_t());
     feed(gather, typename E::beat_t());
-    quantize_input<E>(x, scales, gather, act, token_scales, call);
+    const OneCall run = {call};
+    quantize_input<E>(x, scales, gather, act, token_scales, run);
     for (int c = 0; c < E::CHANNELS; c++) drain(act[c]);
     drain(token_scales);
 }
@@ -198,6 +201,7 @@ int main(int argc, char** argv) {
     call.weight_stages = number[8];
     call.table_bits = number[9];
     call.in_beats = number[10];
+    call.in_words = number[10];
     const std::string command = argv[1];
     UNITS_DISPATCH(number[0])
     return 0;

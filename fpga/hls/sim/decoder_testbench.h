@@ -25,13 +25,13 @@ inline std::map<std::pair<int, int>, std::vector<float>>& seen_inputs() {
     return seen;
 }
 
-template <class D, class Projection, class Beat>
-void note_inputs(Projection projection, int layer, const Beat* x, int tokens) {
+template <class D, class Projection, class Word>
+void note_inputs(Projection projection, int layer, const Word* x, int tokens) {
     const int width = projection == 1   ? D::HEADS * D::HEAD_DIM
                       : projection == 3 ? D::INTERMEDIATE_SIZE
                                         : D::HIDDEN_SIZE;
-    const int beats = D::input_beats(projection);
-    const int stride = beats > D::MIN_BEATS ? beats : D::MIN_BEATS;
+    const int words = D::input_words(projection);
+    const int stride = words > D::MIN_WORDS ? words : D::MIN_WORDS;
     std::vector<float>& seen = seen_inputs()[std::make_pair(layer, int(projection))];
     for (int t = 0; t < tokens; t++) {
         const float* row = reinterpret_cast<const float*>(x + std::size_t(t) * stride);

@@ -212,7 +212,7 @@ Counters count_work() {
     if (E::ONLINE_ROWS) counters.row_cycles *= E::ROW_INTERVAL;
     counters.lookup_cycles = carried("totals[0]");
     counters.gather_cycles = carried("act[0]") * E::GATHER_STEPS;
-    counters.output_beats = carried("y_beats");
+    counters.output_beats = carried("y_words");
     return counters;
 }
 
