@@ -101,12 +101,14 @@ assert SEGMENT // UNIT <= 7  # the error bound of the module docstring
 def _pair_mask(typingctx: Any) -> Any:
     """Shuffle that spreads the first 16-bit element over one half, the second over the other.
 
-    The empty assembly hides the constant: LLVM would turn broadcast and shuffle into a shuffle and
-    a slower permutation.
+    On x86 empty assembly hides the constant: LLVM would turn broadcast and shuffle into a shuffle
+    and a slower permutation.
     """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         mask = ir.Constant(i8x32.llvm, [0, 1] * 8 + [2, 3] * 8)
+        if ISA == "neon":
+            return mask
         return builder.asm(ir.FunctionType(i8x32.llvm, [i8x32.llvm]), "", "=x,0", [mask], False)
 
     return i8x32(), codegen
