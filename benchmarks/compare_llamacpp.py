@@ -121,7 +121,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     total = args.prompt_tokens + args.decode_tokens
     llama = LlamaProcess(args.gguf, threads, total + 8, args.wait)
     try:
-        return _compare(args, LutModel.load(args.artifact, threads), llama)
+        return _compare(args, LutModel.load(args.artifact, threads, kv=args.kv), llama)
     finally:
         llama.close()
 
@@ -150,6 +150,7 @@ def _compare(args: argparse.Namespace, model: LutModel, llama: LlamaProcess) -> 
         "machine": describe(),
         "threads": model.threads,
         "wait": args.wait,
+        "kv": args.kv,
         "rounds": args.rounds,
         "prompt_tokens": args.prompt_tokens,
         "decode_tokens": args.decode_tokens,
@@ -176,6 +177,9 @@ def main() -> None:
         choices=("active", "passive"),
         default="active",
         help="how idle OpenMP threads of llama.cpp wait (default active)",
+    )
+    parser.add_argument(
+        "--kv", choices=("F32", "F16"), default="F16", help="of lutllm; llama.cpp has F16 (default)"
     )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

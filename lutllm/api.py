@@ -355,15 +355,18 @@ def _is_artifact(model: Source) -> bool:
     return Path(model).is_dir() and is_artifact(Path(model))
 
 
-def load(path: Source, *, threads: int | None = None, context: int | None = None) -> LutModel:
+def load(
+    path: Source, *, threads: int | None = None, context: int | None = None, kv: str = "F32"
+) -> LutModel:
     """The artifact `path`, ready to run: `.generate(...)`, `.logits(ids)`.
 
     threads  None takes all that are available
     context  positions a sequence may have; None takes what the model is made for
+    kv       "F32" or "F16": what keys and values are kept as, see `LutModel`
     """
     from lutllm.emulator import LutModel
 
-    return LutModel.load(path, threads, context)
+    return LutModel.load(path, threads, context, kv)
 
 
 def bench(
@@ -374,17 +377,18 @@ def bench(
     threads: int | None = None,
     batch: int = 0,
     text: str | Path | None = None,
+    kv: str = "F32",
 ) -> dict[str, Any]:
     """Prefill and decode speed of an artifact on this machine, and the memory speed beside it.
 
     batch: sequences that are also decoded together, 0 for none. text: a file whose tokens are
-    taken, None for random ones.
+    taken, None for random ones. kv: see `load`.
     """
     from calib.text import read_text
     from lutllm.emulator import bench as measure
 
     content = None if text is None else read_text(text)
-    model = load(path, threads=threads)
+    model = load(path, threads=threads, kv=kv)
     return measure.bench(model, prompt_tokens, decode_tokens, batch=batch, text=content)
 
 
@@ -398,6 +402,7 @@ def serve(
     batch: int = 4,
     context: int | None = None,
     threads: int | None = None,
+    kv: str = "F32",
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Answer OpenAI-style HTTP requests for the artifact `path` until interrupted.
@@ -414,7 +419,7 @@ def serve(
     from lutllm.server.settings import ServeConfig
 
     config = ServeConfig(name or Path(path).resolve().name, queue, batch)
-    model = load(path, threads=threads, context=context)
+    model = load(path, threads=threads, context=context, kv=kv)
     run_server(model, config, host, port, ready or (lambda address: None))
 
 

@@ -20,6 +20,8 @@ SCHEMES = ("co", "weight")
 #: rows with the LUT linear HEAD_LINEAR, which finds the words whose rows are worth reading.
 HEADS = ("source", "int8", "lut")
 HEAD_LINEAR = "lm_head"
+#: What keys and values may be kept as, and the numpy dtype.
+KV_DTYPES = {"F32": "float32", "F16": "float16"}
 MAX_HEAD_MARGIN = 1000.0
 
 #: One further activation stage refines the grid of the stage before by this many bits.

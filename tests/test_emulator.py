@@ -14,11 +14,14 @@ import pytest
 
 from lutllm import intmath
 from lutllm.artifact import Artifact
-from lutllm.config import QuantConfig
+from lutllm.config import KV_DTYPES, QuantConfig
 from lutllm.emulator import LutModel, model, reference
 from lutllm.emulator.bench import bench, bench_ids
 from lutllm.emulator.cpu import ISA, SETS, compiler_target
+from lutllm.emulator.floats import half_bits
+from lutllm.emulator.jit import kernel
 from lutllm.emulator.sampling import Sampling
+from lutllm.emulator.simd import load_f32, store_i16
 from lutllm.errors import ArtifactError, ConfigError
 from tests.make_artifact import tiny_config, write_artifact, write_tokenizer
 
@@ -88,10 +91,12 @@ def one(tmp_path_factory) -> LutModel:
 # ---------------------------------------------------------------- numbers
 
 
-def test_logits_and_integers_equal_the_reference(folder, lut_model, ids):
+@pytest.mark.parametrize("kv", KV_DTYPES)
+def test_logits_and_integers_equal_the_reference(kv, folder, ids):
     """The reference goes on from the kernels' inputs: its floats may differ in the last bit, and
     an activation rounded the other way would make all that follows incomparable."""
     artifact = Artifact.open(folder)
+    lut_model = LutModel.load(folder, threads=2, kv=kv)
     inputs, sums = lut_model.capture(ids)
     expected_inputs: dict[str, np.ndarray] = {}
 
@@ -99,7 +104,7 @@ def test_logits_and_integers_equal_the_reference(folder, lut_model, ids):
         expected_inputs[name] = x
         return inputs[name]
 
-    expected = reference.logits(artifact, ids, replace)
+    expected = reference.logits(artifact, ids, replace, kv)
     got = lut_model.logits(ids)
     assert np.abs(got - expected).max() < TOLERANCE * expected.std()
     np.testing.assert_array_equal(got.argmax(1), expected.argmax(1))
@@ -111,6 +116,39 @@ def test_logits_and_integers_equal_the_reference(folder, lut_model, ids):
         np.testing.assert_array_equal(
             sums[shape.name], intmath.accumulate(x, artifact.linear(shape))[0]
         )
+
+
+@pytest.mark.parametrize("folder", ["qwen2"], indirect=True)
+def test_half_precision_caches_change_little_and_take_half(folder, ids):
+    """Prefill and decode agree here too; a batch is made of the same kernels."""
+    single, half = (LutModel.load(folder, threads=2, kv=kv) for kv in KV_DTYPES)
+    logits = half.logits(ids)
+    assert half.cache.nbytes * 2 == single.cache.nbytes
+    assert not np.array_equal(logits, single.logits(ids))
+    half.reset()
+    np.testing.assert_array_equal(np.array([half.decode(int(i)) for i in ids]), logits)
+    with pytest.raises(ConfigError, match="kv is 'F8'; choose F32 or F16"):
+        LutModel.load(folder, kv="F8")
+
+
+def test_half_precision_is_that_of_numpy():
+    """Every half, what lies halfway between two, one bit more and less, and what has no half."""
+    halves = np.arange(0x7C01, dtype=np.uint16).view(np.float16).astype(np.float32)
+    between = (halves[:-1] + halves[1:]) / 2
+    near = np.concatenate([halves, between[np.isfinite(between)], np.float32([65519, 65520, 1e9])])
+    near = np.concatenate([near, np.nextafter(near, np.inf), np.nextafter(near, -np.inf)])
+    values = np.ascontiguousarray(np.concatenate([near, -near, np.float32([np.nan])]), np.float32)
+    out = np.zeros(len(values), np.uint16)
+    _halves(values.ctypes.data, out.ctypes.data, len(values))
+    with np.errstate(over="ignore"):
+        want = values.astype(np.float16)
+    np.testing.assert_array_equal(out.view(np.float16), want)
+
+
+@kernel
+def _halves(values: int, out: int, count: int) -> None:
+    for i in range(count):
+        store_i16(out + 2 * i, half_bits(load_f32(values + 4 * i)))
 
 
 def test_prefill_equals_decode_to_the_bit(lut_model, ids):

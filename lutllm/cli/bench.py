@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lutllm.cli.common import Outcome, add_command, natural, positive, table
+from lutllm.cli.common import Outcome, add_command, add_kv, natural, positive, table
 
 
 def add_parser(commands: Any) -> None:
@@ -21,6 +21,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--text", type=Path, metavar="FILE", help="take its tokens, not random ones"
     )
+    add_kv(parser)
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -33,6 +34,7 @@ def run(args: argparse.Namespace) -> Outcome:
         threads=args.threads,
         batch=args.batch,
         text=args.text,
+        kv=args.kv,
     )
     share = found["decode_gb_per_s"] / found["memory_gb_per_s"]
     rows = [

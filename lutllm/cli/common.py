@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lutllm.config import KV_DTYPES
+
 Result = dict[str, Any]
 
 
@@ -120,3 +122,14 @@ def non_negative_number(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return value
+
+
+def add_kv(parser: argparse.ArgumentParser) -> None:
+    """--kv: what keys and values are kept as."""
+    parser.add_argument(
+        "--kv",
+        type=str.upper,
+        choices=KV_DTYPES,
+        default="F32",
+        help="keys and values in single (default) or half precision",
+    )

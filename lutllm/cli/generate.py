@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lutllm.cli.common import Outcome, Result, add_command, natural, non_negative_number, positive
+from lutllm.cli.common import (
+    Outcome,
+    Result,
+    add_command,
+    add_kv,
+    natural,
+    non_negative_number,
+    positive,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -27,6 +35,7 @@ def add_parser(commands: Any) -> None:
         "--raw", action="store_true", help="give the prompt as it is, without a chat template"
     )
     parser.add_argument("--threads", type=positive, metavar="N")
+    add_kv(parser)
     parser.add_argument(
         "--record", action="store_true", help="keep prompt and text in the artifact's report.json"
     )
@@ -35,7 +44,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     from lutllm import api
 
-    model = api.load(args.artifact, threads=args.threads)
+    model = api.load(args.artifact, threads=args.threads, kv=args.kv)
     prompt: dict[str, Any] = {"prompt": args.prompt}
     if model.tokenizer.has_chat_template and not args.raw:
         prompt = {"messages": [{"role": "user", "content": args.prompt}]}

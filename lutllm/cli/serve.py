@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lutllm.cli.common import Outcome, add_command, natural, positive
+from lutllm.cli.common import Outcome, add_command, add_kv, natural, positive
 
 
 def add_parser(commands: Any) -> None:
@@ -24,6 +24,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--context", type=positive, metavar="N", help="positions of a sequence")
     parser.add_argument("--threads", type=positive, metavar="N")
+    add_kv(parser)
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> Outcome:
         batch=args.batch,
         context=args.context,
         threads=args.threads,
+        kv=args.kv,
         ready=ready,
     )
     return Outcome({}, "")

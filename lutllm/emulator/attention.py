@@ -13,7 +13,9 @@ from lutllm.emulator.floats import (
     rotate,
     score_keys,
     softmax,
+    store_cached,
     store_key,
+    stored_bytes,
 )
 from lutllm.emulator.jit import inline
 from lutllm.emulator.records import QUERIES
@@ -40,6 +42,7 @@ def place_heads(
     heads = dec.heads + 2 * dec.kv_heads
     size = dec.head_dim
     wide = (size + KEYS - 1) // KEYS * KEYS
+    width = stored_bytes(dec.kv_kind)
     low, high = share(tokens * heads, member, members)
     for item in range(low, high):
         t, head = item // heads, item % heads
@@ -49,9 +52,9 @@ def place_heads(
         group = head - dec.heads
         if group >= dec.kv_heads:
             group -= dec.kv_heads
-            target = _values(cache, number) + 4 * wide * (group * capacity + position)
+            target = _values(cache, number) + width * wide * (group * capacity + position)
             for i in range(size):
-                store_f32(target + 4 * i, load_f32(vector + 4 * i))
+                store_cached(dec.kv_kind, target + width * i, load_f32(vector + 4 * i))
             continue
         weight = layer.q_norm if head < dec.heads else layer.k_norm
         if weight:
@@ -59,8 +62,8 @@ def place_heads(
         angle = 2 * size * position  # bytes: size / 2 float32 per position
         rotate(vector, dec.cos + angle, dec.sin + angle, size)
         if group >= 0:
-            keys = _keys(cache, number) + 4 * size * group * capacity
-            store_key(vector, size, position, keys)
+            keys = _keys(cache, number) + width * size * group * capacity
+            store_key(dec.kv_kind, vector, size, position, keys)
 
 
 @inline
@@ -84,8 +87,9 @@ def _attend_queries(
     size = dec.head_dim
     wide = (size + KEYS - 1) // KEYS * KEYS
     capacity = load_i64(cache)
-    keys = _keys(cache, number) + 4 * size * group * capacity
-    values = _values(cache, number) + 4 * wide * group * capacity
+    width = stored_bytes(dec.kv_kind)
+    keys = _keys(cache, number) + width * size * group * capacity
+    values = _values(cache, number) + width * wide * group * capacity
     outs = room + 4 * QUERIES * buf.score_row
     longest = _length(dec, first + count - 1, start)
     for key in range(0, longest, KEYS):
@@ -99,7 +103,7 @@ def _attend_queries(
         for i in range(wide):
             store_f32(outs + 4 * (n * wide + i), np.float32(0))
     for key in range(0, longest, KEYS):
-        _mix_block(buf, count, values, wide, key, min(key + KEYS, longest), room, outs)
+        _mix_block(dec.kv_kind, buf, count, values, wide, key, min(key + KEYS, longest), room, outs)
     for n in range(count):
         target = _mixed(dec, buf, group, first + n)
         factor = load_f32(target)
@@ -120,18 +124,26 @@ def _score_block(
         q0 = _query(dec, buf, group, first + n)
         q1 = _query(dec, buf, group, first + b)
         if count - n <= 2:
-            score_keys((q0, q1), (room + n * row, room + b * row), keys, size, key)
+            score_keys(dec.kv_kind, (q0, q1), (room + n * row, room + b * row), keys, size, key)
             continue
         c, d = min(n + 2, last), min(n + 3, last)
         q2 = _query(dec, buf, group, first + c)
         q3 = _query(dec, buf, group, first + d)
         rows = (room + n * row, room + b * row, room + c * row, room + d * row)
-        score_keys((q0, q1, q2, q3), rows, keys, size, key)
+        score_keys(dec.kv_kind, (q0, q1, q2, q3), rows, keys, size, key)
 
 
 @inline
 def _mix_block(
-    buf: Any, count: int, values: int, wide: int, key: int, end: int, room: int, outs: int
+    kind: int,
+    buf: Any,
+    count: int,
+    values: int,
+    wide: int,
+    key: int,
+    end: int,
+    room: int,
+    outs: int,
 ) -> None:
     """As `_score_block`. Repeated queries add to outputs beyond the last, which nobody reads."""
     row = 4 * buf.score_row
@@ -139,11 +151,11 @@ def _mix_block(
     for n in range(0, count, 4):
         at, out = room + n * row, outs + n * step
         if count - n <= 2:
-            mix_values((at, at + row), (out, out + step), values, wide, key, end)
+            mix_values(kind, (at, at + row), (out, out + step), values, wide, key, end)
         else:
             rows = (at, at + row, at + 2 * row, at + 3 * row)
             targets = (out, out + step, out + 2 * step, out + 3 * step)
-            mix_values(rows, targets, values, wide, key, end)
+            mix_values(kind, rows, targets, values, wide, key, end)
 
 
 @inline

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lutllm.emulator.cache import KVCache
-from lutllm.emulator.floats import LANES
+from lutllm.emulator.floats import KINDS, LANES, WIDTHS
 from lutllm.emulator.jit import kernel
 from lutllm.emulator.layout import aligned
 from lutllm.emulator.model import CHUNK, LutModel
@@ -52,7 +52,8 @@ class MemoryProbe:
 def decode_bytes(model: LutModel, position: int) -> int:
     """Bytes read to decode one token after `position` tokens: tables, head, norms, cache."""
     config = model.config
-    cached = 8 * position * config.kv_size * config.num_hidden_layers
+    width = WIDTHS[KINDS[model.kv]]
+    cached = 2 * width * position * config.kv_size * config.num_hidden_layers
     return model.table_bytes + model.head_bytes + cached
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lutllm.config import KV_DTYPES
 from lutllm.emulator.floats import KEYS
 from lutllm.emulator.layout import aligned
 from lutllm.model_config import ModelConfig
@@ -12,17 +13,19 @@ _FIRST_CAPACITY = 256
 
 
 class KVCache:
-    """Float32 cache that grows by doubling up to `limit` positions.
+    """Cache that grows by doubling up to `limit` positions.
 
-    keys    f32[L, kv_heads, capacity / KEYS, head_dim, KEYS]: scores of KEYS keys are one vector
-    values  f32[L, kv_heads, capacity, wide], wide = head_dim rounded up to KEYS
+    kind    "F32" or "F16", half precision
+    keys    [L, kv_heads, capacity / KEYS, head_dim, KEYS]: scores of KEYS keys are one vector
+    values  [L, kv_heads, capacity, wide], wide = head_dim rounded up to KEYS
     length  positions filled
     table   i64[1 + 2 L]: the capacity, then the addresses of keys and values of each layer; what
             kernels know of a cache
     """
 
-    def __init__(self, config: ModelConfig, limit: int):
+    def __init__(self, config: ModelConfig, limit: int, kind: str = "F32"):
         self._config = config
+        self._dtype = np.dtype(KV_DTYPES[kind])
         self.limit = limit
         self.length = 0
         self.table = np.zeros(1 + 2 * config.num_hidden_layers, np.int64)
@@ -33,8 +36,8 @@ class KVCache:
         wide = -(-config.head_dim // KEYS) * KEYS
         heads = (config.num_hidden_layers, config.num_key_value_heads)
         self.capacity = capacity
-        self.keys = aligned((*heads, capacity // KEYS, config.head_dim, KEYS), np.float32)
-        self.values = aligned((*heads, capacity, wide), np.float32)
+        self.keys = aligned((*heads, capacity // KEYS, config.head_dim, KEYS), self._dtype)
+        self.values = aligned((*heads, capacity, wide), self._dtype)
         self.table[0] = capacity
         self.table[1::2] = [keys.ctypes.data for keys in self.keys]
         self.table[2::2] = [values.ctypes.data for values in self.values]

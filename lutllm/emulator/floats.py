@@ -11,12 +11,20 @@ from typing import Any
 import numpy as np
 
 from lutllm.emulator.jit import inline
+from lutllm.emulator.outer import (
+    outer_fma,
+    outer_fma_half,
+    outer_load,
+    outer_store,
+    outer_zero,
+)
 from lutllm.emulator.simd import (
     add,
     band,
     bitcast,
     div,
     f32x8,
+    float_bits,
     float_to_int,
     fma,
     half_to_float,
@@ -28,10 +36,6 @@ from lutllm.emulator.simd import (
     load_f32,
     max_lanes,
     mul,
-    outer_fma,
-    outer_load,
-    outer_store,
-    outer_zero,
     prefetch,
     rint,
     sext,
@@ -39,6 +43,7 @@ from lutllm.emulator.simd import (
     splat,
     store,
     store_f32,
+    store_i16,
     sub,
     sum_lanes,
     unzip,
@@ -358,39 +363,95 @@ def _head_block(
 
 
 @inline
-def store_key(key: int, size: int, position: int, keys: int) -> None:
-    """Write one key vector into the blocked cache of its head."""
-    at = keys + 4 * (position // KEYS * size * KEYS + position % KEYS)
-    for i in range(size):
-        store_f32(at + 4 * KEYS * i, load_f32(key + 4 * i))
+def half_bits(value: Any) -> int:
+    """A float32 rounded to half precision, halves to even, as 16 bits."""
+    bits = float_bits(value)
+    sign, size = (bits >> 16) & 0x8000, bits & 0x7FFFFFFF
+    if size > 0x7F800000:
+        return sign | 0x7E00  # not a number
+    if size >= 0x477FF000:
+        return sign | 0x7C00
+    if size < 0x38800000:  # half a unit of float32 at 0.5 is half a unit of the smallest halves
+        return sign | (float_bits(abs(value) + np.float32(0.5)) - 0x3F000000)
+    return sign | ((size - 0x38000000 + 0xFFF + ((size >> 13) & 1)) >> 13)
 
 
 @inline
-def score_keys(queries: Any, scores: Any, keys: int, size: int, first: int) -> None:
+def store_cached(kind: int, address: int, value: Any) -> None:
+    """Write one value of a key or value vector; kind: F32 or F16."""
+    if kind == F16:
+        store_i16(address, half_bits(value))
+    else:
+        store_f32(address, value)
+
+
+@inline
+def store_key(kind: int, key: int, size: int, position: int, keys: int) -> None:
+    """Write one key vector into the blocked cache of its head."""
+    width = stored_bytes(kind)
+    at = keys + width * (position // KEYS * size * KEYS + position % KEYS)
+    for i in range(size):
+        store_cached(kind, at + width * KEYS * i, load_f32(key + 4 * i))
+
+
+def _make_score_keys(step: Any, width: int) -> Any:
+    @inline
+    def score_keys(queries: Any, scores: Any, keys: int, size: int, first: int) -> None:
+        at = keys + width * size * first
+        total = outer_zero(queries)
+        for i in range(size):
+            prefetch(at + width * KEYS * (i + size))  # the next KEYS keys
+            total = step(total, queries, 4 * i, at + width * KEYS * i)
+        outer_store(total, scores, 4 * first)
+
+    return score_keys
+
+
+_score_f32 = _make_score_keys(outer_fma, 4)
+_score_f16 = _make_score_keys(outer_fma_half, 2)
+
+
+@inline
+def score_keys(kind: int, queries: Any, scores: Any, keys: int, size: int, first: int) -> None:
     """Scores of a few queries for the KEYS keys from `first` on.
 
-    queries, scores: tuples of addresses; scores[n][key] = queries[n] . key.
+    queries, scores: tuples of addresses; scores[n][key] = queries[n] . key; kind: of the keys.
     """
-    at = keys + 4 * size * first
-    total = outer_zero(queries)
-    for i in range(size):
-        prefetch(at + 4 * KEYS * (i + size))  # the next KEYS keys
-        total = outer_fma(total, queries, 4 * i, at + 4 * KEYS * i)
-    outer_store(total, scores, 4 * first)
+    if kind == F16:
+        _score_f16(queries, scores, keys, size, first)
+    else:
+        _score_f32(queries, scores, keys, size, first)
+
+
+def _make_mix_values(step: Any, width: int) -> Any:
+    @inline
+    def mix_values(weights: Any, outs: Any, values: int, wide: int, first: int, end: int) -> None:
+        for i in range(0, wide, KEYS):
+            total = outer_load(outs, 4 * i)
+            for key in range(first, end):
+                prefetch(values + width * ((key + KEYS) * wide + i))
+                total = step(total, weights, 4 * key, values + width * (key * wide + i))
+            outer_store(total, outs, 4 * i)
+
+    return mix_values
+
+
+_mix_f32 = _make_mix_values(outer_fma, 4)
+_mix_f16 = _make_mix_values(outer_fma_half, 2)
 
 
 @inline
-def mix_values(weights: Any, outs: Any, values: int, wide: int, first: int, end: int) -> None:
+def mix_values(
+    kind: int, weights: Any, outs: Any, values: int, wide: int, first: int, end: int
+) -> None:
     """outs[n] += sum over keys first .. end, in order, of weights[n][key] * values[key].
 
-    weights, outs: tuples of addresses; values: f32[keys, wide], wide a multiple of KEYS.
+    weights, outs: tuples of addresses; values: [keys, wide] of `kind`, wide a multiple of KEYS.
     """
-    for i in range(0, wide, KEYS):
-        total = outer_load(outs, 4 * i)
-        for key in range(first, end):
-            prefetch(values + 4 * ((key + KEYS) * wide + i))
-            total = outer_fma(total, weights, 4 * key, values + 4 * (key * wide + i))
-        outer_store(total, outs, 4 * i)
+    if kind == F16:
+        _mix_f16(weights, outs, values, wide, first, end)
+    else:
+        _mix_f32(weights, outs, values, wide, first, end)
 
 
 @inline

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lutllm.artifact import EMBEDDING, Artifact
+from lutllm.config import KV_DTYPES
 from lutllm.emulator.cache import KVCache
 from lutllm.emulator.floats import KEYS, KINDS, LANES, WIDTHS
 from lutllm.emulator.forward import forward, project
@@ -58,9 +59,20 @@ class LutModel:
     of its own from `new_cache`.
 
     context  positions a sequence may have
+    kv       "F32" or "F16": what keys and values are kept as. Half precision takes half the memory
+             and its traffic, and rounds: results are then those of no other runtime to the bit
     """
 
-    def __init__(self, artifact: Artifact, threads: int | None = None, context: int | None = None):
+    def __init__(
+        self,
+        artifact: Artifact,
+        threads: int | None = None,
+        context: int | None = None,
+        kv: str = "F32",
+    ):
+        if kv not in KV_DTYPES:
+            raise ConfigError(f"kv is {kv!r}; choose {' or '.join(KV_DTYPES)}")
+        self.kv = kv
         self.config: ModelConfig = artifact.model
         self.path = artifact.path
         self.context = self._context_limit(context)
@@ -74,6 +86,7 @@ class LutModel:
         self._lins = np.concatenate([p.record for p in packed])
         self._floats = _FloatTensors(artifact.path)
         self._decoder = self._floats.decoder(self.config)
+        self._decoder["kv_kind"] = KINDS[kv]
         self._layers = self._floats.layers(self.config)
         self._tokenizer: Tokenizer | None = None
         self._arrays: dict[str, np.ndarray] = {}
@@ -85,10 +98,14 @@ class LutModel:
 
     @classmethod
     def load(
-        cls, path: str | Path, threads: int | None = None, context: int | None = None
+        cls,
+        path: str | Path,
+        threads: int | None = None,
+        context: int | None = None,
+        kv: str = "F32",
     ) -> LutModel:
         """Load an artifact folder. threads: all available by default; context: the model's own."""
-        return cls(Artifact.open(path), threads, context)
+        return cls(Artifact.open(path), threads, context, kv)
 
     @property
     def threads(self) -> int:
@@ -209,7 +226,7 @@ class LutModel:
 
     def new_cache(self) -> KVCache:
         """An empty cache for a sequence beside the one at work."""
-        return KVCache(self.config, self.context)
+        return KVCache(self.config, self.context, self.kv)
 
     def _check_ids(
         self, ids: Sequence[int] | np.ndarray, cache: KVCache | None = None

@@ -10,13 +10,15 @@ LINEARS = 4
 #: Queries that share the loads of keys and values.
 QUERIES = 8
 
-#: Sizes, constants and stored float tensors of a model. *_kind: `floats.KINDS`; *_scale: of int8
-#: rows, f32[vocab]; head_limit: `int8_rows.hidden_limit`; screened: 1 where a LUT linear, the last
-#: one, comes before the rows of the head, and head_margin is that of `int8_rows.screen`.
+#: Sizes, constants and stored float tensors of a model. *_kind: `floats.KINDS`, kv_kind that of the
+#: caches; *_scale: of int8 rows, f32[vocab]; head_limit: `int8_rows.hidden_limit`; screened: 1
+#: where a LUT linear, the last one, comes before the rows of the head, and head_margin is that of
+#: `int8_rows.screen`.
 DECODER = record_type(
     """
     layers hidden intermediate heads kv_heads head_dim vocab
     embed embed_kind embed_scale head head_kind head_scale head_limit screened final_norm cos sin
+    kv_kind
     """,
     "eps",
     "head_margin",

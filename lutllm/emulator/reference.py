@@ -11,6 +11,7 @@ import numpy as np
 
 from lutllm import int8_rows, intmath
 from lutllm.artifact import EMBEDDING, Artifact
+from lutllm.config import KV_DTYPES
 from lutllm.model_config import ModelConfig
 from lutllm.rope import rope_tables
 
@@ -52,6 +53,7 @@ def decoder_layer(
     get: Callable[[str], np.ndarray],
     apply: Apply,
     rope: tuple[np.ndarray, np.ndarray],
+    kv: str,
 ) -> np.ndarray:
     """One layer. h: f32[T, hidden] -> f32[T, hidden]."""
     eps, hd = config.rms_norm_eps, config.head_dim
@@ -62,7 +64,8 @@ def decoder_layer(
     if config.qk_norm:
         q = rms_norm(q, get(f"{base}.self_attn.q_norm.weight"), eps)
         k = rms_norm(k, get(f"{base}.self_attn.k_norm.weight"), eps)
-    mixed = attention(rotate(q, *rope), rotate(k, *rope), v)
+    k, v = (x.astype(KV_DTYPES[kv]).astype(np.float32) for x in (rotate(k, *rope), v))
+    mixed = attention(rotate(q, *rope), k, v)
     h = h + apply(f"{base}.self_attn.o_proj", mixed)
     x = rms_norm(h, get(f"{base}.post_attention_layernorm.weight"), eps)
     gate, up = np.split(apply(f"{base}.mlp.gate_up_proj", x), 2, axis=1)
@@ -73,11 +76,12 @@ def logits(
     artifact: Artifact,
     ids: np.ndarray,
     visit: Callable[[str, np.ndarray], np.ndarray | None] | None = None,
+    kv: str = "F32",
 ) -> np.ndarray:
     """Logits f32[T, V] of one sequence i64[T].
 
     visit(name, x) sees the input of every linear; what it returns, if anything, takes the place
-    of x.
+    of x. kv: of `LutModel`.
     """
     config = artifact.model
     shapes = {shape.name: shape for shape in config.linears()}
@@ -91,7 +95,7 @@ def logits(
     rope = rope_tables(config, len(ids))
     h = embed[ids]
     for i in range(config.num_hidden_layers):
-        h = decoder_layer(h, f"model.layers.{i}", config, artifact.float32, apply, rope)
+        h = decoder_layer(h, f"model.layers.{i}", config, artifact.float32, apply, rope, kv)
     h = rms_norm(h, artifact.float32("model.norm.weight"), config.rms_norm_eps)
     return head_logits(artifact, h)
 

@@ -391,31 +391,45 @@ def signed_as(typingctx: Any, value: Any, other: Any) -> Any:
     return kind(kind, kind), codegen
 
 
+def widen_half(builder: Any, bits: Any) -> Any:
+    """Inside an intrinsic: `half_to_float`."""
+    if has_feature("f16c") or not compiler_target()[0].startswith("x86"):
+        return builder.fpext(builder.bitcast(bits, f16x8.llvm), f32x8.llvm)
+    wide = builder.zext(bits, i32x8.llvm)
+    size = builder.and_(wide, _constant(i32x8, 0x7FFF))
+    sign = builder.shl(builder.xor(wide, size), _constant(i32x8, 16))
+    small = builder.bitcast(builder.shl(size, _constant(i32x8, 13)), f32x8.llvm)
+    scaled = builder.fmul(small, _constant(f32x8, 2.0**112))  # exponent bias 127 - 15
+    return builder.bitcast(builder.or_(builder.bitcast(scaled, i32x8.llvm), sign), f32x8.llvm)
+
+
 @intrinsic
 def half_to_float(typingctx: Any, value: Any) -> Any:
     """IEEE half precision bits (i16x8) as f32x8; exact for every finite value."""
     if value != i16x8:
         return None
-    native = has_feature("f16c") or not compiler_target()[0].startswith("x86")
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if native:
-            return builder.fpext(builder.bitcast(args[0], f16x8.llvm), f32x8.llvm)
-        bits = builder.zext(args[0], i32x8.llvm)
-        size = builder.and_(bits, _constant(i32x8, 0x7FFF))
-        sign = builder.shl(builder.xor(bits, size), _constant(i32x8, 16))
-        small = builder.bitcast(builder.shl(size, _constant(i32x8, 13)), f32x8.llvm)
-        scaled = builder.fmul(small, _constant(f32x8, 2.0**112))  # exponent bias 127 - 15
-        return builder.bitcast(builder.or_(builder.bitcast(scaled, i32x8.llvm), sign), f32x8.llvm)
+        return widen_half(builder, args[0])
 
     return f32x8(i16x8), codegen
+
+
+@intrinsic
+def float_bits(typingctx: Any, value: Any) -> Any:
+    """The 32 bits of a float32 as a number from 0."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.zext(builder.bitcast(args[0], _I32), _I64)
+
+    return types.intp(types.float32), codegen
 
 
 def _fused() -> bool:
     return has_feature("fma") or not compiler_target()[0].startswith("x86")
 
 
-def _multiply_add(builder: Any, kind: Vector, a: Any, b: Any, c: Any) -> Any:
+def multiply_add(builder: Any, kind: Vector, a: Any, b: Any, c: Any) -> Any:
     if not _fused():
         return builder.fadd(builder.fmul(a, b), c)
     return call_llvm(builder, f"llvm.fma.v{kind.lanes}f32", kind.llvm, [a, b, c])
@@ -429,76 +443,9 @@ def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
         return None
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _multiply_add(builder, kind, *args)
+        return multiply_add(builder, kind, *args)
 
     return kind(kind, kind, kind), codegen
-
-
-@intrinsic
-def outer_zero(typingctx: Any, rows: Any) -> Any:
-    """Accumulators for `outer_fma`: two zero vectors (f32x8) for each address in `rows`."""
-    result = types.UniTuple(f32x8, 2 * len(rows))
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return context.make_tuple(builder, result, [_constant(f32x8, 0.0)] * len(result))
-
-    return result(rows), codegen
-
-
-@intrinsic
-def outer_fma(typingctx: Any, total: Any, rows: Any, offset: Any, column: Any) -> Any:
-    """total[n] += f32 at rows[n] + offset, times the f32[16] at `column`: one rank-1 step.
-
-    rows: a tuple of addresses; total: as made by `outer_zero`.
-    """
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        old = cgutils.unpack_tuple(builder, args[0])
-        parts = []
-        for i in range(2):
-            place = builder.add(args[3], _I64(32 * i))
-            parts.append(builder.load(_pointer(builder, place, f32x8.llvm), align=1))
-        new = []
-        for n, address in enumerate(cgutils.unpack_tuple(builder, args[1])):
-            place = builder.add(address, args[2])
-            value = builder.load(_pointer(builder, place, ir.FloatType()), align=1)
-            wide = broadcast(builder, f32x8, value)
-            for i, part in enumerate(parts):
-                new.append(_multiply_add(builder, f32x8, wide, part, old[2 * n + i]))
-        return context.make_tuple(builder, total, new)
-
-    return total(total, rows, types.intp, types.intp), codegen
-
-
-@intrinsic
-def outer_load(typingctx: Any, rows: Any, offset: Any) -> Any:
-    """Accumulators as `outer_store` left them."""
-    result = types.UniTuple(f32x8, 2 * len(rows))
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        values = []
-        for address in cgutils.unpack_tuple(builder, args[0]):
-            for i in range(2):
-                place = builder.add(builder.add(address, args[1]), _I64(32 * i))
-                values.append(builder.load(_pointer(builder, place, f32x8.llvm), align=1))
-        return context.make_tuple(builder, result, values)
-
-    return result(rows, types.intp), codegen
-
-
-@intrinsic
-def outer_store(typingctx: Any, total: Any, rows: Any, offset: Any) -> Any:
-    """Store the two vectors of each row at rows[n] + offset."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        values = cgutils.unpack_tuple(builder, args[0])
-        for n, address in enumerate(cgutils.unpack_tuple(builder, args[1])):
-            for i in range(2):
-                place = builder.add(builder.add(address, args[2]), _I64(32 * i))
-                builder.store(values[2 * n + i], _pointer(builder, place, f32x8.llvm), align=1)
-        return context.get_dummy_value()
-
-    return types.void(total, rows, types.intp), codegen
 
 
 def _reduce(combine: Callable[[Any, Any, Any], Any]) -> Any:
