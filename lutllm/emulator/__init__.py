@@ -5,7 +5,7 @@
     simd        vector values inside Numba functions; simd_x86, simd_arm: single instructions
     layout      a LUT linear in the order the kernels read it
     plain, shuffle, avx512   kernel sets: the same functions; `kernels` is the set in use, and
-                `activations` what the last two share
+                `activations` and `rows` what the last two share
     linear      a LUT linear over a block of tokens, from those functions
     floats      norms, rotary embedding, scores, activation function, float head
     int8_head   the head on int8 rows, from `dot`, whose step is that of the kernel set

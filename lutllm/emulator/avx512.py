@@ -22,19 +22,17 @@ from lutllm.emulator.activations import (
     quantize_slots,
 )
 from lutllm.emulator.jit import inline
-from lutllm.emulator.layout import AHEAD, QUAD, SEGMENT, SEGMENT_COLUMNS, TILE, UNIT
+from lutllm.emulator.layout import AHEAD, QUAD, SEGMENT_COLUMNS, TILE, UNIT
 from lutllm.emulator.plain import (
     segment_field,
-    segment_place,
     segment_slots,
-    segment_vector,
     segment_wide,
 )
+from lutllm.emulator.rows import PLANE, make_make_rows, outward
 from lutllm.emulator.simd import (
     Vector,
     absolute,
     add,
-    ashr,
     band,
     bitcast,
     broadcast,
@@ -57,7 +55,6 @@ from lutllm.emulator.simd import (
     store,
     store_at,
     sub,
-    vmax,
     vmin,
 )
 from lutllm.emulator.simd_x86 import (
@@ -73,8 +70,6 @@ __all__ = ["code_slots", "largest_input", "lookup", "make_rows", "quantize_slots
 
 #: Index vectors of a tile: each is 16 outputs of a quad.
 PARTS = TILE // 16
-#: Bytes between the planes of high and low bytes of wide rows.
-PLANE = SEGMENT * 16
 #: Activation vectors from which taking codes apart pays.
 SPLIT_VECTORS = 3
 
@@ -154,43 +149,6 @@ def _spread_mask(typingctx: Any) -> Any:
 
 
 @inline
-def make_rows(lin: Any, group: int, segment: int, act_stage: int, act: int, rows: int) -> None:
-    """As `plain.make_rows`. Four slots at a time: each quarter of a register is one slot's."""
-    if not lin.fast_rows:
-        plain.make_rows(lin, group, segment, act_stage, act, rows)
-        return
-    place = group * lin.stream_slots + segment_place(lin, segment)
-    book = lin.weight_codebook + place * 32
-    factors = lin.shift + 2 * (act_stage * lin.groups * lin.stream_slots + place)
-    vectors = act + segment_vector(lin, segment)
-    mask = _spread_mask()
-    wide = segment_wide(lin, segment)
-    bits = lin.table_bits if wide else min(lin.table_bits, 8)
-    for slot in range(0, segment_slots(lin, segment), QUAD):
-        at = book + 32 * slot
-        prefetch(at + AHEAD // 2)
-        prefetch(at + AHEAD // 2 + 64)
-        entry0, entry1 = _quad_entries(at, vectors + 2 * slot, factors + 2 * slot, mask)
-        if bits != 8:  # to 8 bits they are packed with saturation
-            top = splat(i16x32, (1 << (bits - 1)) - 1)
-            low = splat(i16x32, -(1 << (bits - 1)))
-            entry0 = vmax(vmin(entry0, top), low)
-            entry1 = vmax(vmin(entry1, top), low)
-        if wide:
-            byte = splat(i16x32, 255)
-            lows = packuswb512(band(entry0, byte), band(entry1, byte))
-            store(rows + PLANE + 16 * slot, lows)
-            entry0, entry1 = ashr(entry0, 8), ashr(entry1, 8)
-        store(rows + 16 * slot, packsswb512(entry0, entry1))
-
-
-@inline
-def _outward(dot: Vector) -> Vector:
-    """dot - (dot < 0), so that rounding halves up then rounds them away from zero."""
-    return add(dot, ashr(dot, 15))
-
-
-@inline
 def _quad_entries(book: int, vectors: int, factors: int, mask: Vector) -> tuple[Vector, Vector]:
     """Rounded dot products of four slots before saturation, 8 centroids of each per vector.
 
@@ -201,7 +159,16 @@ def _quad_entries(book: int, vectors: int, factors: int, mask: Vector) -> tuple[
     size = absolute(a)
     dot0 = maddubs512(size, signed_as(load(i8x64, book), a))
     dot1 = maddubs512(size, signed_as(load(i8x64, book + 64), a))
-    return mulhrs512(_outward(dot0), factor), mulhrs512(_outward(dot1), factor)
+    return mulhrs512(outward(dot0), factor), mulhrs512(outward(dot1), factor)
+
+
+@inline
+def _low_bytes(first: Vector, second: Vector) -> Vector:
+    byte = splat(i16x32, 255)
+    return packuswb512(band(first, byte), band(second, byte))
+
+
+make_rows = make_make_rows(QUAD, i16x32, _spread_mask, _quad_entries, packsswb512, _low_bytes)
 
 
 # ---------------------------------------------------------------- lookup
@@ -386,9 +353,9 @@ def lookup(
             power = _power(lin, segment, n)
             own = rows + n * rows_bytes
             if segment_wide(lin, segment):
-                _stream_wide(codes, tiles, own, slots, target, power)
+                _stream(codes, tiles, own, (0, 1), slots, target, power)
             else:
-                _stream(codes, tiles, own, slots, target, power)
+                _stream(codes, tiles, own, (0,), slots, target, power)
         return
     for tile in range(tiles):
         for slot in range(0, slots, QUAD):
@@ -404,22 +371,15 @@ def lookup(
 
 
 @inline
-def _stream(codes: int, tiles: int, row: int, slots: int, target: int, power: int) -> None:
+def _stream(
+    codes: int, tiles: int, row: int, planes: Any, slots: int, target: int, power: int
+) -> None:
     """All tiles for one vector. One after the other: memory gives one stream twice the speed of two
     that alternate."""
     for tile in range(tiles):
         at = codes + tile * slots * TILE // 2
         goal = target + 4 * TILE * tile
-        _sum_packed((row,), (at,), (0,), slots, (goal,), (power,))
-
-
-@inline
-def _stream_wide(codes: int, tiles: int, row: int, slots: int, target: int, power: int) -> None:
-    """All tiles for one vector, entries of two bytes."""
-    for tile in range(tiles):
-        at = codes + tile * slots * TILE // 2
-        goal = target + 4 * TILE * tile
-        _sum_packed((row,), (at,), (0, 1), slots, (goal,), (power,))
+        _sum_packed((row,), (at,), planes, slots, (goal,), (power,))
 
 
 @inline

@@ -35,15 +35,13 @@ from lutllm.emulator.jit import inline
 from lutllm.emulator.layout import AHEAD, QUAD, SEGMENT, SEGMENT_COLUMNS, TILE, UNIT
 from lutllm.emulator.plain import (
     segment_field,
-    segment_place,
     segment_slots,
-    segment_vector,
     segment_wide,
 )
+from lutllm.emulator.rows import PLANE, make_make_rows, outward
 from lutllm.emulator.simd import (
     Vector,
     add,
-    ashr,
     band,
     bitcast,
     bxor,
@@ -63,7 +61,6 @@ from lutllm.emulator.simd import (
     splat,
     store,
     sub,
-    vmax,
     vmin,
 )
 
@@ -185,45 +182,11 @@ code_slots = make_code_slots(_nearest, _expand, _nearest_some, 2)
 
 
 @inline
-def make_rows(lin: Any, group: int, segment: int, act_stage: int, act: int, rows: int) -> None:
-    """As `plain.make_rows`. Two slots at a time: each half of a register belongs to one slot."""
-    if not lin.fast_rows:
-        plain.make_rows(lin, group, segment, act_stage, act, rows)
-        return
-    place = group * lin.stream_slots + segment_place(lin, segment)
-    book = lin.weight_codebook + place * 32
-    factors = lin.shift + 2 * (act_stage * lin.groups * lin.stream_slots + place)
-    vectors = act + segment_vector(lin, segment)
-    mask = _pair_mask()
-    wide = segment_wide(lin, segment)
-    bits = lin.table_bits if wide else min(lin.table_bits, 8)
-    for pair in range(segment_slots(lin, segment) // 2):
-        at = book + 64 * pair
-        prefetch(at + AHEAD // 2)
-        entry0, entry1 = _pair_entries(at, vectors + 4 * pair, factors + 4 * pair, mask)
-        if bits != 8:  # to 8 bits they are packed with saturation
-            top = splat(i16x16, (1 << (bits - 1)) - 1)
-            low = splat(i16x16, -(1 << (bits - 1)))
-            entry0 = vmax(vmin(entry0, top), low)
-            entry1 = vmax(vmin(entry1, top), low)
-        if wide:
-            store(rows + SEGMENT * 16 + 32 * pair, _low_bytes(entry0, entry1))
-            entry0, entry1 = ashr(entry0, 8), ashr(entry1, 8)
-        store(rows + 32 * pair, bxor(packsswb(entry0, entry1), splat(i8x32, 0x80)))
-
-
-@inline
 def _low_bytes(first: Vector, second: Vector) -> Vector:
     """The low bytes of two i16x16, in the order of packsswb."""
     byte, middle = splat(i16x16, 255), splat(i16x16, 128)
     first, second = sub(band(first, byte), middle), sub(band(second, byte), middle)
     return bxor(packsswb(first, second), splat(i8x32, 0x80))
-
-
-@inline
-def _outward(dot: Vector) -> Vector:
-    """dot - (dot < 0), so that rounding halves up then rounds them away from zero."""
-    return add(dot, ashr(dot, 15))
 
 
 @inline
@@ -237,7 +200,16 @@ def _pair_entries(book: int, vectors: int, factors: int, mask: Vector) -> tuple[
     size = magnitude(a)
     dot0 = maddubs(size, signed(load(i8x32, book), a))
     dot1 = maddubs(size, signed(load(i8x32, book + 32), a))
-    return mulhrs(_outward(dot0), factor), mulhrs(_outward(dot1), factor)
+    return mulhrs(outward(dot0), factor), mulhrs(outward(dot1), factor)
+
+
+@inline
+def _biased_bytes(first: Vector, second: Vector) -> Vector:
+    """Saturated to bytes, plus 128."""
+    return bxor(packsswb(first, second), splat(i8x32, 0x80))
+
+
+make_rows = make_make_rows(2, i16x16, _pair_mask, _pair_entries, _biased_bytes, _low_bytes)
 
 
 # ---------------------------------------------------------------- lookup
@@ -459,7 +431,7 @@ def lookup(
         plain.lookup(lin, segment, codes, tiles, rows, rows_bytes, vectors, acc, acc_bytes, scratch)
         return
     slots = segment_slots(lin, segment)
-    low_plane = SEGMENT * 16 if segment_wide(lin, segment) else 0
+    low_plane = PLANE if segment_wide(lin, segment) else 0
     tile_bytes = slots * TILE // 2
     pairs = tiles // 2 * 2 if vectors >= SPLIT_VECTORS else 0
     for tile in range(0, pairs, 2):
