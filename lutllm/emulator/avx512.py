@@ -4,6 +4,7 @@
 of an index it looks up 16 outputs of four slots. The four bytes of an output are neighbours, and
 `vpdpbusd` with ones adds them to its 32-bit sum: two instructions for 64 entries, and no carries to
 keep track of. Of wide entries the low bytes are the unsigned operand, the high bytes the signed.
+A row of up to 64 entries is a register of its own; `vpermi2b` looks up in two of them.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from lutllm.emulator.activations import (
     quantize_slots,
 )
 from lutllm.emulator.jit import inline
-from lutllm.emulator.layout import AHEAD, QUAD, SEGMENT_COLUMNS, TILE, UNIT
+from lutllm.emulator.layout import AHEAD, LARGE, QUAD, SEGMENT, SEGMENT_COLUMNS, TILE, UNIT
 from lutllm.emulator.plain import (
     segment_field,
     segment_slots,
     segment_wide,
 )
-from lutllm.emulator.rows import PLANE, make_make_rows, outward
+from lutllm.emulator.rows import make_make_rows, outward
 from lutllm.emulator.simd import (
     Vector,
     absolute,
@@ -45,6 +46,7 @@ from lutllm.emulator.simd import (
     intrinsic,
     load,
     load_at,
+    load_i16,
     load_i64,
     prefetch,
     prefetch_at,
@@ -150,12 +152,22 @@ def _spread_mask(typingctx: Any) -> Any:
 
 @inline
 def _quad_entries(book: int, vectors: int, factors: int, mask: Vector) -> tuple[Vector, Vector]:
-    """Rounded dot products of four slots before saturation, 8 centroids of each per vector.
-
-    A byte product needs one unsigned factor, so the activation's sign moves to the centroid.
-    """
+    """Rounded dot products of four slots before saturation, 8 centroids of each per vector."""
     a = pshufb512(bitcast(i8x64, splat(i64x8, load_i64(vectors))), mask)
     factor = bitcast(i16x32, pshufb512(bitcast(i8x64, splat(i64x8, load_i64(factors))), mask))
+    return _entries(book, a, factor)
+
+
+@inline
+def _slot_entries(book: int, vector: int, factor: int, mask: Vector) -> tuple[Vector, Vector]:
+    """As `_quad_entries` for one slot, 32 centroids per vector."""
+    a = bitcast(i8x64, splat(i16x32, load_i16(vector)))
+    return _entries(book, a, splat(i16x32, load_i16(factor)))
+
+
+@inline
+def _entries(book: int, a: Vector, factor: Vector) -> tuple[Vector, Vector]:
+    """A byte product needs one unsigned factor, so the activation's sign moves to the centroid."""
     size = absolute(a)
     dot0 = maddubs512(size, signed_as(load(i8x64, book), a))
     dot1 = maddubs512(size, signed_as(load(i8x64, book + 64), a))
@@ -168,7 +180,17 @@ def _low_bytes(first: Vector, second: Vector) -> Vector:
     return packuswb512(band(first, byte), band(second, byte))
 
 
-make_rows = make_make_rows(QUAD, i16x32, _spread_mask, _quad_entries, packsswb512, _low_bytes)
+_make_quads = make_make_rows(QUAD, 16, i16x32, _spread_mask, _quad_entries, packsswb512, _low_bytes)
+_make_large = make_make_rows(1, LARGE, i16x32, _spread_mask, _slot_entries, packsswb512, _low_bytes)
+
+
+@inline
+def make_rows(lin: Any, group: int, segment: int, act_stage: int, act: int, rows: int) -> None:
+    """As `plain.make_rows`: rows of four slots at a time, or one of many entries."""
+    if lin.row_stride == LARGE:
+        _make_large(lin, group, segment, act_stage, act, rows)
+    else:
+        _make_quads(lin, group, segment, act_stage, act, rows)
 
 
 # ---------------------------------------------------------------- lookup
@@ -208,19 +230,35 @@ def _zeros(typingctx: Any, vectors: Any, tiles: Any, planes: Any) -> Any:
     return result(vectors, tiles, planes), codegen
 
 
-def _quad(packed: bool) -> Any:
+def _look_up(builder: Any, tables: list[Any], index: Any) -> Any:
+    """Entries from one register with the rows of a quad, or from one for each of its slots."""
+    if len(tables) == 1:
+        name = "llvm.x86.avx512.permvar.qi.512"
+        return call_llvm(builder, name, i8x64.llvm, [tables[0], index])
+    name = "llvm.x86.avx512.vpermi2var.qi.512"  # bit 6 of an index chooses between two rows
+    pairs = [
+        call_llvm(builder, name, i8x64.llvm, [low, index, high])
+        for low, high in (tables[:2], tables[2:])
+    ]
+    lanes = [i + 64 * (i % 4 >= 2) for i in range(64)]
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), 64), lanes)
+    return builder.shuffle_vector(*pairs, mask)
+
+
+def _quad(packed: bool, row_bytes: int = 16) -> Any:
     """quad(vectors, tiles, planes, slot, sums) -> sums with the entries of four slots added.
 
     vectors: a tuple of the addresses of rows; tiles: of codes [slots, 32], or if not packed, of
     index vectors [slots / 4, PARTS, 64]. sums: [vectors][planes][tiles][PARTS].
     """
+    plane_bytes = SEGMENT * row_bytes
 
     @intrinsic
     def quad(typingctx: Any, vectors: Any, tiles: Any, planes: Any, slot: Any, sums: Any) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             rows, codes = (cgutils.unpack_tuple(builder, a) for a in args[:2])
             first = args[3]
-            row_at = builder.mul(first, first.type(16))
+            row_at = builder.mul(first, first.type(row_bytes))
             code_at = builder.mul(first, first.type(32 if packed else 16 * PARTS))
             indices = []
             for tile in codes:
@@ -229,31 +267,28 @@ def _quad(packed: bool) -> Any:
                     for i in range(0, 2 * TILE, 64):
                         prefetch_at(builder, at, AHEAD + i)
                         indices += _indices(builder, load_at(builder, i8x64, at, i))
-                else:
-                    indices += [load_at(builder, i8x64, at, 64 * i) for i in range(PARTS)]
+                    continue
+                for i in range(0, 64 * PARTS, 64):
+                    if row_bytes == LARGE:  # read from memory, not taken apart
+                        prefetch_at(builder, at, AHEAD + i)
+                    indices.append(load_at(builder, i8x64, at, i))
             old = iter(cgutils.unpack_tuple(builder, args[4]))
             new = []
             for row in rows:
                 for plane in range(len(planes)):
                     at = builder.add(row, row_at)
-                    table = load_at(builder, i8x64, at, PLANE * plane)
+                    tables = [
+                        load_at(builder, i8x64, at, plane_bytes * plane + i)
+                        for i in range(0, QUAD * row_bytes, 64)
+                    ]
                     for index in indices:
-                        entries = call_llvm(
-                            builder,
-                            "llvm.x86.avx512.permvar.qi.512",
-                            i8x64.llvm,
-                            [table, index],
-                        )
+                        entries = _look_up(builder, tables, index)
                         new.append(_add_four(builder, next(old), entries, plane == 0))
             return context.make_tuple(builder, sums, new)
 
         return sums(vectors, tiles, planes, types.intp, sums), codegen
 
     return quad
-
-
-_packed_quad = _quad(True)
-_split_quad = _quad(False)
 
 
 @intrinsic
@@ -281,26 +316,23 @@ def _finish(typingctx: Any, sums: Any, tiles: Any, planes: Any, targets: Any, sh
     return types.void(sums, tiles, planes, targets, shifts), codegen
 
 
-@inline
-def _sum_packed(
-    vectors: Any, tiles: Any, planes: Any, slots: int, targets: Any, shifts: Any
-) -> None:
-    """Add some tiles to the accumulators of some vectors; tuples as in `_quad` and `_finish`."""
-    sums = _zeros(vectors, tiles, planes)
-    for slot in range(0, slots, QUAD):
-        sums = _packed_quad(vectors, tiles, planes, slot, sums)
-    _finish(sums, tiles, planes, targets, shifts)
+def _make_sum(quad: Any) -> Any:
+    """A function that adds some tiles to the accumulators of some vectors, by steps of `quad`."""
+
+    @inline
+    def sum_some(
+        vectors: Any, tiles: Any, planes: Any, slots: int, targets: Any, shifts: Any
+    ) -> None:
+        """Tuples as in `_quad` and `_finish`."""
+        sums = _zeros(vectors, tiles, planes)
+        for slot in range(0, slots, QUAD):
+            sums = quad(vectors, tiles, planes, slot, sums)
+        _finish(sums, tiles, planes, targets, shifts)
+
+    return sum_some
 
 
-@inline
-def _sum_split(
-    vectors: Any, tiles: Any, planes: Any, slots: int, targets: Any, shifts: Any
-) -> None:
-    """As `_sum_packed`, from codes taken apart."""
-    sums = _zeros(vectors, tiles, planes)
-    for slot in range(0, slots, QUAD):
-        sums = _split_quad(vectors, tiles, planes, slot, sums)
-    _finish(sums, tiles, planes, targets, shifts)
+_sum_packed = _make_sum(_quad(True))
 
 
 @intrinsic
@@ -329,6 +361,117 @@ def _target(lin: Any, acc: int, acc_bytes: int, tile: int, n: int) -> int:
 
 
 @inline
+def _stream(
+    codes: int, tiles: int, row: int, planes: Any, slots: int, target: int, power: int
+) -> None:
+    """All tiles for one vector. One after the other: memory gives one stream twice the speed of two
+    that alternate."""
+    for tile in range(tiles):
+        at = codes + tile * slots * TILE // 2
+        goal = target + 4 * TILE * tile
+        _sum_packed((row,), (at,), planes, slots, (goal,), (power,))
+
+
+def _make_all_vectors(sum_some: Any) -> Any:
+    """A function that adds one tile, in the layout of `sum_some`, for all vectors.
+
+    As many at a time as registers hold sums of.
+    """
+
+    @inline
+    def four_at_a_time(
+        lin: Any,
+        segment: int,
+        tile_at: int,
+        tile: int,
+        slots: int,
+        rows: int,
+        rows_bytes: int,
+        vectors: int,
+        acc: int,
+        acc_bytes: int,
+    ) -> None:
+        """Entries of one byte."""
+        fours = vectors // 4 * 4
+        for n in range(0, fours, 4):
+            first = rows + n * rows_bytes
+            some = (first, first + rows_bytes, first + 2 * rows_bytes, first + 3 * rows_bytes)
+            targets = (
+                _target(lin, acc, acc_bytes, tile, n),
+                _target(lin, acc, acc_bytes, tile, n + 1),
+                _target(lin, acc, acc_bytes, tile, n + 2),
+                _target(lin, acc, acc_bytes, tile, n + 3),
+            )
+            powers = (
+                _power(lin, segment, n),
+                _power(lin, segment, n + 1),
+                _power(lin, segment, n + 2),
+                _power(lin, segment, n + 3),
+            )
+            sum_some(some, (tile_at,), (0,), slots, targets, powers)
+        for n in range(fours, vectors):
+            target = _target(lin, acc, acc_bytes, tile, n)
+            power = _power(lin, segment, n)
+            sum_some((rows + n * rows_bytes,), (tile_at,), (0,), slots, (target,), (power,))
+
+    @inline
+    def two_at_a_time(
+        lin: Any,
+        segment: int,
+        tile_at: int,
+        tile: int,
+        slots: int,
+        rows: int,
+        rows_bytes: int,
+        vectors: int,
+        acc: int,
+        acc_bytes: int,
+    ) -> None:
+        """Entries of two bytes."""
+        pairs = vectors // 2 * 2
+        for n in range(0, pairs, 2):
+            first = rows + n * rows_bytes
+            targets = (
+                _target(lin, acc, acc_bytes, tile, n),
+                _target(lin, acc, acc_bytes, tile, n + 1),
+            )
+            powers = (_power(lin, segment, n), _power(lin, segment, n + 1))
+            sum_some((first, first + rows_bytes), (tile_at,), (0, 1), slots, targets, powers)
+        if pairs < vectors:
+            target = _target(lin, acc, acc_bytes, tile, pairs)
+            power = _power(lin, segment, pairs)
+            sum_some((rows + pairs * rows_bytes,), (tile_at,), (0, 1), slots, (target,), (power,))
+
+    @inline
+    def all_vectors(
+        lin: Any,
+        segment: int,
+        tile_at: int,
+        tile: int,
+        slots: int,
+        rows: int,
+        rows_bytes: int,
+        vectors: int,
+        acc: int,
+        acc_bytes: int,
+    ) -> None:
+        if segment_wide(lin, segment):
+            two_at_a_time(
+                lin, segment, tile_at, tile, slots, rows, rows_bytes, vectors, acc, acc_bytes
+            )
+        else:
+            four_at_a_time(
+                lin, segment, tile_at, tile, slots, rows, rows_bytes, vectors, acc, acc_bytes
+            )
+
+    return all_vectors
+
+
+_all_split = _make_all_vectors(_make_sum(_quad(False)))
+_all_large = _make_all_vectors(_make_sum(_quad(False, LARGE)))
+
+
+@inline
 def lookup(
     lin: Any,
     segment: int,
@@ -346,8 +489,9 @@ def lookup(
         plain.lookup(lin, segment, codes, tiles, rows, rows_bytes, vectors, acc, acc_bytes, scratch)
         return
     slots = segment_slots(lin, segment)
-    tile_bytes = slots * TILE // 2
-    if vectors < SPLIT_VECTORS:
+    tile_bytes = slots * lin.code_bytes
+    large = lin.row_stride == LARGE
+    if vectors < SPLIT_VECTORS and not large:
         for n in range(vectors):
             target = _target(lin, acc, acc_bytes, 0, n)
             power = _power(lin, segment, n)
@@ -358,91 +502,10 @@ def lookup(
                 _stream(codes, tiles, own, (0,), slots, target, power)
         return
     for tile in range(tiles):
+        at = codes + tile * tile_bytes
+        if large:
+            _all_large(lin, segment, at, tile, slots, rows, rows_bytes, vectors, acc, acc_bytes)
+            continue
         for slot in range(0, slots, QUAD):
-            _index_vectors(codes + tile * tile_bytes + 32 * slot, scratch + TILE * slot)
-        if segment_wide(lin, segment):
-            _all_vectors_wide(
-                lin, segment, scratch, tile, slots, rows, rows_bytes, vectors, acc, acc_bytes
-            )
-        else:
-            _all_vectors(
-                lin, segment, scratch, tile, slots, rows, rows_bytes, vectors, acc, acc_bytes
-            )
-
-
-@inline
-def _stream(
-    codes: int, tiles: int, row: int, planes: Any, slots: int, target: int, power: int
-) -> None:
-    """All tiles for one vector. One after the other: memory gives one stream twice the speed of two
-    that alternate."""
-    for tile in range(tiles):
-        at = codes + tile * slots * TILE // 2
-        goal = target + 4 * TILE * tile
-        _sum_packed((row,), (at,), planes, slots, (goal,), (power,))
-
-
-@inline
-def _all_vectors(
-    lin: Any,
-    segment: int,
-    split: int,
-    tile: int,
-    slots: int,
-    rows: int,
-    rows_bytes: int,
-    vectors: int,
-    acc: int,
-    acc_bytes: int,
-) -> None:
-    """One tile taken apart for all vectors, four at a time."""
-    fours = vectors // 4 * 4
-    for n in range(0, fours, 4):
-        first = rows + n * rows_bytes
-        some = (first, first + rows_bytes, first + 2 * rows_bytes, first + 3 * rows_bytes)
-        targets = (
-            _target(lin, acc, acc_bytes, tile, n),
-            _target(lin, acc, acc_bytes, tile, n + 1),
-            _target(lin, acc, acc_bytes, tile, n + 2),
-            _target(lin, acc, acc_bytes, tile, n + 3),
-        )
-        powers = (
-            _power(lin, segment, n),
-            _power(lin, segment, n + 1),
-            _power(lin, segment, n + 2),
-            _power(lin, segment, n + 3),
-        )
-        _sum_split(some, (split,), (0,), slots, targets, powers)
-    for n in range(fours, vectors):
-        target = _target(lin, acc, acc_bytes, tile, n)
-        power = _power(lin, segment, n)
-        _sum_split((rows + n * rows_bytes,), (split,), (0,), slots, (target,), (power,))
-
-
-@inline
-def _all_vectors_wide(
-    lin: Any,
-    segment: int,
-    split: int,
-    tile: int,
-    slots: int,
-    rows: int,
-    rows_bytes: int,
-    vectors: int,
-    acc: int,
-    acc_bytes: int,
-) -> None:
-    """As `_all_vectors` with entries of two bytes, two vectors at a time."""
-    pairs = vectors // 2 * 2
-    for n in range(0, pairs, 2):
-        first = rows + n * rows_bytes
-        targets = (
-            _target(lin, acc, acc_bytes, tile, n),
-            _target(lin, acc, acc_bytes, tile, n + 1),
-        )
-        powers = (_power(lin, segment, n), _power(lin, segment, n + 1))
-        _sum_split((first, first + rows_bytes), (split,), (0, 1), slots, targets, powers)
-    if pairs < vectors:
-        target = _target(lin, acc, acc_bytes, tile, pairs)
-        power = _power(lin, segment, pairs)
-        _sum_split((rows + pairs * rows_bytes,), (split,), (0, 1), slots, (target,), (power,))
+            _index_vectors(at + 32 * slot, scratch + TILE * slot)
+        _all_split(lin, segment, scratch, tile, slots, rows, rows_bytes, vectors, acc, acc_bytes)

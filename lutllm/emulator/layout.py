@@ -14,7 +14,8 @@ A tile of one slot is 64 codes: 64 bytes, or 32 when a code fits 4 bits. Then ou
 lies in byte 4 (i % 8) + 2 (i // 8 % 2) + i // 16 % 2, nibble i // 32: taking even and odd bytes of
 a shuffle result apart, and then even and odd 16-bit words, leaves runs of 8 outputs. In quads, a
 tile of four slots is 128 bytes: output i of slot s lies in byte 64 (i // 32) + 4 (i % 16) + s,
-nibble i // 16 % 2, so that four neighbouring bytes are one output.
+nibble i // 16 % 2, so that four neighbouring bytes are one output. Of wider codes it is 256 bytes:
+byte 64 (i // 16) + 4 (i % 16) + s, with bit 6 set in the second slot of each two.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ UNIT = 16
 QUAD = 4
 SEGMENT = 7 * UNIT
 PANEL_TILES = 8
+#: Entries of a row that fills a register.
+LARGE = 64
 #: Bytes between the codes in use and those asked for: codes are read once, front to back.
 AHEAD = 8192
 _LINE = 64  # bytes of a cache line
@@ -80,9 +83,11 @@ class Packing:
     search: activation codebook [Sa, slots / 16, Ka, 16, 2]; else [Sa, slots, Ka, v]
     rows:   weight codebook of two slots as 64 bytes: centroids 0-7 of the first, of the second,
             8-15 of the first, of the second (in quads, of four slots as 128 bytes); multipliers
-            i16 2^(15 - shift); else [slot][Kw][v] and shifts u8
-    lookup: rows are 16 entries, + 128 as u8 unless in quads; else i8[Kw]; low bytes are u8 always
-    quads:  four slots share a register; else two
+            i16 2^(15 - shift); else [slot][Kw][v] and shifts u8. With more than 16 centroids one
+            slot as 128 bytes: centroids 16 n to 16 n + 7 for n < 4, then the other halves
+    lookup: rows are 16 entries, + 128 as u8 unless in quads; else i8[Kw]; low bytes are u8 always.
+            In quads, rows of more entries are i8[LARGE]
+    quads:  codes of four slots lie together; else of one
     """
 
     search: bool
@@ -95,10 +100,17 @@ class Packing:
         config = linear.config
         vector = isa != "plain"
         pairs = vector and config.vec_len == 2
-        short = vector and config.weight_centroids <= 16
+        quads = isa == "avx512"
+        short = vector and config.weight_centroids <= (LARGE if quads else 16)
         # 16 bits hold centroid - 2 x, and index below score needs 31 bits: two stages at most
         search = pairs and config.scheme == "co" and config.act_stages <= 2
-        return cls(search, rows=pairs and short, lookup=short, quads=short and isa == "avx512")
+        return cls(search, rows=pairs and short, lookup=short, quads=short and quads)
+
+    def row_entries(self, weight_centroids: int) -> int:
+        """Entries that a row has room for."""
+        if not self.lookup:
+            return weight_centroids
+        return 16 if weight_centroids <= 16 else LARGE
 
     @property
     def row_bias(self) -> int:
@@ -214,7 +226,8 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
     packing = Packing.choose(linear, isa)
     slot_position, segments = cut_segments(linear)
     stream = _stream(slot_position, segments)
-    centroids = 16 if packing.rows else config.weight_centroids
+    row_entries = packing.row_entries(config.weight_centroids)
+    centroids = row_entries if packing.rows else config.weight_centroids
     code_bytes = TILE // 2 if config.weight_centroids <= 16 else TILE
     panels, tiles = cut_panels(linear, len(stream[0]), code_bytes)
     scale = np.where(linear.input_perm < 0, np.float32(0), linear.input_scale)
@@ -254,7 +267,7 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
         "fast_search": int(packing.search),
         "fast_rows": int(packing.rows),
         "fast_lookup": int(packing.lookup),
-        "row_stride": 16 if packing.lookup else config.weight_centroids,
+        "row_stride": row_entries,
         "row_planes": _row_planes(config),
         "row_bias": packing.row_bias,
         "sum_bias": _sum_bias(config, segments) if packing.row_bias else 0,
@@ -340,7 +353,9 @@ def _weight_codebook(
     """i8[B, stream slots, slot_bytes]."""
     config = linear.config
     stage, position = stream
-    count = 16 if packing.rows else config.weight_centroids
+    count = config.weight_centroids
+    if packing.rows:
+        count = packing.row_entries(count)
     out = arena.take((linear.num_groups, len(stage), count, config.vec_len), np.int8)
     if count > config.weight_centroids:
         out[:] = 0
@@ -423,7 +438,8 @@ def _pack_codes(
                     codes[valid:] = 0
                     if quads:
                         target = at + (tile * count + slot // QUAD * QUAD) * code_bytes
-                        _write_in_quad(codes, slot % QUAD, out[target : target + 2 * TILE])
+                        whole = out[target : target + QUAD * code_bytes]
+                        _write_in_quad(codes, code_bytes, slot % QUAD, whole)
                     else:
                         target = at + (tile * count + slot) * code_bytes
                         _write_tile(codes, code_bytes, out[target : target + code_bytes])
@@ -461,7 +477,11 @@ def _write_tile(codes: np.ndarray, code_bytes: int, out: np.ndarray) -> None:
 
 
 @kernel
-def _write_in_quad(codes: np.ndarray, slot: int, out: np.ndarray) -> None:
+def _write_in_quad(codes: np.ndarray, code_bytes: int, slot: int, out: np.ndarray) -> None:
+    if code_bytes == TILE:
+        for i in range(TILE):
+            out[64 * (i // 16) + 4 * (i % 16) + slot] = codes[i] | (slot % 2 << 6)
+        return
     for half in range(2):
         for i in range(16):
             low, high = codes[32 * half + i], codes[32 * half + 16 + i]

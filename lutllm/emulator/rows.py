@@ -10,9 +10,6 @@ from lutllm.emulator.layout import AHEAD, SEGMENT
 from lutllm.emulator.plain import segment_place, segment_slots, segment_vector, segment_wide
 from lutllm.emulator.simd import Vector, add, ashr, prefetch, splat, store, vmax, vmin
 
-#: Bytes between the planes of high and low bytes of wide rows.
-PLANE = SEGMENT * 16
-
 
 @inline
 def outward(dot: Vector) -> Vector:
@@ -21,11 +18,18 @@ def outward(dot: Vector) -> Vector:
 
 
 def make_make_rows(
-    together: int, words: Vector, mask: Any, entries: Any, pack: Any, pack_low: Any
+    together: int,
+    row_bytes: int,
+    words: Vector,
+    mask: Any,
+    entries: Any,
+    pack: Any,
+    pack_low: Any,
 ) -> Any:
     """The function `make_rows` of a kernel set, `together` slots at a time.
 
-    words      type of a vector of entries: centroids 0-7 of each slot, or 8-15
+    row_bytes  of a row in one plane; its centroids take twice as many
+    words      type of a vector of entries: half of the centroids of the slots
     entries    (book, vectors, factors, mask()) -> both vectors of rounded dot products
     pack       both vectors, saturated to the bytes of rows
     pack_low   both vectors, their low bytes
@@ -38,15 +42,15 @@ def make_make_rows(
             plain.make_rows(lin, group, segment, act_stage, act, rows)
             return
         place = group * lin.stream_slots + segment_place(lin, segment)
-        book = lin.weight_codebook + place * 32
+        book = lin.weight_codebook + place * 2 * row_bytes
         factors = lin.shift + 2 * (act_stage * lin.groups * lin.stream_slots + place)
         vectors = act + segment_vector(lin, segment)
         spread = mask()
         wide = segment_wide(lin, segment)
         bits = lin.table_bits if wide else min(lin.table_bits, 8)
         for slot in range(0, segment_slots(lin, segment), together):
-            at = book + 32 * slot
-            for line in range(0, 32 * together, 64):
+            at = book + 2 * row_bytes * slot
+            for line in range(0, 2 * row_bytes * together, 64):
                 prefetch(at + AHEAD // 2 + line)
             entry0, entry1 = entries(at, vectors + 2 * slot, factors + 2 * slot, spread)
             if bits != 8:  # to 8 bits they are packed with saturation
@@ -55,8 +59,9 @@ def make_make_rows(
                 entry0 = vmax(vmin(entry0, top), low)
                 entry1 = vmax(vmin(entry1, top), low)
             if wide:
-                store(rows + PLANE + 16 * slot, pack_low(entry0, entry1))
+                low_plane = rows + SEGMENT * row_bytes
+                store(low_plane + row_bytes * slot, pack_low(entry0, entry1))
                 entry0, entry1 = ashr(entry0, 8), ashr(entry1, 8)
-            store(rows + 16 * slot, pack(entry0, entry1))
+            store(rows + row_bytes * slot, pack(entry0, entry1))
 
     return make_rows

@@ -38,7 +38,7 @@ from lutllm.emulator.plain import (
     segment_slots,
     segment_wide,
 )
-from lutllm.emulator.rows import PLANE, make_make_rows, outward
+from lutllm.emulator.rows import make_make_rows, outward
 from lutllm.emulator.simd import (
     Vector,
     add,
@@ -209,7 +209,7 @@ def _biased_bytes(first: Vector, second: Vector) -> Vector:
     return bxor(packsswb(first, second), splat(i8x32, 0x80))
 
 
-make_rows = make_make_rows(2, i16x16, _pair_mask, _pair_entries, _biased_bytes, _low_bytes)
+make_rows = make_make_rows(2, 16, i16x16, _pair_mask, _pair_entries, _biased_bytes, _low_bytes)
 
 
 # ---------------------------------------------------------------- lookup
@@ -431,7 +431,7 @@ def lookup(
         plain.lookup(lin, segment, codes, tiles, rows, rows_bytes, vectors, acc, acc_bytes, scratch)
         return
     slots = segment_slots(lin, segment)
-    low_plane = PLANE if segment_wide(lin, segment) else 0
+    low_plane = SEGMENT * 16 if segment_wide(lin, segment) else 0
     tile_bytes = slots * TILE // 2
     pairs = tiles // 2 * 2 if vectors >= SPLIT_VECTORS else 0
     for tile in range(0, pairs, 2):
