@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from calib.matmul import product
 from lutllm.model_config import LinearShape
 from lutllm.rope import rope_tables
 
@@ -38,8 +39,10 @@ class LayerWeights:
     k_norm: torch.Tensor | None
 
     def apply(self, shape: LinearShape, x: torch.Tensor) -> torch.Tensor:
-        """The float linear: y = x W^T + b."""
-        return F.linear(x, self.weight[shape.name], self.bias[shape.name])
+        """The float linear: y = x W^T + b, multiplied in the type of W."""
+        bias = self.bias[shape.name]
+        y = product(x, self.weight[shape.name].t())
+        return y if bias is None else y + bias
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -145,12 +148,18 @@ class FloatDecoder:
 
 
 class ResidentDecoder:
-    """The float model with all its layers in memory, for many passes over few tokens."""
+    """The float model with all its layers in memory, for many passes over few tokens.
 
-    def __init__(self, decoder: FloatDecoder):
+    dtype: of the weights, and of what multiplies them.
+    """
+
+    def __init__(self, decoder: FloatDecoder, dtype: torch.dtype = torch.float32):
         self.decoder = decoder
         self.layers = [decoder.layer(i) for i in range(decoder.config.num_hidden_layers)]
-        self.norm, self.head = decoder.head()
+        for layer in self.layers:
+            layer.weight = {name: w.to(dtype) for name, w in layer.weight.items()}
+        self.norm, head = decoder.head()
+        self.head = head.to(dtype)
 
     @torch.no_grad()
     def hidden(self, ids: np.ndarray) -> torch.Tensor:
@@ -162,7 +171,7 @@ class ResidentDecoder:
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """ids: i64[T] -> f32[T, vocab]."""
-        return F.linear(self.hidden(np.asarray(ids)[None])[0], self.head).numpy()
+        return product(self.hidden(np.asarray(ids)[None])[0], self.head.t()).numpy()
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

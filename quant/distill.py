@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from calib.decoder import FloatDecoder, LayerWeights, ResidentDecoder, rms_norm
+from calib.matmul import fast_dtype
 from lutllm.artifact import Artifact
 from lutllm.checkpoint import Checkpoint
 from lutllm.config import QuantConfig
@@ -26,11 +26,10 @@ from lutllm.errors import ConfigError
 from lutllm.lut_linear import LutLinear
 from lutllm.model_config import LinearShape
 from lutllm.progress import Progress
+from quant.divergence import divergence
 from quant.head import stored_values
 from quant.student import StudentLinear
 
-#: Positions whose logits exist at once; the vocabulary is large.
-_HEAD_CHUNK = 256
 #: Seconds between two saves of the state.
 SAVE_INTERVAL_S = 60.0
 
@@ -38,6 +37,8 @@ SAVE_INTERVAL_S = 60.0
 @dataclass(frozen=True)
 class DistillConfig:
     """steps of `windows` windows each; learning_rate is relative to the size of a codebook.
+
+    dtype: what matrices are multiplied in, None for what is fast on this processor.
 
     Norm weights and output scales learn at `scale_rate` times that rate, activation codebooks at
     `act_rate` times it.
@@ -50,6 +51,7 @@ class DistillConfig:
     act_rate: float = 0.3
     warmup: int = 5
     seed: int = 0
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "windows"):
@@ -67,7 +69,7 @@ class DistillConfig:
 class Student:
     """The quantized model: trainable linears and norms per layer, embedding and head fixed.
 
-    head: f32[vocab, hidden], the values that the artifact holds.
+    head: [vocab, hidden], the values that the artifact holds.
     """
 
     decoder: FloatDecoder
@@ -79,7 +81,10 @@ class Student:
     _norms: list[torch.Tensor] = field(default_factory=list)
 
     @classmethod
-    def from_artifact(cls, artifact: Artifact, decoder: FloatDecoder) -> Student:
+    def from_artifact(
+        cls, artifact: Artifact, decoder: FloatDecoder, dtype: torch.dtype = torch.float32
+    ) -> Student:
+        """dtype: what matrices are multiplied in."""
         layers, linears, norms = [], [], []
         model = artifact.model
 
@@ -103,9 +108,9 @@ class Student:
                     norm(f"{prefix}.self_attn.k_norm.weight") if qk else None,
                 )
             )
-            linears.append({s.name: StudentLinear(artifact.linear(s)) for s in shapes})
+            linears.append({s.name: StudentLinear(artifact.linear(s), dtype) for s in shapes})
         final = norm("model.norm.weight")
-        head = torch.from_numpy(artifact.float32(artifact.head_name))
+        head = torch.from_numpy(artifact.float32(artifact.head_name)).to(dtype)
         return cls(decoder, artifact.quant, layers, linears, final, head, norms)
 
     def hidden(self, ids: np.ndarray) -> torch.Tensor:
@@ -145,34 +150,6 @@ class Student:
         return [t for s in linears for t in s.parameters()] + self._norms
 
 
-def divergence(
-    student: torch.Tensor,
-    teacher: torch.Tensor,
-    heads: tuple[torch.Tensor, torch.Tensor],
-    gradient: bool,
-) -> tuple[float, torch.Tensor | None]:
-    """Mean KL(teacher || student) per position, and its gradient with respect to `student`.
-
-    student, teacher: f32[n, hidden], normalised; heads: f32[vocab, hidden] of each. Logits are made
-    in chunks of positions, so memory does not grow with n.
-    """
-    own, other = heads
-    total, parts = 0.0, []
-    for first in range(0, len(student), _HEAD_CHUNK):
-        part = student[first : first + _HEAD_CHUNK].detach().requires_grad_(gradient)
-        with torch.no_grad():
-            target = F.log_softmax(teacher[first : first + _HEAD_CHUNK] @ other.t(), dim=-1)
-        with torch.set_grad_enabled(gradient):
-            found = F.log_softmax(part @ own.t(), dim=-1)
-            loss = F.kl_div(found, target, reduction="sum", log_target=True) / len(student)
-        total += float(loss.detach())
-        if gradient:
-            loss.backward()
-            assert part.grad is not None
-            parts.append(part.grad)
-    return total, torch.cat(parts) if gradient else None
-
-
 def distill(
     artifact: Artifact,
     checkpoint: Checkpoint,
@@ -191,9 +168,10 @@ def distill(
     goes on from `state_path`. Returns the trained student and a record for the report.
     """
     decoder = FloatDecoder(checkpoint)
-    teacher = ResidentDecoder(decoder)
-    student = Student.from_artifact(artifact, decoder)
-    optimizer = torch.optim.Adam(student.groups(config), lr=1.0, betas=(0.9, 0.95))
+    dtype = config.dtype or fast_dtype()
+    teacher = ResidentDecoder(decoder, dtype)
+    student = Student.from_artifact(artifact, decoder, dtype)
+    optimizer = torch.optim.Adam(student.groups(config), lr=1.0, betas=(0.9, 0.95), fused=True)
     order = np.random.default_rng(config.seed).permutation(len(windows))
     record: dict[str, Any] = {"steps": config.steps, "curve": []}
     first = _restore(state_path, student, optimizer, record)

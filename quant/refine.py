@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lutllm.artifact import Artifact, linear_tensors
 from lutllm.checkpoint import Checkpoint
@@ -28,10 +29,19 @@ def learning_rate(config: QuantConfig, linears: list[str]) -> float:
 
     Measured: coarse codes gain most from large steps; at 4 bits a rate of 2e-3 does harm.
     """
-    bits = np.mean([config.for_linear(name).index_bits_per_weight for name in linears])
+    bits = _index_bits(config, linears)
     if bits <= 2.5:
         return 3e-3
     return 1.5e-3 if bits <= 3.5 else 6e-4
+
+
+def multiply_dtype(config: QuantConfig, linears: list[str]) -> torch.dtype | None:
+    """None, what is fast, up to 4 index bits; above, rounding to bfloat16 is no longer small."""
+    return None if _index_bits(config, linears) <= 4 else torch.float32
+
+
+def _index_bits(config: QuantConfig, linears: list[str]) -> float:
+    return float(np.mean([config.for_linear(name).index_bits_per_weight for name in linears]))
 
 
 def refine(
@@ -57,7 +67,10 @@ def refine(
     begun = time.monotonic()
     names = [s.name for s in checkpoint.model.linears()]
     settings = DistillConfig(
-        steps=_MANY_STEPS, learning_rate=learning_rate(config, names), seed=config.seed
+        steps=_MANY_STEPS,
+        learning_rate=learning_rate(config, names),
+        seed=config.seed,
+        dtype=multiply_dtype(config, names),
     )
     student, record = distill(
         Artifact.open(workspace.path),

@@ -15,21 +15,48 @@ import numpy as np
 import torch
 from numba import njit, prange
 
+from calib.matmul import product
 from lutllm.config import ACT_LIMIT, STAGE_BITS
 from lutllm.lut_linear import LutLinear
 from quant.activation import assign, take_centroids
+
+#: Stretches of tokens that sums over tokens are made of; fixed, so that threads do not matter.
+_PARTS = 16
+
+
+@njit(inline="always")
+def _decode_row(
+    books: np.ndarray, codes: np.ndarray, p: int, j: int, group_size: int, row: np.ndarray
+) -> None:
+    row[:] = 0
+    for s in range(codes.shape[0]):
+        for first in range(0, codes.shape[2], group_size):
+            book = books[s, p, first // group_size]
+            for m in range(first, min(first + group_size, codes.shape[2])):
+                row[m] += book[codes[s, p, m], j]
 
 
 @njit(cache=True, parallel=True)
 def _decode_weight(books: np.ndarray, codes: np.ndarray, group_size: int, out: np.ndarray) -> None:
     """out f32[P, v, M] = sum over stages of books f32[Sw, P, B, Kw, v] at codes u8[Sw, P, M]."""
-    stages, positions, rows = codes.shape
-    for p in prange(positions):
-        out[p] = 0
-        for s in range(stages):
-            for j in range(out.shape[1]):
-                for m in range(rows):
-                    out[p, j, m] += books[s, p, m // group_size, codes[s, p, m], j]
+    for p in prange(codes.shape[1]):
+        for j in range(out.shape[1]):
+            _decode_row(books, codes, p, j, group_size, out[p, j])
+
+
+@njit(cache=True, parallel=True)
+def _decode_weight_bfloat16(
+    books: np.ndarray, codes: np.ndarray, group_size: int, out: np.ndarray
+) -> None:
+    """The same rounded to even as bfloat16, the upper half of a float32. out: u16[P, v, M]."""
+    for p in prange(codes.shape[1]):
+        row = np.empty(codes.shape[2], np.float32)
+        bits = row.view(np.uint32)
+        for j in range(out.shape[1]):
+            _decode_row(books, codes, p, j, group_size, row)
+            for m in range(len(row)):
+                half = np.uint32(0x7FFF) + ((bits[m] >> np.uint32(16)) & np.uint32(1))
+                out[p, j, m] = (bits[m] + half) >> np.uint32(16)
 
 
 @njit(cache=True, parallel=True)
@@ -41,33 +68,123 @@ def _collect_gradient(
     for p in prange(positions):
         out[:, p] = 0
         for s in range(stages):
-            for j in range(gradient.shape[1]):
-                for m in range(rows):
-                    out[s, p, m // group_size, codes[s, p, m], j] += gradient[p, j, m]
+            for first in range(0, rows, group_size):
+                book = out[s, p, first // group_size]
+                for m in range(first, min(first + group_size, rows)):
+                    for j in range(gradient.shape[1]):
+                        book[codes[s, p, m], j] += gradient[p, j, m]
+
+
+@njit(cache=True, parallel=True)
+def _scale_gradient(
+    gradient: np.ndarray, y: np.ndarray, scale: np.ndarray, token_scale: np.ndarray
+) -> np.ndarray:
+    """What y = product * scale * token_scale hands back. gradient, y: f32[T, M].
+
+    gradient becomes that of the product, in place; returns that of log(scale), f32[M].
+    """
+    tokens, rows = y.shape
+    part = np.empty((_PARTS, rows), np.float32)
+    for i in prange(_PARTS):
+        total = part[i]
+        total[:] = 0
+        for t in range(i * tokens // _PARTS, (i + 1) * tokens // _PARTS):
+            for m in range(rows):
+                total[m] += gradient[t, m] * y[t, m]
+                gradient[t, m] *= scale[m] * token_scale[t]
+    return part.sum(0)
 
 
 class _CodedProduct(torch.autograd.Function):
-    """z [T, C] times the weight decoded from codebooks; the weight is rebuilt in the backward."""
+    """z [T, C] times the weight decoded from codebooks, times a scale of each row and token.
+
+    z: in the type that matrices are multiplied in; books: f32[Sw, P, B, Kw, v]; scale: f32[M];
+    token_scale: f32[T], no gradient. The weight is decoded again in the backward pass.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, z: torch.Tensor, books: torch.Tensor, codes: np.ndarray, group_size: int
+        ctx: Any,
+        z: torch.Tensor,
+        books: torch.Tensor,
+        scale: torch.Tensor,
+        token_scale: torch.Tensor,
+        codes: np.ndarray,
+        group_size: int,
     ) -> torch.Tensor:
-        ctx.save_for_backward(z, books)
+        y = product(z, _decoded(books, codes, group_size, z.dtype))
+        y.mul_(scale).mul_(token_scale[:, None])
+        ctx.save_for_backward(z, books, scale, token_scale, y)
         ctx.codes, ctx.group_size = codes, group_size
-        return z @ _decoded(books, codes, group_size)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad_y,) = gradients
-        z, books = ctx.saved_tensors
+        z, books, scale, token_scale, y = ctx.saved_tensors
+        grad = gradients[0].clone(memory_format=torch.contiguous_format)  # ours to change
+        grad_scale = torch.from_numpy(
+            _scale_gradient(grad.numpy(), y.numpy(), scale.numpy(), token_scale.numpy())
+        ).div_(scale)
+        grad = grad.to(z.dtype)
         grad_z = None
         if ctx.needs_input_grad[0]:
-            grad_z = grad_y @ _decoded(books, ctx.codes, ctx.group_size).t()
-        grad_weight = (z.t() @ grad_y).view(books.shape[1], books.shape[4], -1)
+            grad_z = grad @ _decoded(books, ctx.codes, ctx.group_size, z.dtype).t()
+        grad_weight = product(z.t(), grad).view(books.shape[1], books.shape[4], -1)
         grad_books = torch.empty_like(books)
         _collect_gradient(grad_weight.numpy(), ctx.codes, ctx.group_size, grad_books.numpy())
-        return grad_z, grad_books, None, None
+        return grad_z, grad_books, grad_scale, None, None, None
+
+
+@njit(cache=True, parallel=True)
+def _gather_slots(x: np.ndarray, perm: np.ndarray, scale: np.ndarray, out: np.ndarray) -> None:
+    """out f32[T, C] = x f32[T, D] in the order of slots, scaled; -1 in perm is padding."""
+    for t in prange(len(x)):
+        for c in range(len(perm)):
+            out[t, c] = x[t, perm[c]] * scale[c] if perm[c] >= 0 else 0
+
+
+@njit(cache=True, parallel=True)
+def _scatter_slots(
+    gradient: np.ndarray, perm: np.ndarray, scale: np.ndarray, out: np.ndarray
+) -> None:
+    """The adjoint of `_gather_slots`: every channel has one slot."""
+    for t in prange(len(gradient)):
+        for c in range(len(perm)):
+            if perm[c] >= 0:
+                out[t, perm[c]] = gradient[t, c] * scale[c]
+
+
+class _Slots(torch.autograd.Function):
+    """Activations f32[T, D] in the order of slots, times the scale of each: f32[T, C]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, perm: np.ndarray, scale: np.ndarray) -> torch.Tensor:
+        ctx.perm, ctx.scale, ctx.shape = perm, scale, x.shape
+        out = torch.empty(len(x), len(perm))
+        _gather_slots(x.contiguous().numpy(), perm, scale, out.numpy())
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        out = torch.empty(ctx.shape)
+        _scatter_slots(gradients[0].contiguous().numpy(), ctx.perm, ctx.scale, out.numpy())
+        return out, None, None
+
+
+class _RoundedActivation(torch.autograd.Function):
+    """Slots f32[T, C] times `factor` f32[T, 1], rounded, in `dtype`; gradient straight through."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        ctx.save_for_backward(factor)
+        return torch.mul(z, factor).round_().to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (factor,) = ctx.saved_tensors
+        return gradients[0] * factor, None, None
 
 
 @njit(cache=True, parallel=True)
@@ -114,11 +231,22 @@ class _CodedActivation(torch.autograd.Function):
         return grad, out, None
 
 
-def _decoded(books: torch.Tensor, codes: np.ndarray, group_size: int) -> torch.Tensor:
-    """f32[C, M]."""
+def _decoded(
+    books: torch.Tensor,
+    codes: np.ndarray,
+    group_size: int,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """[C, M] in dtype."""
     _, positions, rows = codes.shape
-    out = torch.empty(positions, books.shape[4], rows)
-    _decode_weight(books.detach().numpy(), codes, group_size, out.numpy())
+    shape = (positions, books.shape[4], rows)
+    values = books.detach().numpy()
+    if dtype == torch.bfloat16:
+        halves = np.empty(shape, np.uint16)
+        _decode_weight_bfloat16(values, codes, group_size, halves)
+        return torch.from_numpy(halves).view(dtype).view(-1, rows)
+    out = torch.empty(shape)
+    _decode_weight(values, codes, group_size, out.numpy())
     return out.view(-1, rows)
 
 
@@ -131,16 +259,17 @@ class StudentLinear:
     """A LUT linear with trainable codebooks and output scale.
 
     parameters: `books` f32[Sw, P, B, Kw, v] in units of `rms` integers, `gain` f32[M] around 1, and
-    in scheme "co" `act_books` f32[Sa, P, Ka, v] in units of theirs.
+    in scheme "co" `act_books` f32[Sa, P, Ka, v] in units of theirs. Matrices are multiplied in
+    `dtype`: bfloat16 holds an integer activation and an integer centroid exactly.
     """
 
-    def __init__(self, linear: LutLinear):
+    def __init__(self, linear: LutLinear, dtype: torch.dtype = torch.float32):
         self.linear = linear
+        self._dtype = dtype
         config = linear.config
         self._codes = np.ascontiguousarray(linear.unpack_weight_codes())
-        perm = linear.input_perm
-        self._index = torch.from_numpy(np.maximum(perm, 0).astype(np.int64))
-        self._scale = torch.from_numpy(np.where(perm < 0, 0, linear.input_scale).astype(np.float32))
+        self._perm = np.array(linear.input_perm)
+        self._scale = np.array(linear.input_scale)
         integers = torch.from_numpy(linear.weight_codebook.astype(np.float32))
         self._rms = integers.pow(2).mean((3, 4), keepdim=True).sqrt().clamp(min=1.0)
         self._unit = torch.from_numpy(self._units())
@@ -180,22 +309,25 @@ class StudentLinear:
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """x: f32[T, D] -> f32[T, M]."""
-        z, token_scale = self._code(x[:, self._index] * self._scale)
+        z, token_scale = self._code(_Slots.apply(x, self._perm, self._scale))
         books = self.integers() * self._unit
-        y = _CodedProduct.apply(z, books, self._codes, self.linear.config.group_size)
-        y = y * (self._output_scale * self.gain)
-        if token_scale is not None:
-            y = y * token_scale
+        scale = self._output_scale * self.gain
+        group_size = self.linear.config.group_size
+        y = _CodedProduct.apply(z, books, scale, token_scale, self._codes, group_size)
         return y if self._bias is None else y + self._bias
 
-    def _code(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Integer activations with straight-through gradients. z: f32[T, C]."""
+    def _code(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coded activations with straight-through gradients, and what one of them is worth.
+
+        z: f32[T, C] -> [T, C] in the type that matrices are multiplied in, f32[T].
+        """
         config = self.linear.config
         if config.scheme == "weight":
-            top = z.detach().abs().amax(1, keepdim=True).clamp(min=1e-30)
-            return round_through(z * (127 / top)), top / 127
+            top = z.detach().abs().amax(1).clamp(min=1e-30)
+            return _RoundedActivation.apply(z, (127 / top)[:, None], self._dtype), top / 127
         centroids = self.act_integers() * self._act_unit
-        return _CodedActivation.apply(z / self._fine, centroids, self._fine), None
+        coded = _CodedActivation.apply(z / self._fine, centroids, self._fine)
+        return coded.to(self._dtype), torch.ones(len(z))
 
     def trained(self) -> LutLinear:
         """The layer with its trained codebooks and scales."""

@@ -16,7 +16,8 @@ from lutllm.checkpoint import Checkpoint, open_checkpoint
 from lutllm.config import LutConfig, QuantConfig
 from lutllm.intmath import lut_linear
 from quant.baseline import relative_error
-from quant.distill import DistillConfig, Student, distill, divergence, trained_tensors
+from quant.distill import DistillConfig, Student, distill, trained_tensors
+from quant.divergence import divergence
 from quant.pipeline import CalibrationConfig, quantize
 from quant.student import StudentLinear, _decoded
 from tests.helpers import random_input, random_linear
@@ -81,7 +82,7 @@ def test_gradients_equal_those_of_the_decoded_weight() -> None:
         weight = weight + unit[p, group[None], codes[s]]  # [P, M, v]
     matrix = weight.permute(0, 2, 1).reshape(-1, 70)
     x2 = x.detach().clone().requires_grad_()
-    z = x2[:, student._index] * student._scale
+    z = x2[:, linear.input_perm] * torch.from_numpy(linear.input_scale)
     top = z.detach().abs().amax(1, keepdim=True).clamp(min=1e-30)
     z = z * (127 / top)
     z = z + (z.round() - z).detach()
@@ -109,9 +110,10 @@ def test_activation_centroids_get_the_gradient_of_their_tokens(stages: int) -> N
     weight = _decoded((student.integers() * student._unit).detach(), student._codes, 48)
     (z @ weight * student._output_scale * probe).sum().backward()
     assert torch.allclose(books.grad, student.act_books.grad, rtol=1e-3, atol=1e-4)
-    straight = (probe * student._output_scale) @ weight.t() * student._scale
-    straight = straight / 8 ** (stages - 1)
-    expected = torch.zeros_like(x).index_add(1, student._index, straight)
+    slot_scale = torch.from_numpy(linear.input_scale) / 8 ** (stages - 1)
+    straight = (probe * student._output_scale) @ weight.t() * slot_scale
+    expected = torch.zeros_like(x)
+    expected[:, linear.input_perm] = straight
     assert torch.allclose(x.grad, expected, rtol=1e-3, atol=1e-4)
 
 
