@@ -18,7 +18,7 @@ from numba import njit, prange
 from calib.matmul import product
 from lutllm.config import ACT_LIMIT, STAGE_BITS
 from lutllm.lut_linear import LutLinear
-from quant.activation import assign, take_centroids
+from quant.kmeans import assign_one
 
 #: Stretches of tokens that sums over tokens are made of; fixed, so that threads do not matter.
 _PARTS = 16
@@ -188,13 +188,47 @@ class _RoundedActivation(torch.autograd.Function):
 
 
 @njit(cache=True, parallel=True)
+def _code_tokens(
+    z: np.ndarray, centroids: np.ndarray, fine: np.float32, codes: np.ndarray, out: np.ndarray
+) -> None:
+    """Slots rounded to the finest grid and coded stage by stage, as `quant.activation.input_codes`.
+
+    z: f32[T, C]; centroids: f32[Sa, P, Ka, v], exact in float32; codes: u8[Sa, P, T] and
+    out: f32[T, C], the sum of the chosen centroids, are written.
+    """
+    stages, positions, _, vec_len = centroids.shape
+    tokens = len(z)
+    limit = np.float32(ACT_LIMIT)
+    for p in prange(positions):
+        first = p * vec_len
+        rest = np.empty((vec_len, tokens), np.float32)
+        for t in range(tokens):
+            for j in range(vec_len):
+                value = np.rint(z[t, first + j] * fine) / fine
+                rest[j, t] = min(max(value, -limit), limit)
+                out[t, first + j] = 0
+        found, best = np.empty(tokens, np.int32), np.empty(tokens, np.float32)
+        for s in range(stages):
+            book = centroids[s, p]
+            assign_one(rest, book, found, best)
+            for t in range(tokens):
+                codes[s, p, t] = found[t]
+                for j in range(vec_len):
+                    rest[j, t] -= book[found[t], j]
+                    out[t, first + j] += book[found[t], j]
+
+
+@njit(cache=True, parallel=True)
 def _collect_centroids(gradient: np.ndarray, codes: np.ndarray, out: np.ndarray) -> None:
-    """out f32[P, Ka, v] = sum over tokens of gradient f32[P, v, T] at their codes u8[P, T]."""
-    for p in prange(len(codes)):
-        out[p] = 0
-        for j in range(gradient.shape[1]):
-            for t in range(codes.shape[1]):
-                out[p, codes[p, t], j] += gradient[p, j, t]
+    """out f32[Sa, P, Ka, v] = sum over tokens of gradient f32[T, C] at codes u8[Sa, P, T]."""
+    stages, positions, tokens = codes.shape
+    vec_len = out.shape[3]
+    for p in prange(positions):
+        out[:, p] = 0
+        for t in range(tokens):
+            for s in range(stages):
+                for j in range(vec_len):
+                    out[s, p, codes[s, p, t], j] += gradient[t, p * vec_len + j]
 
 
 class _CodedActivation(torch.autograd.Function):
@@ -206,28 +240,19 @@ class _CodedActivation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: torch.Tensor, centroids: torch.Tensor, fine: float) -> torch.Tensor:
-        limit = np.float32(ACT_LIMIT)
-        rest = np.clip(np.rint(z.numpy() * fine) / np.float32(fine), -limit, limit)
-        rest = np.ascontiguousarray(rest.T).reshape(centroids.shape[1], -1, len(z))
-        total = np.zeros_like(rest)
-        ctx.codes = []
-        for stage in centroids.numpy():
-            codes = assign(rest, stage)
-            chosen = take_centroids(stage, codes)
-            rest = rest - chosen
-            total += chosen
-            ctx.codes.append(codes)
+        stages, positions = centroids.shape[:2]
+        ctx.codes = np.empty((stages, positions, len(z)), np.uint8)
+        out = torch.empty_like(z)
+        _code_tokens(z.numpy(), centroids.numpy(), np.float32(fine), ctx.codes, out.numpy())
         ctx.save_for_backward(centroids)
-        return torch.from_numpy(np.ascontiguousarray(total.reshape(-1, len(z)).T))
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = gradients
         (centroids,) = ctx.saved_tensors
         out = torch.empty_like(centroids)
-        by_slot = np.ascontiguousarray(grad.numpy().T).reshape(centroids.shape[1], -1, len(grad))
-        for stage, codes in zip(out.numpy(), ctx.codes, strict=True):
-            _collect_centroids(by_slot, codes, stage)
+        _collect_centroids(grad.contiguous().numpy(), ctx.codes, out.numpy())
         return grad, out, None
 
 
