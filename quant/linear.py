@@ -49,7 +49,7 @@ class Effort:
     damping: float = 0.01
     refit_damping: float = 0.02
     iterations: int = 10
-    sweeps: int = 1
+    sweeps: int = 3
     row_scale: bool = True
     correction: float = 1.0
 
