@@ -163,8 +163,8 @@ def distill(
 ) -> tuple[Student, dict[str, Any]]:
     """Train the artifact's codebooks, scales and norms.
 
-    windows, held_out: i64[N, ctx]. With `deadline` (time.monotonic()), the number of steps is cut
-    to what fits, judged after the first steps, and stated in the record. A run that was killed
+    windows, held_out: i64[N, ctx]. With `deadline` (time.monotonic()), the number of steps is what
+    fits, judged after the first steps and twice more, and stated in the record. A run that was killed
     goes on from `state_path`. Returns the trained student and a record for the report.
     """
     decoder = FloatDecoder(checkpoint)
@@ -190,7 +190,7 @@ def distill(
             record["curve"].append(round(loss, 5))
             step += 1
             done = step - first
-            if deadline is not None and done in (1, 3):
+            if deadline is not None and (done in (1, 3) or step in _checks(config.steps)):
                 pace = (time.monotonic() - begun) / done
                 config = _fit_to_deadline(config, limit, step, pace, deadline)
                 record["steps"] = config.steps
@@ -201,6 +201,11 @@ def distill(
             bar.advance(note=f"KL {loss:.4f}")
     record["held_out_after"] = _held_out(student, teacher, held_out)
     return student, record
+
+
+def _checks(steps: int) -> tuple[int, int]:
+    """Steps behind which the pace is measured again: other programs may have come or gone."""
+    return steps // 8, steps // 3
 
 
 def _fit_to_deadline(

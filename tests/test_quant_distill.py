@@ -90,6 +90,30 @@ def test_gradients_equal_those_of_the_decoded_weight() -> None:
     (y * probe).sum().backward()
     assert torch.allclose(books.grad, student.books.grad, rtol=1e-3, atol=1e-4)
     assert torch.allclose(x2.grad, x.grad, rtol=1e-3, atol=1e-4)
+    assert torch.allclose((y * probe).sum(0), student.gain.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", ["weight", "co"])
+def test_one_stage_is_exact_in_bfloat16(scheme: str) -> None:
+    linear = random_linear(LutConfig(scheme=scheme, group_size=48), 20, 70)
+    x = torch.from_numpy(random_input(9, 20))
+    exact = StudentLinear(linear, torch.float32).apply(x)
+    rounded = StudentLinear(linear, torch.bfloat16).apply(x)
+    # Nothing is rounded but the product itself, to 8 bits.
+    assert torch.allclose(exact, rounded, rtol=2.0**-8, atol=1e-6)
+    assert not torch.equal(exact, rounded)
+
+
+def test_gradients_in_bfloat16_are_those_in_float32() -> None:
+    linear = random_linear(LutConfig(scheme="weight", weight_stages=2, group_size=48), 64, 70)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        student = StudentLinear(linear, dtype)
+        x = torch.from_numpy(random_input(50, 64)).requires_grad_()
+        student.apply(x).square().sum().backward()
+        found.append((student.books.grad, student.gain.grad, x.grad))
+    for a, b in zip(*found, strict=True):
+        assert relative_error(b, a) < 1e-4
 
 
 @pytest.mark.parametrize("stages", [1, 2])
@@ -141,6 +165,17 @@ def test_divergence_and_its_gradient() -> None:
     assert torch.allclose(gradient, student.grad, atol=1e-5)
     same, _ = divergence(teacher, teacher, (head, head), gradient=False)
     assert same == pytest.approx(0, abs=1e-5)
+
+
+def test_divergence_of_predictions_far_apart() -> None:
+    logits = torch.tensor([[0.0, 150.0, -80.0], [90.0, 0.0, 89.0], [0.0, 0.0, 0.0]])
+    others = torch.tensor([[200.0, 0.0, 0.0], [0.0, 0.0, 0.0], [-300.0, 2.0, 2.0]])
+    heads = torch.eye(3), torch.eye(3)
+    value, gradient = divergence(logits, others, heads, gradient=True)
+    found, target = torch.log_softmax(logits, -1), torch.log_softmax(others, -1)
+    expected = (target.exp() * (target - found)).sum(-1).mean()
+    assert value == pytest.approx(float(expected), rel=1e-5)
+    assert torch.allclose(gradient, (found.exp() - target.exp()) / 3, atol=1e-6)
 
 
 def test_the_student_has_the_stored_embedding_and_head(
