@@ -84,6 +84,15 @@ def _serve_llamacpp(pipe: Connection, path: Path, threads: int, context: int) ->
         pipe.send(time_engine(start, *pipe.recv()))
 
 
+def _why_it_ended(exitcode: int | None) -> str:
+    if exitcode == -signal.SIGSEGV:
+        return (
+            "llama.cpp crashed; on processors with AMX known versions do (ggml-org/llama.cpp#20824). "
+            "Build it without, see docs/BENCHMARKS.md"
+        )
+    return f"llama.cpp's process ended with status {exitcode}; see its message above"
+
+
 class LlamaProcess:
     """llama.cpp in a process of its own that only runs while it is timed."""
 
@@ -108,7 +117,8 @@ class LlamaProcess:
         try:
             speeds = self._pipe.recv()
         except EOFError:
-            raise SystemExit("llama.cpp's process ended; see its message above") from None
+            self._process.join()
+            raise SystemExit(_why_it_ended(self._process.exitcode)) from None
         self._signal(signal.SIGSTOP)
         return speeds
 
