@@ -16,7 +16,7 @@ import numpy as np
 
 from lutllm import recipes
 from lutllm.artifact import Artifact, artifact_hash, is_artifact, read_json, write_json
-from lutllm.config import QuantConfig
+from lutllm.config import HEAD_LINEAR, QuantConfig
 from lutllm.errors import ArtifactError, ConfigError
 from lutllm.model_card import write_model_card
 from lutllm.recipes import AUTO, DEFAULT_RECIPE
@@ -502,11 +502,15 @@ def golden_run(model: LutModel, prompt: list[int], new_tokens: int) -> DecoderGo
     while len(tokens) < min(new_tokens, model.context - len(prompt) + 1):
         logits.append(model.decode(tokens[-1]))
         tokens.append(int(logits[-1].argmax()))
+    words = [*prompt, *tokens[:-1]]
+    inputs = model.capture_inputs(words)
+    if Artifact.open(model.path).quant.lut_head:
+        inputs[HEAD_LINEAR] = model.head_inputs(words)
     return DecoderGolden(
         prompt=np.array(prompt, np.int32),
         tokens=np.array(tokens, np.int32),
         logits=np.stack(logits),
-        inputs=model.capture_inputs([*prompt, *tokens[:-1]]),
+        inputs=inputs,
     )
 
 
