@@ -526,9 +526,6 @@ def estimate(
     vocab_ports: int | None = None,
     kv_ports: int | None = None,
     query_tokens: int | None = None,
-    schedule: str = "emitted",
-    head: str = "lut",
-    attention_macs: int | None = None,
     clock_mhz: float = 0.0,
     csynth: Source | None = None,
     explained: bool = False,
@@ -541,21 +538,16 @@ def estimate(
             takes those of an export
     vector_lanes, vocab_ports, kv_ports, query_tokens
             of the decoder kernel, in place of those of `design`
-    head, attention_macs
-            assumed for the schedules that are not exported yet
     fpga/performance/commands.py explains the rest.
     """
     from fpga.performance import commands
-    from fpga.performance.timing import Assumed
 
-    blocks = {"attention_macs": attention_macs}
     kernel = {
         "vector_lanes": vector_lanes,
         "vocab_ports": vocab_ports,
         "kv_ports": kv_ports,
         "query_tokens": query_tokens,
     }
-    assumed = Assumed(head=head, **{k: v for k, v in blocks.items() if v is not None})
     choices = _choices(design)
     changes = {k: v for k, v in kernel.items() if v is not None}
     decoder = dataclasses.replace(choices.decoder, **changes)
@@ -566,8 +558,6 @@ def estimate(
         device=device,
         prompt_tokens=prompt_tokens,
         context=context,
-        schedule=schedule,
-        assumed=assumed,
         clock_mhz=clock_mhz,
         csynth=csynth,
         explained=explained,
@@ -582,7 +572,6 @@ def explore(
     prefill_ms: float = 0.0,
     max_share: float = 0.8,
     max_perplexity_ratio: float = 0.0,
-    head: str = "lut",
     **options: Any,
 ) -> dict[str, Any]:
     """The best FPGA design within a budget, and the Pareto front of all that fit.
@@ -600,7 +589,6 @@ def explore(
         source,
         quants or {DEFAULT_RECIPE: recipes.recipe(DEFAULT_RECIPE).quant()},
         Budget(decode_tokens_per_s, prefill_ms, max_share, max_perplexity_ratio),
-        heads=(head,),
         **options,
     )
 

@@ -242,16 +242,19 @@ float row_scale(const typename D::beat_t& last_beat) {
 
 // A row of the embedding, `base` beats in, to the residual of its token.
 template <class D>
-void embed_word(const typename D::beat_t* rows, int base, typename D::word_t* hidden) {
+void embed_word(hls::burst_maxi<typename D::beat_t> rows, int base, typename D::word_t* hidden) {
     constexpr int PER_BEAT = 32 / D::EMBED_BITS;  // beats of float32 from a stored beat
     constexpr bool SCALED = D::EMBED_BITS == 8;
-    const float scale = SCALED ? row_scale<D>(rows[base + D::EMBED_ROW_BEATS - 1]) : 1.0f;
+    constexpr int STORED_BEATS = ceil_div(D::HIDDEN_BEATS, PER_BEAT);
+    if (SCALED) rows.read_request(base + D::EMBED_ROW_BEATS - 1, 1);
+    rows.read_request(base, STORED_BEATS);
+    const float scale = SCALED ? row_scale<D>(rows.read()) : 1.0f;
     typename D::beat_t stored = 0;
-    int part = 0, at = base;
+    int part = 0;
 embed_loop:
     for (int b = 0; b < D::wide::HIDDEN_BEATS * D::VECTOR_LANES; b++) {
 #pragma HLS PIPELINE II=1
-        if (part == 0 && b < D::HIDDEN_BEATS) stored = rows[at++];
+        if (part == 0 && b < D::HIDDEN_BEATS) stored = rows.read();
         typename D::floats_t values;
     lane_loop:
         for (int j = 0; j < D::FLOATS; j++) {
@@ -447,8 +450,8 @@ spread_loop:
 
 // Logits of the words behind one port: a stored beat a cycle, summed as in rms_norm.h.
 template <class D>
-void score_words(const typename D::beat_t* rows, typename D::beats& in, typename D::floats& logits,
-                 int words) {
+void score_words(hls::burst_maxi<typename D::beat_t> rows, typename D::beats& in,
+                 typename D::floats& logits, int words) {
     constexpr int VALUES = D::AXI_BITS / D::HEAD_BITS;
     constexpr int ROW_BEATS = D::HEAD_ROW_BEATS;
     constexpr int PARTIALS = 8;
@@ -469,10 +472,11 @@ vector_loop:
         if (advance(part, VALUES / D::FLOATS)) row++;
     }
     int beat = 0, slot = 0;
+    rows.read_request(0, words * ROW_BEATS);
 word_loop:
     for (int i = 0; i < words * ROW_BEATS; i++) {
 #pragma HLS PIPELINE II=1
-        const typename D::beat_t raw = rows[i];
+        const typename D::beat_t raw = rows.read();
         float products[VALUES];
         for (int j = 0; j < VALUES; j++) {
 #pragma HLS UNROLL

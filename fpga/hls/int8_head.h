@@ -100,16 +100,17 @@ product_loop:
 
 // Logits of the words behind one port: a stored beat a cycle.
 template <class D>
-void score_int8_words(const typename D::beat_t* rows, typename D::beats& in,
+void score_int8_words(hls::burst_maxi<typename D::beat_t> rows, typename D::beats& in,
                       typename D::floats& logits, int words) {
     typename Int8Vector<D>::codes_t x[D::HEAD_ROW_BEATS];
 #pragma HLS BIND_STORAGE variable=x type=RAM_2P impl=BRAM
     const float token_scale = hold_vector<D>(in, x);
     int beat = 0, total = 0;
+    rows.read_request(0, words * D::HEAD_ROW_BEATS);
 word_loop:
     for (int i = 0; i < words * D::HEAD_ROW_BEATS; i++) {
 #pragma HLS PIPELINE II=1
-        const typename D::beat_t raw = rows[i];
+        const typename D::beat_t raw = rows.read();
         const int sum = multiply_beat<D>(raw, x[beat]);
         total = beat == 0 ? sum : total + sum;
         if (advance(beat, D::HEAD_ROW_BEATS)) {

@@ -12,6 +12,8 @@
 
 namespace lutllm {
 
+constexpr int NO_WORD = -1;  // behind the last one
+
 template <class D>
 struct Screen {
     typedef typename D::wide V;
@@ -19,22 +21,23 @@ struct Screen {
     static constexpr int COARSE_WORDS = D::SLICES * SLICE_WORDS;
     static constexpr int LOGIT_WORDS = ceil_div(D::VOCAB_SIZE, V::FLOATS);
     static constexpr int PORT_ROWS = ceil_div(D::VOCAB_SIZE, D::VOCAB_PORTS);
-    static constexpr int END = -1;
+    static constexpr int ROWS_AHEAD = 4;  // requests of a port under way
     // A word of coarse logits that holds near ones; the last one holds none.
     struct near_t {
         typename V::beat_t logits;
         ap_uint<V::FLOATS> mask;
         int at;
     };
-    // A near word and the beat of coarse logits it is in; END behind the last.
+    // A near word and the beat of coarse logits it is in.
     struct pick_t {
         typename D::beat_t logits;
         int word;
     };
     typedef hls::stream<typename V::beat_t, SLICE_WORDS + 2> slice_words;
     typedef hls::stream<near_t, 4> nears;
-    typedef hls::stream<pick_t, 64> picks;
-    typedef hls::stream<int, 8> rows;
+    // As many words on their way as keep every port busy.
+    typedef hls::stream<pick_t, max_of(64, 8 * D::VOCAB_PORTS)> picks;
+    typedef hls::stream<int, 16> rows;
     typedef hls::stream<Choice, 2> choices;
     static_assert(D::SLICE_WIDTH % V::FLOATS == 0, "slices are whole words");
     static_assert(COARSE_WORDS >= LOGIT_WORDS, "slices hold the vocabulary");
@@ -169,36 +172,45 @@ pick_loop:
         }
         out.write(pick);
     }
-    pick.word = Screen<D>::END;
+    pick.word = NO_WORD;
     out.write(pick);
 end_loop:
     for (int p = 0; p < D::VOCAB_PORTS; p++) {
 #pragma HLS UNROLL
-        rows[p].write(Screen<D>::END);
+        rows[p].write(NO_WORD);
     }
 }
 
-// Logits of the rows of one port that are asked for.
+// Logits of the rows of one port that are asked for: a stored beat a cycle, ROWS_AHEAD requests under
+// way, so that a row's latency hides behind the rows before it.
 template <class D>
-void score_near_words(const typename D::beat_t* rows, typename D::beats& in,
+void score_near_words(hls::burst_maxi<typename D::beat_t> rows, typename D::beats& in,
                       typename Screen<D>::rows& wanted, typename D::floats& logits) {
     typename Int8Vector<D>::codes_t x[D::HEAD_ROW_BEATS];
 #pragma HLS BIND_STORAGE variable=x type=RAM_2P impl=BRAM
     const float token_scale = hold_vector<D>(in, x);
-row_loop:
-    for (int i = 0; i <= Screen<D>::PORT_ROWS; i++) {
-        const int row = wanted.read();
-        if (row == Screen<D>::END) break;
-        int total = 0;
-    beat_loop:
-        for (int b = 0; b < D::HEAD_ROW_BEATS; b++) {
+    int under_way = 0, beat = 0, total = 0;
+    bool end = false;
+beat_loop:
+    for (int i = 0; i <= Screen<D>::PORT_ROWS * D::HEAD_ROW_BEATS; i++) {
 #pragma HLS PIPELINE II=1
-            const typename D::beat_t raw = rows[row * D::HEAD_ROW_BEATS + b];
-            total += multiply_beat<D>(raw, x[b]);
-            if (b + 1 == D::HEAD_ROW_BEATS) {
-                const float scaled = static_cast<float>(total) * row_scale<D>(raw);
-                logits.write(scaled * token_scale);
+        const bool room = under_way < Screen<D>::ROWS_AHEAD;
+        if (!end && (under_way == 0 || (room && !wanted.empty()))) {
+            const int row = wanted.read();
+            end = row == NO_WORD;
+            if (!end) {
+                rows.read_request(row * D::HEAD_ROW_BEATS, D::HEAD_ROW_BEATS);
+                under_way++;
             }
+        }
+        if (under_way == 0) break;
+        const typename D::beat_t raw = rows.read();
+        const int sum = multiply_beat<D>(raw, x[beat]);
+        total = beat == 0 ? sum : total + sum;
+        if (advance(beat, D::HEAD_ROW_BEATS)) {
+            const float scaled = static_cast<float>(total) * row_scale<D>(raw);
+            logits.write(scaled * token_scale);
+            under_way--;
         }
     }
 }
@@ -212,14 +224,14 @@ void settle_words(typename Screen<D>::picks& picks, typename D::floats (&exact)[
     best.logit = NO_SCORE;
     best.word = D::VOCAB_SIZE;
     typename D::floats_t packed;
-    int at = Screen<D>::END;  // the beat in `packed`
+    int at = NO_WORD;  // the beat in `packed`
 settle_loop:
     for (int i = 0; i <= D::VOCAB_SIZE; i++) {
 #pragma HLS PIPELINE II=1
         const typename Screen<D>::pick_t pick = picks.read();
         const int beat = pick.word / D::FLOATS;
-        const bool end = pick.word == Screen<D>::END;
-        if (at != Screen<D>::END && (end || beat != at)) logits[at] = packed.pack();
+        const bool end = pick.word == NO_WORD;
+        if (at != NO_WORD && (end || beat != at)) logits[at] = packed.pack();
         if (end) break;
         if (beat != at) packed = typename D::floats_t(pick.logits);
         at = beat;

@@ -109,6 +109,17 @@ class Engine:
             kind.name, mode, load, parts, stream, drain, fill, serial, cycles, self._bytes(run)
         )
 
+    def pace(self, design: EngineDesign, kind: LayerKind, mode: str) -> Quantity:
+        """Cycles from one call for a token to the next where all inputs wait: the slices of a head.
+
+        Every process goes on by itself, so that the slowest sets the pace; accumulators give their
+        results before they take the sums of the next call.
+        """
+        run = Run(design, kind, 1, mode, lanes=self.vector_lanes)
+        parts = self._stream_parts(run, given("gap", 0, "cycles"))
+        accumulate = shift_words(run) + run.sums + self._drain(run)
+        return maximum(*parts.values(), accumulate).named(f"{kind.name}_pace", "cycles")
+
     def best_call(
         self,
         design: EngineDesign,

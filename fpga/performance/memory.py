@@ -99,19 +99,15 @@ def busiest_port(
     return max(times, key=lambda q: q.value)
 
 
-def port_bytes(decoder: DecoderDesign, ports: int, caches: bool = True) -> list[int]:
-    """Bytes behind each port of the decoder kernel: images, caches, prompt and logits.
-
-    caches: keys and values behind their ports, as the kernel has them; else they are left out.
-    """
+def port_bytes(decoder: DecoderDesign, ports: int) -> list[int]:
+    """Bytes behind each port of the decoder kernel: images, caches, prompt and logits."""
     sizes = []
     for engine in decoder.engines:
         beats = engine.image_beats()
         arguments = memory_arguments(engine.config.channels, engine.centroid_ports)
         sizes += [beats[argument] * engine.beat_bytes for argument in arguments]
-    for argument, count in (decoder.image_beats() | decoder.run_beats()).items():
-        held = caches or argument not in decoder.cache_names
-        sizes.append(count * decoder.beat_bytes if held else 0)
+    for count in (decoder.image_beats() | decoder.run_beats()).values():
+        sizes.append(count * decoder.beat_bytes)
     out = [0] * ports
     for i, size in enumerate(sizes):
         out[i % ports] += size

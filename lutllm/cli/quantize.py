@@ -19,10 +19,10 @@ from lutllm.cli.common import (
     positive,
     table,
 )
-from lutllm.config import HEADS, SCHEMES, LutConfig, QuantConfig
+from lutllm.config import SCHEMES, LutConfig, QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.progress import format_seconds
-from lutllm.recipes import AUTO, DEFAULT_RECIPE, RECIPES, recipe, with_head
+from lutllm.recipes import AUTO, DEFAULT_RECIPE, HEAD_CHOICES, RECIPES, recipe, with_head
 
 _HINT = "; the same command with --resume continues after the last finished layer"
 #: option -> the field of LutConfig it sets, and what it is
@@ -77,9 +77,10 @@ def add_parser(commands: Any) -> None:
     )
     setting.add_argument(
         "--head",
-        choices=HEADS,
+        choices=HEAD_CHOICES,
         help="embedding and output head: int8, one scale a row (default); source: as they are; "
-        "lut: int8, and a LUT linear of 2 index bits that finds the words whose rows are read",
+        "lut: int8, and a LUT linear of 2 index bits that finds the words whose rows are read; "
+        "engine: lut with a linear coded like the layers, for an FPGA",
     )
     setting.add_argument("--seed", type=natural, default=0, metavar="N")
     setting.add_argument(
