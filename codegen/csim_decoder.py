@@ -193,8 +193,14 @@ def _rounded(design: Design, name: str, x: np.ndarray) -> np.ndarray:
     k, slot = engine.slots[name]
     kind = engine.kinds[k]
     at = engine.bases(engine.parameter_beats)[k] + slot * engine.parameter_beats(kind)
-    image = design.path / "images" / engine.name / "parameters.bin"
-    scales = np.fromfile(image, "<f4", kind.in_features, offset=at * engine.beat_bytes)
+    rows, ports = engine.parameter_rows(engine.in_beats(kind)), engine.config.parameter_ports
+    folder, count = design.path / "images" / engine.name, rows * engine.floats
+    beats = [
+        np.fromfile(folder / f"parameters_{p}.bin", "<f4", count, offset=at * engine.beat_bytes)
+        for p in range(ports)
+    ]
+    scales = np.stack([part.reshape(rows, -1) for part in beats], axis=1).reshape(-1)
+    scales = scales[: kind.in_features]
     with np.errstate(all="ignore"):
         z = x * scales
         if engine.search:

@@ -279,8 +279,8 @@ class _Images:
                 at = engine.bases(engine.centroid_beats)[k] + slot * engine.centroid_beats(kind)
                 self._put(f"images/{engine.name}/centroids_{p}.bin", at * engine.beat_bytes, image)
         at = engine.bases(engine.parameter_beats)[k] + slot * engine.parameter_beats(kind)
-        image = parameter_image(linear, engine, kind)
-        self._put(f"images/{engine.name}/parameters.bin", at * engine.beat_bytes, image)
+        for p, image in enumerate(parameter_image(linear, engine, kind)):
+            self._put(f"images/{engine.name}/parameters_{p}.bin", at * engine.beat_bytes, image)
         return engine
 
     def _put(self, path: str, offset: int, image: np.ndarray) -> None:

@@ -270,7 +270,8 @@ def image_files(engine: EngineDesign) -> dict[str, int]:
     folder = f"images/{engine.name}"
     out = {f"{folder}/channel_{c}.bin": beats["channel"] for c in range(engine.config.channels)}
     out |= {f"{folder}/centroids_{p}.bin": beats["centroids"] for p in range(engine.centroid_ports)}
-    out[f"{folder}/parameters.bin"] = beats["parameters"]
+    ports = range(engine.config.parameter_ports)
+    out |= {f"{folder}/parameters_{p}.bin": beats["parameters"] for p in ports}
     return {path: count * engine.beat_bytes for path, count in out.items()}
 
 

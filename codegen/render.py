@@ -97,7 +97,7 @@ def _memory_arguments(engine: EngineDesign) -> list[tuple[str, int]]:
     return [
         *((f"channel_{c}", beats["channel"]) for c in range(engine.config.channels)),
         *((f"centroids_{p}", beats["centroids"]) for p in range(engine.centroid_ports)),
-        ("parameters", beats["parameters"]),
+        *((f"parameters_{p}", beats["parameters"]) for p in range(engine.config.parameter_ports)),
         ("x", run["x"]),
         ("y", run["y"]),
     ]

@@ -10,7 +10,7 @@ from fpga.design import EngineDesign, LayerKind
 from fpga.device import Device
 from fpga.performance.blocks import Blocks
 from fpga.performance.engine import Call, Engine
-from fpga.performance.memory import MemorySystem
+from fpga.performance.memory import MemorySystem, port_counts
 from fpga.performance.quantity import Quantity, given, maximum, total
 from fpga.performance.timing import (
     ASSUMED_EFFICIENCY,
@@ -243,10 +243,9 @@ class Decoder:
         return {}
 
     def _call_bytes(self, engine: EngineDesign, call: Call) -> Quantity:
-        counts = {"channel": engine.config.channels, "centroids": engine.centroid_ports}
+        counts = dict(zip(("channel", "centroids", "parameters"), port_counts(engine), strict=True))
         return total(
-            size * given(f"{name}_ports", counts[name]) if name in counts else size
-            for name, size in call.bytes.items()
+            size * given(f"{name}_ports", counts[name]) for name, size in call.bytes.items()
         ).named(f"{call.name}_bytes", "B")
 
 

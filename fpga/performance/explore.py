@@ -40,6 +40,8 @@ KERNELS = tuple(
         (8, 64, 16, 2),
     )
 )
+#: Ports that parameters are spread over: as many beats as the widest word of vectors has.
+PARAMETER_SPREAD = 8
 #: Indices that a channel holds ahead of its look-ups.
 READ_AHEAD = 65_536
 #: Look-ups a cycle beyond which a V80 is full, and below which nothing is fast.
@@ -239,6 +241,7 @@ def _engines(
             base = EngineConfig(
                 channels=channels,
                 centroid_ports=channels,
+                parameter_ports=min(PARAMETER_SPREAD, 1 << channels.bit_length() - 1),
                 lanes_per_cycle=lanes,
                 axi_bits=min(512, device.port_bits),
                 max_tokens=tokens,
