@@ -34,7 +34,9 @@ from lutllm.emulator import reference
 from lutllm.errors import ArtifactError, ConfigError
 from tests.make_artifact import tiny_config, write_artifact
 
-ENGINE = EngineConfig(channels=4, centroid_ports=2, lanes_per_cycle=32, max_tokens=8)
+ENGINE = EngineConfig(
+    channels=4, centroid_ports=2, parameter_ports=2, lanes_per_cycle=32, max_tokens=8
+)
 PROMPT, TOKENS = 11, 4
 ROPE = {
     "rope_type": "llama3",

@@ -34,7 +34,12 @@ from tests.make_artifact import tiny_config, write_artifact
 V80 = load_device("v80")
 SHAPES = [(96, 200, True), (160, 320, False)]
 CONFIG = EngineConfig(
-    channels=4, centroid_ports=2, lanes_per_cycle=16, search_chain=4, max_tokens=8
+    channels=4,
+    centroid_ports=2,
+    parameter_ports=4,
+    lanes_per_cycle=16,
+    search_chain=4,
+    max_tokens=8,
 )
 #: Stages on both sides; rows from tables, fetched, and computed.
 LUTS = {
@@ -125,7 +130,8 @@ def screened(lut, margin, **changes):
     return QuantConfig(lut, head, head="lut", head_margin=margin)
 
 
-#: model, quantization, type of embedding and head, decoder kernel, share of the rows that are read
+#: model, quantization, type of embedding and head, decoder kernel, share of the rows that are read,
+#: parameter ports
 DECODERS = [
     (
         tiny_config("qwen2"),
@@ -133,6 +139,7 @@ DECODERS = [
         "F16",
         DecoderConfig(vector_lanes=1, vocab_ports=4),
         0.0,
+        1,
     ),
     (
         tiny_config("llama", num_key_value_heads=6),
@@ -140,6 +147,7 @@ DECODERS = [
         "F32",
         DecoderConfig(context=40, vector_lanes=2, vocab_ports=3, kv_ports=3, query_tokens=2),
         0.0,
+        4,
     ),
     (
         tiny_config("qwen3"),
@@ -147,6 +155,7 @@ DECODERS = [
         "I8",
         DecoderConfig(vector_lanes=8, vocab_ports=12, kv_ports=1, query_tokens=4),
         0.0,
+        8,
     ),
     (
         tiny_config("qwen2", vocab_size=2999),
@@ -154,6 +163,7 @@ DECODERS = [
         "I8",
         DecoderConfig(vector_lanes=4, vocab_ports=4),
         1 / 2999,
+        2,
     ),
     (
         tiny_config("llama", num_key_value_heads=6, vocab_size=2999),
@@ -161,17 +171,22 @@ DECODERS = [
         "I8",
         DecoderConfig(vector_lanes=2, vocab_ports=3, kv_ports=3, query_tokens=2),
         1.0,
+        1,
     ),
 ]
 
 
-@pytest.mark.parametrize(("shape", "quant", "stored", "kernel", "near"), DECODERS)
-def test_cycles_of_the_decoder_within_5_percent(shape, quant, stored, kernel, near, tmp_path):
+@pytest.mark.parametrize(("shape", "quant", "stored", "kernel", "near", "ports"), DECODERS)
+def test_cycles_of_the_decoder_within_5_percent(
+    shape, quant, stored, kernel, near, ports, tmp_path
+):
     """From the first word of a prompt to the last word chosen: every step of every layer.
 
     Attention, which such a small model spends little on, also on its own: of the last layer.
     """
-    config = EngineConfig(channels=4, centroid_ports=2, lanes_per_cycle=32, max_tokens=8)
+    config = EngineConfig(
+        channels=4, centroid_ports=2, parameter_ports=ports, lanes_per_cycle=32, max_tokens=8
+    )
     write_artifact(tmp_path / "art", shape, quant, kind=stored)
     export(tmp_path / "art", tmp_path / "d", engine=config, golden={}, decoder=kernel)
     design = read_design(tmp_path / "d")
