@@ -16,7 +16,7 @@ def slice_linear(linear: LutLinear, shape: LinearShape, first: int) -> LutLinear
     Outputs that it does not have are there with code 0 and scale 0: they give 0.
     """
     group, width = linear.config.group_size, shape.out_features
-    assert first % group == 0 and width % group == 0, "a slice is whole groups"
+    assert first % group == width % group == 0, "a slice is whole groups"
     groups = slice(first // group, (first + width) // group)
     codes = linear.unpack_weight_codes()[..., first : first + width]
     return dataclasses.replace(

@@ -328,7 +328,12 @@ class DecoderDesign:
             ("int", "HEAD_BITS", STORED_BITS[self.head_kind], "of a stored value of the head"),
             ("bool", "HEAD_BF16", str(self.head_kind == "BF16").lower(), "not float16"),
             ("bool", "SCREENED", str(self.screened).lower(), "a LUT linear before the head"),
-            ("float", "HEAD_MARGIN", f"{float(self.head_margin)!r}f", "rows read below the largest"),
+            (
+                "float",
+                "HEAD_MARGIN",
+                f"{float(self.head_margin)!r}f",
+                "rows read below the largest",
+            ),
             ("int", "SLICES", self.slices, "of that linear"),
             ("int", "SLICE_WIDTH", self.slice_width, "words of a slice"),
             ("int", "HEAD_LIMIT", hidden_limit(model.hidden_size), "largest integer of int8 heads"),

@@ -496,7 +496,12 @@ class EngineDesign:
             ("int", "SEARCH_SEGMENTS", config.search_segments, "parallel chains of a search"),
             ("int", "SEARCH_CHAIN", config.search_chain, "processing elements per chain"),
             ("int", "CENTROID_PORTS", config.centroid_ports, "memory ports for centroids"),
-            ("int", "PARAMETER_PORTS", config.parameter_ports, "memory ports for scales and the like"),
+            (
+                "int",
+                "PARAMETER_PORTS",
+                config.parameter_ports,
+                "memory ports for scales and the like",
+            ),
             ("int", "LANES", self.lanes, "outputs per channel and cycle"),
             ("int", "AXI_BITS", config.axi_bits, "bits of a memory beat"),
             ("int", "VECTOR_LANES", vector_lanes, "beats of activations in a cycle"),

@@ -12,8 +12,8 @@ from fpga.design import ceil_div
 from lutllm.config import HEAD_LINEAR, LutConfig
 from lutllm.model_config import LinearShape, ModelConfig
 
-#: Most floats of a word of vectors on chip. A slice is whole words, so that the logits of one follow
-#: those of another without a gap.
+#: Most floats of a word of vectors on chip. A slice is whole words, so that the logits of one
+#: follow those of another without a gap.
 WORD_FLOATS = 128
 
 
@@ -22,7 +22,7 @@ def slice_name(index: int) -> str:
 
 
 def kind_name(linear: str) -> str:
-    """What linears of one kind share: the last part of a projection's name, HEAD_LINEAR of slices."""
+    """What linears of one kind share: the last part of a name; of slices HEAD_LINEAR."""
     return HEAD_LINEAR if is_slice(linear) else linear.rsplit(".", 1)[-1]
 
 

@@ -36,8 +36,8 @@ LUT_HEAD = LutConfig(scheme="weight", group_size=4096, block_positions=4, table_
 HEAD_MARGIN = 10.0
 
 
-#: Heads to choose from: those of `QuantConfig`, and "engine", a "lut" whose linear is coded like the
-#: layers, so that an FPGA runs it on the engine that it has.
+#: Heads to choose from: those of `QuantConfig`, and "engine", a "lut" whose linear is coded like
+#: the layers, so that an FPGA runs it on the engine that it has.
 HEAD_CHOICES = (*HEADS, "engine")
 
 

@@ -105,7 +105,9 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
     ),
     "screened apart": (  # a head of another kind, on an engine of its own, two slices
         tiny_config("llama"),
-        screened(0.25, LutConfig(scheme="weight", group_size=192, block_positions=4, table_bits=16)),
+        screened(
+            0.25, LutConfig(scheme="weight", group_size=192, block_positions=4, table_bits=16)
+        ),
         "",
         DecoderConfig(vector_lanes=8, vocab_ports=2, kv_ports=4, query_tokens=2),
         32,

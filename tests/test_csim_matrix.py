@@ -98,7 +98,9 @@ MATRIX: dict[str, tuple[LutConfig, EngineConfig, list[Shape]]] = {
     ),
     "56 channels, rows on line": (
         LutConfig(scheme="weight"),
-        EngineConfig(channels=56, parameter_ports=16, lanes_per_cycle=64, max_tokens=4),
+        EngineConfig(
+            channels=56, centroid_ports=1, parameter_ports=16, lanes_per_cycle=64, max_tokens=4
+        ),
         RAGGED,
     ),
     "48 channels, vectors of 4": (

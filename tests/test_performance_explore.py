@@ -133,9 +133,7 @@ def test_decode_is_bounded_by_the_bytes_that_it_reads(found):
         estimate = Estimate(best.design, best.setting)
         least = estimate.decode.bytes.value / (1e6 * gb_per_s)
         assert 0.5 * best.decode_ms < least < best.decode_ms
-        rows = decoder_design(
-            MODEL, with_head(quant, "int8"), best.engine, best.design.config
-        )
+        rows = decoder_design(MODEL, with_head(quant, "int8"), best.engine, best.design.config)
         of_rows = Estimate(rows, best.setting).decode
         assert 1.1 < of_rows.bytes.value / (1e6 * gb_per_s) < of_rows.ms.value
 

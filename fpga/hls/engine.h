@@ -258,7 +258,9 @@ struct Engine : C {
                   "a lane holds the largest sum of a chain");
     static_assert(WORD_BITS <= DSP_BITS, "the lanes of a word fit one DSP adder");
     static_assert(ROW_BITS <= AP_INT_MAX_W && INDEX_BITS <= AP_INT_MAX_W &&
-                      CENTROID_SHARE * PES_BITS <= AP_INT_MAX_W && WIDE_BITS <= AP_INT_MAX_W,
+                      (!C::SEARCH || CENTROID_SHARE * PES_BITS <= AP_INT_MAX_W) &&
+                      WIDE_BITS <= AP_INT_MAX_W &&
+                      C::AXI_BITS * C::PARAMETER_PORTS <= AP_INT_MAX_W,
                   "words are at most AP_INT_MAX_W bits wide");
     static_assert(C::AXI_BITS % 64 == 0, "beats are whole 64-bit words");
     static_assert(C::MAX_IN_BEATS * FLOATS < NO_CHANNEL, "a gather index names any input channel");

@@ -197,7 +197,7 @@ class Blocks:
         latency = self._latency + self._depth
         return (norm + maximum(read, words) + latency).named("head", "cycles")
 
-    # A head behind a LUT linear (screened_head.h) --------------------------------------------------
+    # A head behind a LUT linear (screened_head.h) -------------------------------------------------
 
     @cached_property
     def _near_words(self) -> Quantity:
@@ -362,9 +362,7 @@ class Blocks:
         sizes = {
             "hidden": tokens * hidden,
             "x": tokens * max(hidden, inner, attended),
-            "y": max(
-                coarse, tokens * max(hidden, 2 * inner, heads * design.words(model.head_dim))
-            ),
+            "y": max(coarse, tokens * max(hidden, 2 * inner, heads * design.words(model.head_dim))),
             "norms": (2 * model.num_hidden_layers + 1) * hidden,
         }
         parts = [

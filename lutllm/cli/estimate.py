@@ -57,8 +57,8 @@ def add_parser(commands: Any) -> None:
 
 DESIGN_HELP = "choices of engine, decoder kernel and clock, as lutllm explore writes them"
 HEAD_HELP = (
-    "source: as in the checkpoint; int8: int8 rows; lut, engine: a LUT linear before them, of its own "
-    "kind or coded like the layers (default: the recipe's)"
+    "source: as in the checkpoint; int8: int8 rows; lut, engine: a LUT linear before them, of its "
+    "own kind or coded like the layers (default: the recipe's)"
 )
 
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from lutllm.artifact import EMBEDDING, Artifact
 from lutllm.config import KV_DTYPES
-from lutllm.emulator import reference
 from lutllm.emulator.cache import KVCache
 from lutllm.emulator.floats import KEYS, KINDS, LANES, WIDTHS
 from lutllm.emulator.forward import forward, project
@@ -395,15 +394,12 @@ class LutModel:
         """The input f32[T, D] of every linear by name, for a sequence of its own."""
         return self.capture(ids)[0]
 
-    def head_inputs(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The normed hidden state f32[T, hidden] that the head takes, for a sequence of its own."""
-        tokens, size = len(ids), self.config.hidden_size
-        if tokens > CHUNK:
-            raise ConfigError(f"head_inputs takes up to {CHUNK} tokens, not {tokens}")
+    def capture_stream(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The residual stream f32[T, hidden] after all layers, for a sequence of its own."""
+        if len(ids) > CHUNK:
+            raise ConfigError(f"capture takes up to {CHUNK} tokens, not {len(ids)}")
         self.logits(ids)
-        stream = self._arrays["h"][:tokens, :size]
-        norm = Artifact.open(self.path).float32("model.norm.weight")
-        return reference.rms_norm(stream, norm, self.config.rms_norm_eps)
+        return self._arrays["h"][: len(ids), : self.config.hidden_size].copy()
 
     # ------------------------------------------------------------ text
 
