@@ -494,7 +494,7 @@ def golden_run(model: LutModel, prompt: list[int], new_tokens: int) -> DecoderGo
     Tokens after the end of the text count too; both end where the context does.
     """
     from codegen.decoder_golden import DecoderGolden
-    from lutllm.emulator import reference
+    from lutllm.emulator.reference import rms_norm
 
     prompt = prompt[: model.context]
     model.reset()
@@ -508,7 +508,7 @@ def golden_run(model: LutModel, prompt: list[int], new_tokens: int) -> DecoderGo
     artifact = Artifact.open(model.path)
     if artifact.quant.lut_head:
         norm = artifact.float32("model.norm.weight"), model.config.rms_norm_eps
-        inputs[HEAD_LINEAR] = reference.rms_norm(model.capture_stream(words), *norm)
+        inputs[HEAD_LINEAR] = rms_norm(model.capture_stream(words), *norm)
     return DecoderGolden(
         prompt=np.array(prompt, np.int32),
         tokens=np.array(tokens, np.int32),
