@@ -109,7 +109,7 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
             0.25, LutConfig(scheme="weight", group_size=192, block_positions=4, table_bits=16)
         ),
         "",
-        DecoderConfig(vector_lanes=8, vocab_ports=2, kv_ports=4, query_tokens=2),
+        DecoderConfig(vector_lanes=8, vocab_ports=2, kv_ports=32, query_tokens=2),
         32,
     ),
     "all near": (  # every word is computed from its row

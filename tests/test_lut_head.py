@@ -235,6 +235,11 @@ def test_a_head_coded_like_the_layers_for_their_engine() -> None:
     assert with_head(QuantConfig(two), "engine").for_linear(HEAD_LINEAR) == recipe("paper").config
     words = ["quantize", "SRC", "--recipe", "tiny", "--head", "engine"]
     assert build_config(build_parser().parse_args(words)) == found
+    parsed = build_parser().parse_args([*words, "--head-margin", "6"])
+    assert build_config(parsed) == dataclasses.replace(found, head_margin=6.0)
+    parsed = build_parser().parse_args(["quantize", "SRC", "--head-margin", "6"])
+    with pytest.raises(ConfigError, match="--head-margin is 6, but head is 'int8'"):
+        build_config(parsed)
 
 
 # ---------------------------------------------------------------- on the board

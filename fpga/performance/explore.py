@@ -35,9 +35,10 @@ KERNELS = tuple(
         (4, 32, 8, 1),
         (4, 64, 8, 1),
         (8, 32, 16, 1),
-        (8, 64, 8, 2),
         (8, 64, 16, 1),
         (8, 64, 16, 2),
+        (8, 32, 16, 2),
+        (8, 32, 32, 1),
     )
 )
 #: Ports that parameters are spread over: as many beats as the widest word of vectors has.
