@@ -88,6 +88,18 @@ def test_a_32b_model_fits_without_tables(tmp_path, capsys):
     assert "MiB behind one port" in capsys.readouterr().out
 
 
+def test_quantization_on_the_command_line(capsys):
+    """Narrow entries take less of the part, a LUT linear before the head less time."""
+    found = []
+    words = ["estimate", "qwen3-0.6b", "--recipe", "tiny", "--vocab-ports", "32", "--json"]
+    for more in ([], ["--table-bits", "8"], ["--head", "engine", "--table-bits", "8"]):
+        assert main([*words, *more]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[1]["resources"]["lut"] < 0.9 * found[0]["resources"]["lut"]
+    assert found[2]["decode_ms_per_token"] < found[1]["decode_ms_per_token"]
+    assert [x["head"] for x in found[1:]] == ["i8 rows", "i8 rows behind a LUT linear"]
+
+
 def test_explanation_and_table(capsys):
     assert main(["estimate", "qwen3-0.6b", "--explain", "--scheme", "weight"]) == 0
     text = capsys.readouterr().out

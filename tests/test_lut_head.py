@@ -281,6 +281,8 @@ def test_export_has_the_slices_with_all_layers_only(folder: Path, tmp_path: Path
     assert [kind.name for kind in whole.engines[1].kinds] == [HEAD_LINEAR]
     assert whole.decoder is not None
     assert whole.decoder.design.screened
+    readme = (tmp_path / "whole/README.md").read_text()
+    assert "a LUT linear in 3 slices of 128 words on lut_linear_1; rows are read of words" in readme
     assert [engine.name for engine in part.engines] == ["lut_linear"]
     assert part.decoder is None
     # of the engine that runs them, to the bit, among all golden vectors
