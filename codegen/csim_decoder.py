@@ -13,8 +13,9 @@ import numpy as np
 from codegen.csim import compile_testbench, trusted_sources
 from codegen.decoder_golden import DecoderGolden, read_decoder_golden
 from codegen.manifest import Design, read_design
-from fpga.decoder_design import DecoderDesign
-from lutllm.config import ACT_LIMIT, STAGE_BITS, TINY_INPUT
+from fpga.decoder_design import PROJECTIONS, DecoderDesign
+from fpga.head_slices import slice_name
+from lutllm.config import ACT_LIMIT, HEAD_LINEAR, STAGE_BITS, TINY_INPUT
 from lutllm.errors import ArtifactError, ConfigError
 
 #: Largest difference from the emulator, as a share of the largest magnitude of the same vector.
@@ -125,7 +126,7 @@ def compare(design: Design, golden: DecoderGolden, out: Path, tolerance: float) 
     positions = first_logit + valid
     assert design.decoder is not None
     names = list(_linear_names(design.decoder.design, golden))
-    steps = [_step(design, golden, out, name, positions) for name in names]
+    steps = [_step(design, golden, out, name, positions, valid) for name in names]
     errors = np.zeros((len(steps) + 2, positions))
     flips = np.zeros((len(steps) + 2, positions), np.int64)
     for i, (error, flipped) in enumerate(steps):
@@ -149,36 +150,57 @@ def compare(design: Design, golden: DecoderGolden, out: Path, tolerance: float) 
 
 
 def _linear_names(decoder: DecoderDesign, golden: DecoderGolden) -> dict[str, tuple[int, int]]:
-    """Linear -> (layer, projection), in the order they run, of those the golden run holds."""
-    return {
+    """Linear -> (layer, projection), in the order they run, of those the golden run holds.
+
+    The LUT linear before the head comes last, with the number of layers and of projections.
+    """
+    layers = decoder.model.num_hidden_layers
+    places = {
         shape.name: (layer, p)
-        for layer in range(decoder.model.num_hidden_layers)
+        for layer in range(layers)
         for p, shape in enumerate(decoder.model.layer_linears(layer))
-        if shape.name in golden.inputs
     }
+    places[HEAD_LINEAR] = (layers, len(PROJECTIONS))
+    return {name: place for name, place in places.items() if name in golden.inputs}
 
 
 def _step(
-    design: Design, golden: DecoderGolden, out: Path, name: str, positions: int
+    design: Design, golden: DecoderGolden, out: Path, name: str, positions: int, chosen: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of a linear's input at each position: relative error f64[T], values that flipped i64[T]."""
+    """Of a linear's input at each position: relative error f64[T], values that flipped i64[T].
+
+    The head runs at the last `chosen` positions only; at others there is nothing to differ.
+    """
     assert design.decoder is not None
     layer, p = _linear_names(design.decoder.design, golden)[name]
-    wanted = golden.inputs[name][:positions]
+    first = positions - chosen if name == HEAD_LINEAR else 0
+    wanted = golden.inputs[name][first:positions]
     found = np.fromfile(out / f"inputs_{layer}_{p}.bin", "<f4").reshape(-1, wanted.shape[1])
-    found = found[:positions]
+    found = found[: positions - first]
     flipped = _rounded(design, name, found) != _rounded(design, name, wanted)
-    return relative_errors(found, wanted), flipped.sum(axis=1)
+    before = np.zeros(first)
+    errors = np.concatenate([before, relative_errors(found, wanted)])
+    return errors, np.concatenate([before.astype(np.int64), flipped.sum(axis=1)])
 
 
 def _rounded(design: Design, name: str, x: np.ndarray) -> np.ndarray:
-    """The integers that an engine makes of its input, as floats. f32[T, D] -> f32[T, D]."""
+    """The integers that an engine makes of its input, as floats. f32[T, D] -> f32[T, D].
+
+    Slices of a head have the same inputs and the same scales.
+    """
+    name = slice_name(0) if name == HEAD_LINEAR else name
     engine = next(engine for engine in design.engines if name in engine.slots)
     k, slot = engine.slots[name]
     kind = engine.kinds[k]
     at = engine.bases(engine.parameter_beats)[k] + slot * engine.parameter_beats(kind)
-    image = design.path / "images" / engine.name / "parameters.bin"
-    scales = np.fromfile(image, "<f4", kind.in_features, offset=at * engine.beat_bytes)
+    rows, ports = engine.parameter_rows(engine.in_beats(kind)), engine.config.parameter_ports
+    folder, count = design.path / "images" / engine.name, rows * engine.floats
+    beats = [
+        np.fromfile(folder / f"parameters_{p}.bin", "<f4", count, offset=at * engine.beat_bytes)
+        for p in range(ports)
+    ]
+    scales = np.stack([part.reshape(rows, -1) for part in beats], axis=1).reshape(-1)
+    scales = scales[: kind.in_features]
     with np.errstate(all="ignore"):
         z = x * scales
         if engine.search:

@@ -20,7 +20,8 @@ class DecoderGolden:
     """A greedy run of the model.
 
     prompt  i32[P] words; tokens: i32[N] words chosen; logits: f32[N, V] each was chosen from
-    inputs  f32[P + N - 1, D] by linear, of every position the model ran; may lack linears
+    inputs  f32[P + N - 1, D] by linear, of every position the model ran; may lack linears. Of
+            HEAD_LINEAR, the LUT linear before a head, too, though that runs from P - 1 on only
     """
 
     prompt: np.ndarray
@@ -35,7 +36,7 @@ class DecoderGolden:
         if len(self.prompt) == 0 or count == 0:
             raise ConfigError("golden run of the decoder: give at least one word and one token")
         wanted = {"logits": (self.logits, (count, model.vocab_size))}
-        for shape in model.linears():
+        for shape in (*model.linears(), model.head_linear()):
             if shape.name in self.inputs:
                 wanted[shape.name] = (self.inputs[shape.name], (positions, shape.in_features))
         for name, (array, size) in wanted.items():
@@ -54,7 +55,8 @@ class DecoderGolden:
 
 def golden_sizes(model: ModelConfig, prompt: int, tokens: int, names: list[str]) -> dict[str, int]:
     """path -> bytes of the files of a golden run with `names` linears."""
-    widths = {shape.name: shape.in_features for shape in model.linears()}
+    shapes = (*model.linears(), model.head_linear())
+    widths = {shape.name: shape.in_features for shape in shapes}
     out = {
         f"{FOLDER}/prompt.bin": 4 * prompt,
         f"{FOLDER}/tokens.bin": 4 * tokens,

@@ -55,6 +55,7 @@ def plan_decoder(
         embed_kind=artifact.stored(EMBEDDING)[0],
         head_kind=artifact.stored(artifact.head_name)[0],
         engines=tuple(engines),
+        head_margin=artifact.quant.head_margin,
     )
 
 

@@ -80,7 +80,8 @@ def engine_diagram(engine: EngineDesign) -> Diagram:
     """Ports on the left and right, one channel of each chain in full."""
     config, lut = engine.config, engine.lut
     x = Box("x", "float32 input", 0, 0, "port")
-    parameters = Box("parameters", "scales, exponents, gather", 0, 1, "port")
+    ports = "" if config.parameter_ports == 1 else f"{config.parameter_ports} x "
+    parameters = Box("parameters", f"{ports}scales, exponents, gather", 0, 1, "port")
     memory = Box("channel ports", f"{config.channels} x {config.axi_bits} bits", 0, 3, "port")
     quantize = Box("quantize_input", f"{engine.floats} values a cycle", 1, 0)
     gather = Box(

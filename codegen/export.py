@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +13,7 @@ import numpy as np
 from codegen.decoder_golden import DecoderGolden, write_decoder_golden
 from codegen.decoder_images import decoder_files, plan_decoder, write_decoder_images
 from codegen.golden import GoldenSource, golden_input, random_inputs, write_golden
+from codegen.head_linear import slice_linear
 from codegen.layout import centroid_image, channel_image, parameter_image
 from codegen.manifest import (
     MANIFEST,
@@ -31,9 +32,11 @@ from fpga.decoder_design import DecoderConfig, DecoderDesign
 from fpga.design import EngineConfig, EngineDesign
 from fpga.device import Device, load_device
 from fpga.engine_plan import plan_engines
+from fpga.head_slices import is_slice
 from lutllm.artifact import Artifact, artifact_hash
 from lutllm.errors import ArtifactError, ConfigError, ResourceError
 from lutllm.lut_linear import LutLinear
+from lutllm.model_config import LinearShape
 from lutllm.progress import Progress
 
 #: Folders that an export owns and replaces.
@@ -71,18 +74,13 @@ def export(
     shapes = select_linears(artifact, layers)
     engines = plan_engines(artifact.model, artifact.quant, shapes, engine or EngineConfig())
     _check_device(engines, load_device(device))
-    whole = len(shapes) == len(artifact.model.linears())
-    if whole and artifact.quant.lut_head:
-        raise ConfigError(
-            f"{artifact_path}: head is 'lut', and the decoder kernel has no LUT linear for a head "
-            "yet; quantize with --head int8, or export some layers with --layers"
-        )
+    whole = len(shapes) >= len(artifact.model.linears())
     if decoder_golden is not None and not whole:
         raise ConfigError("a golden run of the decoder needs all layers; leave `layers` out")
     return write_design(
         Path(out_dir),
         engines,
-        (artifact.linear(shape) for shape in shapes),
+        _linears(artifact, shapes),
         device=device,
         clock_mhz=clock_mhz,
         model=describe(artifact),
@@ -162,6 +160,16 @@ def write_design(
         "image_bytes": image_bytes,
         "source_lines": sum(text.count("\n") for text in readable),
     }
+
+
+def _linears(artifact: Artifact, shapes: list[LinearShape]) -> Iterator[LutLinear]:
+    """The linears of an artifact that `select_linears` names."""
+    slices = [shape for shape in shapes if is_slice(shape.name)]
+    yield from (artifact.linear(shape) for shape in shapes if not is_slice(shape.name))
+    head = artifact.head_linear() if slices else None
+    if head is not None:
+        for i, shape in enumerate(slices):
+            yield slice_linear(head, shape, i * shape.out_features)
 
 
 def _write_decoder(
@@ -271,8 +279,8 @@ class _Images:
                 at = engine.bases(engine.centroid_beats)[k] + slot * engine.centroid_beats(kind)
                 self._put(f"images/{engine.name}/centroids_{p}.bin", at * engine.beat_bytes, image)
         at = engine.bases(engine.parameter_beats)[k] + slot * engine.parameter_beats(kind)
-        image = parameter_image(linear, engine, kind)
-        self._put(f"images/{engine.name}/parameters.bin", at * engine.beat_bytes, image)
+        for p, image in enumerate(parameter_image(linear, engine, kind)):
+            self._put(f"images/{engine.name}/parameters_{p}.bin", at * engine.beat_bytes, image)
         return engine
 
     def _put(self, path: str, offset: int, image: np.ndarray) -> None:

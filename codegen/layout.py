@@ -142,16 +142,28 @@ def centroid_image(linear: LutLinear, design: EngineDesign, kind: LayerKind) -> 
 
 
 def parameter_image(linear: LutLinear, design: EngineDesign, kind: LayerKind) -> np.ndarray:
-    """u8[bytes]: input scales by channel, block exponents, gather indices, output scales."""
+    """u8[parameter ports, bytes]: input scales by channel, block exponents, gather indices, output
+    scales, biases. Beats take the ports in turn."""
     parts = [
         _input_scales(linear, design, kind),
         _block_shifts(linear, design, kind),
         _gather_indices(linear, design, kind),
-        _output_params(linear, design, kind),
+        _output_params(linear.output_scale, design, kind),
     ]
-    image = np.concatenate([part.reshape(-1) for part in parts])
-    assert len(image) == design.parameter_beats(kind) * design.beat_bytes
+    if linear.bias is not None:
+        parts.append(_output_params(linear.bias, design, kind))
+    rows = np.concatenate([_rows_of_beats(part, design) for part in parts])
+    image = np.swapaxes(rows, 0, 1).reshape(design.config.parameter_ports, -1)
+    assert image.shape[1] == design.parameter_beats(kind) * design.beat_bytes
     return image
+
+
+def _rows_of_beats(part: np.ndarray, design: EngineDesign) -> np.ndarray:
+    """Bytes of whole beats to u8[rows, parameter ports, beat bytes], padded to rows."""
+    beats = part.reshape(-1, design.beat_bytes)
+    rows = design.parameter_rows(len(beats))
+    padded = _pad_axis(beats, 0, rows * design.config.parameter_ports)
+    return padded.reshape(rows, -1, design.beat_bytes)
 
 
 def _input_scales(linear: LutLinear, design: EngineDesign, kind: LayerKind) -> np.ndarray:
@@ -186,13 +198,9 @@ def _gather_indices(linear: LutLinear, design: EngineDesign, kind: LayerKind) ->
     return pack_words(as_bytes(flat.reshape(-1, lanes)), design.gather_packing)
 
 
-def _output_params(linear: LutLinear, design: EngineDesign, kind: LayerKind) -> np.ndarray:
-    """Beats of output scales in the order of results, each followed by its beat of biases."""
-    rows = [linear.output_scale] + ([] if linear.bias is None else [linear.bias])
+def _output_params(values: np.ndarray, design: EngineDesign, kind: LayerKind) -> np.ndarray:
+    """Output scales or biases f32[M] in the order of results; a sub-block starts on a row."""
     lanes, subs = design.lanes, design.subs(kind)
-    beats = []
-    for values in rows:
-        padded = _pad_axis(np.asarray(values, np.float32), 0, subs * lanes).reshape(subs, lanes)
-        padded = _pad_axis(padded, 1, design.out_beats * design.floats)
-        beats.append(as_bytes(padded).reshape(subs * design.out_beats, design.beat_bytes))
-    return np.stack(beats, axis=1)
+    padded = _pad_axis(np.asarray(values, np.float32), 0, subs * lanes).reshape(subs, lanes)
+    beats = design.parameter_rows(design.out_beats) * design.config.parameter_ports
+    return as_bytes(_pad_axis(padded, 1, beats * design.floats))

@@ -17,6 +17,7 @@ from fpga.decoder_design import DecoderDesign
 from fpga.design import EngineDesign
 from fpga.device import Device, load_device
 from lutllm.artifact import file_digest, read_json, write_json
+from lutllm.config import HEAD_LINEAR
 from lutllm.errors import ArtifactError, CheckpointError, ConfigError
 from lutllm.version import __version__
 
@@ -228,7 +229,9 @@ def _parse_decoder(entry: dict[str, Any], engines: list[EngineDesign]) -> Decode
         raise ValueError("decoder: offsets do not follow from its model")
     golden = entry["golden"]
     names = [str(name) for name in golden["inputs"]]
-    if unknown := set(names) - {shape.name for shape in design.model.linears()}:
+    known = {shape.name for shape in design.model.linears()}
+    known |= {HEAD_LINEAR} if design.screened else set()
+    if unknown := set(names) - known:
         raise ValueError(f"golden input {min(unknown)!r} is not a linear of the model")
     prompt, tokens = int(golden["prompt"]), int(golden["tokens"])
     if min(prompt, tokens) < 0 or (prompt == 0) != (tokens == 0):
@@ -267,7 +270,8 @@ def image_files(engine: EngineDesign) -> dict[str, int]:
     folder = f"images/{engine.name}"
     out = {f"{folder}/channel_{c}.bin": beats["channel"] for c in range(engine.config.channels)}
     out |= {f"{folder}/centroids_{p}.bin": beats["centroids"] for p in range(engine.centroid_ports)}
-    out[f"{folder}/parameters.bin"] = beats["parameters"]
+    ports = range(engine.config.parameter_ports)
+    out |= {f"{folder}/parameters_{p}.bin": beats["parameters"] for p in ports}
     return {path: count * engine.beat_bytes for path, count in out.items()}
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fpga.head_slices import slice_shapes
 from lutllm.artifact import Artifact
+from lutllm.config import HEAD_LINEAR
 from lutllm.errors import ConfigError
 from lutllm.model_config import LinearShape
 
@@ -24,5 +26,10 @@ def select_layers(count: int, layers: int | Iterable[int] | None) -> list[int]:
 
 
 def select_linears(artifact: Artifact, layers: int | Iterable[int] | None) -> list[LinearShape]:
-    indices = select_layers(artifact.model.num_hidden_layers, layers)
-    return [shape for i in indices for shape in artifact.model.layer_linears(i)]
+    """Those of the layers; with all layers the slices of a LUT linear before the head, too."""
+    model, quant = artifact.model, artifact.quant
+    indices = select_layers(model.num_hidden_layers, layers)
+    shapes = [shape for i in indices for shape in model.layer_linears(i)]
+    if quant.lut_head and len(indices) == model.num_hidden_layers:
+        shapes += slice_shapes(model, quant.for_linear(HEAD_LINEAR))
+    return shapes

@@ -97,7 +97,7 @@ def _memory_arguments(engine: EngineDesign) -> list[tuple[str, int]]:
     return [
         *((f"channel_{c}", beats["channel"]) for c in range(engine.config.channels)),
         *((f"centroids_{p}", beats["centroids"]) for p in range(engine.centroid_ports)),
-        ("parameters", beats["parameters"]),
+        *((f"parameters_{p}", beats["parameters"]) for p in range(engine.config.parameter_ports)),
         ("x", run["x"]),
         ("y", run["y"]),
     ]
@@ -173,10 +173,23 @@ def engine_sources(engine: EngineDesign, device: Device, header: str) -> dict[st
     }
 
 
+def header_of(decoder: DecoderDesign) -> str:
+    """The library header that has all its steps."""
+    if decoder.screened:
+        return "screened_head.h"
+    return "int8_head.h" if decoder.head_kind == "I8" else "decoder_steps.h"
+
+
 def decoder_sources(decoder: DecoderDesign, device: Device, header: str) -> dict[str, str]:
     """path -> text of everything that belongs to the decoder kernel."""
     name = decoder.name
-    values = {"engines": decoder.engines, "decoder": decoder, "device": device, "header": header}
+    values = {
+        "engines": decoder.engines,
+        "decoder": decoder,
+        "device": device,
+        "header": header,
+        "library_header": header_of(decoder),
+    }
     config = render("decoder_config.h.j2", **values)
     top = render("decoder.cpp.j2", **values)
     configs = {f"{name}_config.h": config}
@@ -197,7 +210,7 @@ def decoder_sources(decoder: DecoderDesign, device: Device, header: str) -> dict
             header=header,
         ),
     }
-    for path in included_headers("decoder_steps.h"):
+    for path in included_headers(header_of(decoder)):
         out[f"src/lutllm/{path}"] = (LIBRARY / path).read_text(encoding="utf-8")
     for path in DECODER_HEADERS:
         out[f"sim/{path}"] = (LIBRARY / "sim" / path).read_text(encoding="utf-8")

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fpga.design import FLOAT_BITS, MIN_DISTANCE, EngineDesign, ceil_div
-from lutllm.config import reject_unknown
+from fpga.design import FLOAT_BITS, MIN_DISTANCE, EngineDesign, LayerKind, ceil_div
+from fpga.head_slices import is_slice, slice_name
+from lutllm.config import HEAD_LINEAR, reject_unknown
 from lutllm.errors import ConfigError
 from lutllm.int8_rows import hidden_limit
 from lutllm.model_config import ModelConfig
@@ -75,7 +76,9 @@ class DecoderDesign:
     """A whole model on the board.
 
     embed_kind, head_kind  safetensors dtypes of the stored rows; equal when `model` ties them
-    engines                in the order of the design; together they run every linear
+    engines                in the order of the design; together they run every linear, and where the
+                           head is screened the slices of the LUT linear before it
+    head_margin            words whose coarse logit is so far below the largest have their row read
     """
 
     config: DecoderConfig
@@ -84,6 +87,7 @@ class DecoderDesign:
     head_kind: str
     engines: tuple[EngineDesign, ...]
     name: str = "decoder"
+    head_margin: float = 0.0
 
     def __post_init__(self) -> None:
         model = self.model
@@ -107,6 +111,26 @@ class DecoderDesign:
         for shape in model.linears():
             if shape.name not in self._owners():
                 raise ConfigError(f"decoder: no engine runs {shape.name}; export all layers")
+        if self.screened:
+            self._check_slices()
+
+    def _check_slices(self) -> None:
+        owners = self._owners()
+        names = [slice_name(i) for i in range(self.slices)]
+        if len({owners.get(name, -1) for name in names}) > 1 or -1 in map(owners.get, names):
+            raise ConfigError(
+                f"decoder: the {self.slices} slices of {HEAD_LINEAR} are not on one engine; plan "
+                "them with fpga.head_slices"
+            )
+        if self.slices * self.slice_width < self.model.vocab_size:
+            raise ConfigError(
+                f"decoder: {self.slices} slices of {self.slice_width} words do not hold a "
+                f"vocabulary of {self.model.vocab_size}; plan them with fpga.head_slices"
+            )
+        if self.head_kind != "I8":
+            raise ConfigError(
+                f"decoder: the head is screened, but its rows are {self.head_kind}; they must be I8"
+            )
 
     def _owners(self) -> dict[str, int]:
         return {name: i for i, engine in enumerate(self.engines) for name in engine.slots}
@@ -229,6 +253,34 @@ class DecoderDesign:
             "logits": self.max_tokens * logits,
         }
 
+    # The LUT linear before the head ------------------------------------------------------------
+
+    @property
+    def slices(self) -> int:
+        """Slices of the LUT linear before the head; 0 without one."""
+        return sum(is_slice(name) for engine in self.engines for name in engine.slots)
+
+    @property
+    def screened(self) -> bool:
+        """A LUT linear says which rows of the head are read."""
+        return self.slices > 0
+
+    @property
+    def slice_width(self) -> int:
+        """Words of a slice."""
+        return self.slice_kind.out_features if self.screened else 0
+
+    @property
+    def slice_kind(self) -> LayerKind:
+        engine, kind, _ = self.slice_place
+        return self.engines[engine].kinds[kind]
+
+    @property
+    def slice_place(self) -> tuple[int, int, int]:
+        """(engine, kind, slot) of the first slice."""
+        engine = self._owners()[slice_name(0)]
+        return (engine, *self.engines[engine].slots[slice_name(0)])
+
     # The schedule ------------------------------------------------------------------------------
 
     def places(self) -> list[list[tuple[int, int, int]]]:
@@ -242,9 +294,14 @@ class DecoderDesign:
         return out
 
     def calls(self, engine: int) -> list[tuple[int, int]]:
-        """(kind, slot) of everything that an engine runs for a token, in order."""
+        """(kind, slot) of everything that an engine runs for the layers, in order."""
         by_layer = zip(*self.places(), strict=True)
         return [place[1:] for layer in by_layer for place in layer if place[0] == engine]
+
+    def head_calls(self, engine: int) -> list[tuple[int, int]]:
+        """(kind, slot) of what it runs for the head, after all layers."""
+        slots = self.engines[engine].slots
+        return [slots[name] for name in map(slice_name, range(self.slices)) if name in slots]
 
     # Rendering ---------------------------------------------------------------------------------
 
@@ -270,6 +327,15 @@ class DecoderDesign:
             ("int", "CONTEXT", self.context, "positions"),
             ("int", "HEAD_BITS", STORED_BITS[self.head_kind], "of a stored value of the head"),
             ("bool", "HEAD_BF16", str(self.head_kind == "BF16").lower(), "not float16"),
+            ("bool", "SCREENED", str(self.screened).lower(), "a LUT linear before the head"),
+            (
+                "float",
+                "HEAD_MARGIN",
+                f"{float(self.head_margin)!r}f",
+                "rows read below the largest",
+            ),
+            ("int", "SLICES", self.slices, "of that linear"),
+            ("int", "SLICE_WIDTH", self.slice_width, "words of a slice"),
             ("int", "HEAD_LIMIT", hidden_limit(model.hidden_size), "largest integer of int8 heads"),
             ("int", "EMBED_BITS", STORED_BITS[self.embed_kind], "of one of the embedding"),
             ("bool", "EMBED_BF16", str(self.embed_kind == "BF16").lower(), "not float16"),
@@ -287,15 +353,18 @@ class DecoderDesign:
             "model": dataclasses.asdict(self.model),
             "embed_kind": self.embed_kind,
             "head_kind": self.head_kind,
+            "head_margin": self.head_margin,
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], engines: Sequence[EngineDesign]) -> DecoderDesign:
-        reject_unknown("decoder", values, {"config", "model", "embed_kind", "head_kind"})
+        known = {"config", "model", "embed_kind", "head_kind", "head_margin"}
+        reject_unknown("decoder", values, known)
         return cls(
             config=DecoderConfig(**values["config"]),
             model=ModelConfig(**values["model"]),
             embed_kind=values["embed_kind"],
             head_kind=values["head_kind"],
             engines=tuple(engines),
+            head_margin=float(values["head_margin"]),
         )

@@ -21,6 +21,8 @@ ROW_MODES = ("auto", "table", "online")
 #: Cycles between writing a buffer and reading it back, in every engine (engine.h MIN_DISTANCE).
 MIN_DISTANCE = 4
 GATHER_INDEX_BITS = 16
+#: Ports that the parameters of an engine may be spread over.
+PARAMETER_PORTS = (1, 2, 4, 8, 16)
 #: Widest word a kernel may have: the largest AP_INT_MAX_W of Vitis HLS.
 MAX_WORD_BITS = 4096
 FLOAT_BITS = 32
@@ -73,6 +75,9 @@ class EngineConfig:
 
     channels         memory channels, each with its own port, search, rows and look-up
     centroid_ports   ports that feed activation centroids, shared evenly by the channels
+    parameter_ports  ports that scales, exponents and gather indices are spread over: a beat of each
+                     in a cycle, so that none of them keeps the channel behind the same memory port
+                     waiting
     search_segments  parallel chains of a search
     search_chain     processing elements per chain
     lanes_per_cycle  outputs that a channel looks up in a cycle (rounded down to divide group_size)
@@ -90,6 +95,7 @@ class EngineConfig:
 
     channels: int = 16
     centroid_ports: int = 4
+    parameter_ports: int = 1
     search_segments: int = 4
     search_chain: int = 2
     lanes_per_cycle: int = 128
@@ -125,6 +131,11 @@ class EngineConfig:
         if self.rows not in ROW_MODES:
             raise ConfigError(
                 f"engine config: rows is {self.rows!r}; choose one of {', '.join(ROW_MODES)}"
+            )
+        if self.parameter_ports not in PARAMETER_PORTS:
+            raise ConfigError(
+                f"engine config: parameter_ports is {self.parameter_ports!r}; choose 1, 2, 4, 8 or "
+                "16"
             )
         if self.axi_bits & (self.axi_bits - 1):
             raise ConfigError(
@@ -207,6 +218,7 @@ class EngineDesign:
         words = [
             ("lanes_per_cycle x code bits", self.index_packing, "lower lanes_per_cycle"),
             ("weight_centroids x table_bits", self.row_packing, "quantize with fewer centroids"),
+            ("parameter_ports x axi_bits", self.parameter_packing, "lower parameter_ports"),
         ]
         if self.search:
             words.append(
@@ -371,6 +383,11 @@ class EngineDesign:
         return self.packing(self.centroid_share * self.pes * self.lut.vec_len * 8)
 
     @property
+    def parameter_packing(self) -> Packing:
+        """A beat of every parameter port."""
+        return self.packing(self.config.parameter_ports * self.config.axi_bits)
+
+    @property
     def gather_packing(self) -> Packing:
         return self.packing(GATHER_INDEX_BITS * self.config.gather_lanes)
 
@@ -400,17 +417,26 @@ class EngineDesign:
             return 0
         return self.centroid_packing.beats(self.rounds(kind) * kind.act_stages * self.search_passes)
 
-    def output_param_beats(self, kind: LayerKind) -> int:
-        return self.subs(kind) * self.out_beats * (2 if kind.bias else 1)
+    def parameter_rows(self, beats: int) -> int:
+        """Rows, a beat of every parameter port each, that hold so many beats."""
+        return ceil_div(beats, self.config.parameter_ports)
+
+    def shift_beats(self, kind: LayerKind) -> int:
+        return self.block_shift_packing.beats(self.passes(kind))
+
+    def gather_beats(self, kind: LayerKind) -> int:
+        return self.gather_packing.beats(self.rounds(kind) * self.gather_steps)
+
+    def output_rows(self, kind: LayerKind) -> int:
+        """Rows of output scales, or of biases: those of a sub-block start on a row."""
+        return self.subs(kind) * self.parameter_rows(self.out_beats)
 
     def parameter_beats(self, kind: LayerKind) -> int:
-        """Input scales, block exponents, gather indices, output scales and biases."""
-        return (
-            self.in_beats(kind)
-            + self.block_shift_packing.beats(self.passes(kind))
-            + self.gather_packing.beats(self.rounds(kind) * self.gather_steps)
-            + self.output_param_beats(kind)
-        )
+        """Beats of one linear in the memory of each parameter port: input scales, block exponents,
+        gather indices, output scales, biases; each starts on a row."""
+        beats = (self.in_beats(kind), self.shift_beats(kind), self.gather_beats(kind))
+        outputs = self.output_rows(kind) * (2 if kind.bias else 1)
+        return sum(self.parameter_rows(n) for n in beats) + outputs
 
     def bases(self, beats_of_kind: Any) -> list[int]:
         """First beat of each kind when kinds follow one another, slot by slot."""
@@ -470,6 +496,12 @@ class EngineDesign:
             ("int", "SEARCH_SEGMENTS", config.search_segments, "parallel chains of a search"),
             ("int", "SEARCH_CHAIN", config.search_chain, "processing elements per chain"),
             ("int", "CENTROID_PORTS", config.centroid_ports, "memory ports for centroids"),
+            (
+                "int",
+                "PARAMETER_PORTS",
+                config.parameter_ports,
+                "memory ports for scales and the like",
+            ),
             ("int", "LANES", self.lanes, "outputs per channel and cycle"),
             ("int", "AXI_BITS", config.axi_bits, "bits of a memory beat"),
             ("int", "VECTOR_LANES", vector_lanes, "beats of activations in a cycle"),

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from fpga.design import EngineConfig, EngineDesign, LayerKind
-from lutllm.config import LutConfig, QuantConfig
+from fpga.head_slices import is_slice, kind_name
+from lutllm.config import HEAD_LINEAR, LutConfig, QuantConfig
 from lutllm.model_config import LinearShape, ModelConfig
 
 
@@ -16,7 +17,7 @@ def plan_engines(
     """Engines for the linears `shapes`, one for all that can share it, in order of first use."""
     members: dict[LutConfig, list[tuple[LinearShape, LutConfig]]] = {}
     for shape in shapes:
-        lut = quant.for_linear(shape.name)
+        lut = quant.for_linear(HEAD_LINEAR if is_slice(shape.name) else shape.name)
         members.setdefault(_shared(lut), []).append((shape, lut))
     engines = []
     for i, (key, linears) in enumerate(members.items()):
@@ -50,7 +51,7 @@ def _kinds(
     """Linears of one shape, depth of stages and width of entries, in order of first use."""
     found: dict[LayerKind, list[str]] = {}
     for shape, lut in linears:
-        suffix = shape.name.rsplit(".", 1)[-1]
+        suffix = kind_name(shape.name)
         kind = LayerKind(
             name=suffix,
             in_features=shape.in_features,

@@ -16,7 +16,7 @@ import numpy as np
 
 from lutllm import recipes
 from lutllm.artifact import Artifact, artifact_hash, is_artifact, read_json, write_json
-from lutllm.config import QuantConfig
+from lutllm.config import HEAD_LINEAR, QuantConfig
 from lutllm.errors import ArtifactError, ConfigError
 from lutllm.model_card import write_model_card
 from lutllm.recipes import AUTO, DEFAULT_RECIPE
@@ -494,6 +494,7 @@ def golden_run(model: LutModel, prompt: list[int], new_tokens: int) -> DecoderGo
     Tokens after the end of the text count too; both end where the context does.
     """
     from codegen.decoder_golden import DecoderGolden
+    from lutllm.emulator.reference import rms_norm
 
     prompt = prompt[: model.context]
     model.reset()
@@ -502,11 +503,17 @@ def golden_run(model: LutModel, prompt: list[int], new_tokens: int) -> DecoderGo
     while len(tokens) < min(new_tokens, model.context - len(prompt) + 1):
         logits.append(model.decode(tokens[-1]))
         tokens.append(int(logits[-1].argmax()))
+    words = [*prompt, *tokens[:-1]]
+    inputs = model.capture_inputs(words)
+    artifact = Artifact.open(model.path)
+    if artifact.quant.lut_head:
+        norm = artifact.float32("model.norm.weight"), model.config.rms_norm_eps
+        inputs[HEAD_LINEAR] = rms_norm(model.capture_stream(words), *norm)
     return DecoderGolden(
         prompt=np.array(prompt, np.int32),
         tokens=np.array(tokens, np.int32),
         logits=np.stack(logits),
-        inputs=model.capture_inputs([*prompt, *tokens[:-1]]),
+        inputs=inputs,
     )
 
 
@@ -522,9 +529,6 @@ def estimate(
     vocab_ports: int | None = None,
     kv_ports: int | None = None,
     query_tokens: int | None = None,
-    schedule: str = "emitted",
-    head: str = "lut",
-    attention_macs: int | None = None,
     clock_mhz: float = 0.0,
     csynth: Source | None = None,
     explained: bool = False,
@@ -537,21 +541,16 @@ def estimate(
             takes those of an export
     vector_lanes, vocab_ports, kv_ports, query_tokens
             of the decoder kernel, in place of those of `design`
-    head, attention_macs
-            assumed for the schedules that are not exported yet
     fpga/performance/commands.py explains the rest.
     """
     from fpga.performance import commands
-    from fpga.performance.timing import Assumed
 
-    blocks = {"attention_macs": attention_macs}
     kernel = {
         "vector_lanes": vector_lanes,
         "vocab_ports": vocab_ports,
         "kv_ports": kv_ports,
         "query_tokens": query_tokens,
     }
-    assumed = Assumed(head=head, **{k: v for k, v in blocks.items() if v is not None})
     choices = _choices(design)
     changes = {k: v for k, v in kernel.items() if v is not None}
     decoder = dataclasses.replace(choices.decoder, **changes)
@@ -562,8 +561,6 @@ def estimate(
         device=device,
         prompt_tokens=prompt_tokens,
         context=context,
-        schedule=schedule,
-        assumed=assumed,
         clock_mhz=clock_mhz,
         csynth=csynth,
         explained=explained,
@@ -578,7 +575,6 @@ def explore(
     prefill_ms: float = 0.0,
     max_share: float = 0.8,
     max_perplexity_ratio: float = 0.0,
-    head: str = "lut",
     **options: Any,
 ) -> dict[str, Any]:
     """The best FPGA design within a budget, and the Pareto front of all that fit.
@@ -596,7 +592,6 @@ def explore(
         source,
         quants or {DEFAULT_RECIPE: recipes.recipe(DEFAULT_RECIPE).quant()},
         Budget(decode_tokens_per_s, prefill_ms, max_share, max_perplexity_ratio),
-        heads=(head,),
         **options,
     )
 

@@ -35,7 +35,7 @@ except ImportError as cause:
     ) from cause
 
 from calib.tasks import read_task
-from lutllm.emulator import LutModel
+from lutllm.emulator.model import LutModel
 from lutllm.emulator.sampling import Sampling
 from lutllm.errors import ConfigError
 

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from lutllm.config import HEAD_LINEAR, LutConfig, QuantConfig
+from lutllm.config import HEAD_LINEAR, HEADS, LutConfig, QuantConfig
 from lutllm.errors import ConfigError
 
 
@@ -36,15 +36,30 @@ LUT_HEAD = LutConfig(scheme="weight", group_size=4096, block_positions=4, table_
 HEAD_MARGIN = 10.0
 
 
+#: Heads to choose from: those of `QuantConfig`, and "engine", a "lut" whose linear is coded like
+#: the layers, so that an FPGA runs it on the engine that it has.
+HEAD_CHOICES = (*HEADS, "engine")
+
+
 def with_head(config: QuantConfig, head: str) -> QuantConfig:
-    """`config` with another head; its LUT linear is LUT_HEAD where no override says else."""
+    """`config` with another head, one of HEAD_CHOICES.
+
+    What no override says of its LUT linear is that of LUT_HEAD, with "engine" that of the layers,
+    in one stage.
+    """
     overrides = config.overrides
-    if head == "lut":
-        own = LUT_HEAD.to_dict() | overrides.get(HEAD_LINEAR, {})
+    coded = head in ("lut", "engine")
+    if coded:
+        like_layers = dataclasses.replace(config.default, act_stages=1, weight_stages=1)
+        own = LUT_HEAD if head == "lut" else like_layers
         rest = {k: v for k, v in overrides.items() if k != HEAD_LINEAR}
-        overrides = {HEAD_LINEAR: own} | rest
-    margin = HEAD_MARGIN if head == "lut" else 0.0
-    return dataclasses.replace(config, head=head, head_margin=margin, overrides=overrides)
+        overrides = {HEAD_LINEAR: own.to_dict() | overrides.get(HEAD_LINEAR, {})} | rest
+    return dataclasses.replace(
+        config,
+        head="lut" if coded else head,
+        head_margin=HEAD_MARGIN if coded else 0.0,
+        overrides=overrides,
+    )
 
 
 #: Four positions under one exponent: of sixteen, one with large values would leave the others

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -123,7 +125,7 @@ def test_padded_centroids_repeat_the_first() -> None:
 def test_parameters_hold_scales_shifts_gather_and_outputs(made: Made) -> None:
     engine, linear = made
     kind = engine.kinds[0]
-    image = layout.parameter_image(linear, engine, kind)
+    (image,) = layout.parameter_image(linear, engine, kind)
     scales = image[: engine.in_beats(kind) * 32].view(np.float32)
     for slot in (0, 17, 69):
         assert scales[linear.input_perm[slot]] == linear.input_scale[slot]
@@ -134,7 +136,31 @@ def test_parameters_hold_scales_shifts_gather_and_outputs(made: Made) -> None:
     gather = image[at : at + 6 * 16 * 2].view(np.uint16).reshape(6, 8, 2)
     assert gather[1, 3].tolist() == linear.input_perm[2 * 11 : 2 * 12].tolist()
     assert (gather[4, 3:] == layout.NO_CHANNEL).all()
-    outputs = image[-engine.output_param_beats(kind) * 32 :].view(np.float32).reshape(-1, 2, 8)
+    outputs = image[-2 * engine.output_rows(kind) * 32 :].view(np.float32).reshape(2, -1)
     assert linear.bias is not None
-    np.testing.assert_array_equal(outputs[:, 0].reshape(-1)[:150], linear.output_scale)
-    np.testing.assert_array_equal(outputs[:, 1].reshape(-1)[:150], linear.bias)
+    np.testing.assert_array_equal(outputs[0, :150], linear.output_scale)
+    np.testing.assert_array_equal(outputs[1, :150], linear.bias)
+
+
+@pytest.mark.parametrize("ports", [2, 8, 16])
+def test_parameters_take_the_ports_in_turn(made: Made, ports: int) -> None:
+    """Beat by beat the image of one port; sections, and sub-blocks of outputs, start on a row."""
+    engine, linear = made
+    kind = engine.kinds[0]
+    (whole,) = layout.parameter_image(linear, engine, kind)
+    wide = dataclasses.replace(
+        engine, config=dataclasses.replace(engine.config, parameter_ports=ports)
+    )
+    image = layout.parameter_image(linear, wide, kind)
+    assert image.shape == (ports, wide.parameter_beats(kind) * 32)
+    rows = np.swapaxes(image.reshape(ports, -1, 32), 0, 1)
+    beats, at, row = whole.reshape(-1, 32), 0, 0
+    sizes = [engine.in_beats(kind), engine.shift_beats(kind), engine.gather_beats(kind)]
+    sizes += [engine.out_beats] * (2 * engine.subs(kind))
+    for size in sizes:
+        taken = -(-size // ports)
+        found = rows[row : row + taken].reshape(-1, 32)
+        np.testing.assert_array_equal(found[:size], beats[at : at + size])
+        assert not found[size:].any()
+        at, row = at + size, row + taken
+    assert (at, row) == (len(beats), len(rows))

@@ -140,9 +140,9 @@ def test_changed_index_moves_one_output(made: Made, copy: Path) -> None:
 def test_wrong_output_scale_shows_in_results_only(made: Made, copy: Path) -> None:
     _, engine, _ = made
     kind = engine.kinds[0]
-    beats = engine.parameter_beats(kind) - engine.output_param_beats(kind)
+    beats = engine.parameter_beats(kind) - engine.output_rows(kind) * (2 if kind.bias else 1)
     change(
-        copy / "images/lut_linear/parameters.bin",
+        copy / "images/lut_linear/parameters_0.bin",
         beats * engine.beat_bytes + 2,
         lambda byte: byte ^ 0x40,
     )
@@ -200,7 +200,7 @@ def test_missing_compiler_is_told(made: Made, monkeypatch: pytest.MonkeyPatch) -
         (lambda root: (root / MANIFEST).unlink(), "manifest.json: file not found"),
         (lambda root: (root / MANIFEST).write_text("{"), "not valid JSON"),
         (lambda root: (root / "golden/linear_0/acc.bin").write_bytes(b""), "0 bytes, the manifest"),
-        (lambda root: (root / "images/lut_linear/parameters.bin").unlink(), "file not found"),
+        (lambda root: (root / "images/lut_linear/parameters_0.bin").unlink(), "file not found"),
         (lambda root: set_path(root, "../outside"), "leaves the folder"),
         (lambda root: set_path(root, "/etc/passwd"), "leaves the folder"),
         (lambda root: set_value(root, "device", "../v80"), "is not a device"),
@@ -231,7 +231,7 @@ def set_path(root: Path, path: str) -> None:
 
 
 def symlink(root: Path) -> None:
-    target = root / "images/lut_linear/parameters.bin"
+    target = root / "images/lut_linear/parameters_0.bin"
     target.rename(root / "elsewhere.bin")
     target.symlink_to(root / "elsewhere.bin")
 

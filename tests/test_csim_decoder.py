@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -28,12 +29,14 @@ from fpga.device import load_device
 from fpga.engine_plan import plan_engines
 from lutllm import intmath
 from lutllm.artifact import EMBEDDING, HEAD, Artifact
-from lutllm.config import LutConfig, QuantConfig
+from lutllm.config import HEAD_LINEAR, LutConfig, QuantConfig
 from lutllm.emulator import reference
 from lutllm.errors import ArtifactError, ConfigError
 from tests.make_artifact import tiny_config, write_artifact
 
-ENGINE = EngineConfig(channels=4, centroid_ports=2, lanes_per_cycle=32, max_tokens=8)
+ENGINE = EngineConfig(
+    channels=4, centroid_ports=2, parameter_ports=2, lanes_per_cycle=32, max_tokens=8
+)
 PROMPT, TOKENS = 11, 4
 ROPE = {
     "rope_type": "llama3",
@@ -42,6 +45,14 @@ ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+CODED = LutConfig(group_size=64, act_centroids=16)
+
+
+def screened(margin: float, head: LutConfig) -> QuantConfig:
+    """A LUT linear before the head."""
+    return QuantConfig(CODED, {HEAD_LINEAR: head.to_dict()}, head="lut", head_margin=margin)
+
+
 #: name -> config.json, quantization, type of embedding and head, decoder, lanes per cycle
 MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] = {
     "coded": (
@@ -85,15 +96,46 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
         DecoderConfig(vector_lanes=1, vocab_ports=3, kv_ports=2, query_tokens=5),
         32,
     ),
+    "screened": (  # a head coded like the layers, on their engine, in three slices
+        tiny_config("qwen3"),
+        screened(0.25, CODED),
+        "",
+        DecoderConfig(vocab_ports=5, kv_ports=3),
+        32,
+    ),
+    "screened apart": (  # a head of another kind, on an engine of its own, two slices
+        tiny_config("llama"),
+        screened(
+            0.25, LutConfig(scheme="weight", group_size=192, block_positions=4, table_bits=16)
+        ),
+        "",
+        DecoderConfig(vector_lanes=8, vocab_ports=2, kv_ports=32, query_tokens=2),
+        32,
+    ),
+    "all near": (  # every word is computed from its row
+        tiny_config("qwen3", vocab_size=640),
+        screened(1000.0, CODED),
+        "",
+        DecoderConfig(vector_lanes=1, vocab_ports=16, kv_ports=1),
+        16,
+    ),
 }
 
 
 def greedy(artifact: Artifact, prompt: list[int], tokens: int) -> DecoderGolden:
     """The run of the numpy reference."""
+    head_logits = reference.head_logits
     ids, rows = list(prompt), []
     for _ in range(tokens):
         inputs: dict[str, np.ndarray] = {}
-        rows.append(reference.logits(artifact, np.array(ids), inputs.__setitem__)[-1])
+
+        def see_head(artifact: Artifact, h: np.ndarray, inputs: Any = inputs) -> np.ndarray:
+            if artifact.quant.lut_head:
+                inputs[HEAD_LINEAR] = h
+            return head_logits(artifact, h)
+
+        with mock.patch.object(reference, "head_logits", see_head):
+            rows.append(reference.logits(artifact, np.array(ids), inputs.__setitem__)[-1])
         ids.append(int(rows[-1].argmax()))
     chosen = np.array(ids[len(prompt) :])
     return DecoderGolden(np.array(prompt), chosen, np.stack(rows), inputs)
@@ -145,7 +187,7 @@ def results(root: Path, out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["mixed", "int8"])
+@pytest.mark.parametrize("name", ["mixed", "int8", "screened"])
 def test_width_of_words_changes_no_bit(
     designs: Callable[[str], tuple[Path, Path]], tmp_path: Path, name: str
 ) -> None:
@@ -285,6 +327,75 @@ def test_changed_table_entry_is_found(
     first = run_decoder(copy)["first_divergence"]
     assert first["step"].endswith("layers.1.self_attn.o_proj")
     assert first["relative_error"] > 1e-4
+
+
+@pytest.fixture
+def screened_copy(designs: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> Path:
+    root = tmp_path / "screened"
+    shutil.copytree(designs("screened")[0], root)
+    return root
+
+
+def near_words(artifact: Artifact, x: np.ndarray) -> np.ndarray:
+    """bool[T, V]: words whose row is read for normed vectors f32[T, H]."""
+    linear = artifact.head_linear()
+    assert linear is not None
+    coarse = intmath.lut_linear(x, linear)
+    return coarse >= coarse.max(axis=1, keepdims=True) - np.float32(artifact.quant.head_margin)
+
+
+def test_screened_heads_read_some_rows(designs: Callable[[str], tuple[Path, Path]]) -> None:
+    """Of the tokens chosen: one row at least, not all, more than one for some."""
+    for name, least in (("screened", 1), ("screened apart", 1), ("all near", 640)):
+        root, source = designs(name)
+        x = np.fromfile(root / "golden/decoder/lm_head.bin", "<f4").reshape(-1, 72)
+        near = near_words(Artifact.open(source), x[PROMPT - 1 :]).sum(axis=1)
+        assert near.min() >= least
+        assert (near.max() < 301) == (least == 1)
+        assert near.max() > 1
+
+
+def test_changed_index_of_the_head_is_found(
+    screened_copy: Path, designs: Callable[[str], tuple[Path, Path]]
+) -> None:
+    """Of position 5 and a word of the last slice whose logit stays the coarse one."""
+    artifact = Artifact.open(designs("screened")[1])
+    x = np.fromfile(screened_copy / "golden/decoder/lm_head.bin", "<f4").reshape(-1, 72)
+    words = np.flatnonzero(~near_words(artifact, x[PROMPT - 1 :]).any(axis=0))
+    word = int(words[-1])
+    engine = read_design(screened_copy).engines[0]
+    k, slot = engine.slots["lm_head.2"]
+    kind = engine.kinds[k]
+    assert 2 * kind.out_features <= word < 301
+    this_round, channel = (int(i) for i in np.argwhere(engine.position_map(kind) == 5)[0])
+    beats = engine.bases(engine.channel_beats)[k] + slot * engine.channel_beats(kind)
+    beats += this_round * engine.record_beats(kind)
+    within = word - 2 * kind.out_features
+    at = beats * engine.beat_bytes + within // 32 * engine.index_packing.slot_bytes
+    damage(screened_copy, f"lut_linear/channel_{channel}.bin", at + within % 32 // 2, 0x77)
+    first = run_decoder(screened_copy)["first_divergence"]
+    assert (first["position"], first["step"]) == (PROMPT - 1, "logits")
+
+
+def modify(root: Path, right: str, wrong: str) -> None:
+    """Change the one place of the decoder kernel that says `right`."""
+    path = root / "hls/decoder.cpp"
+    text = path.read_text()
+    assert text.count(right) == 1
+    path.write_text(text.replace(right, wrong))
+    refresh_manifest(root)
+
+
+def test_another_margin_is_found(screened_copy: Path) -> None:
+    modify(screened_copy, "HEAD_MARGIN = 0.25f", "HEAD_MARGIN = 0.0f")
+    first = run_decoder(screened_copy, allow_modified=True)["first_divergence"]
+    assert (first["position"], first["step"]) == (PROMPT - 1, "logits")
+
+
+def test_words_asked_of_another_port_are_a_deadlock(screened_copy: Path) -> None:
+    modify(screened_copy, "if (pick.word % D::VOCAB_PORTS == p) rows", "if (p == 0) rows")
+    with pytest.raises(ArtifactError, match=r"DEADLOCK(.|\n)*settle waits for read of scores"):
+        run_decoder(screened_copy, allow_modified=True)
 
 
 def test_changed_embedding_is_found(copy: Path) -> None:

@@ -91,12 +91,16 @@ MATRIX: dict[str, tuple[LutConfig, EngineConfig, list[Shape]]] = {
     ),
     "64 channels": (
         LutConfig(),
-        EngineConfig(channels=64, centroid_ports=32, max_tokens=4, index_fifo=512),
+        EngineConfig(
+            channels=64, centroid_ports=32, parameter_ports=8, max_tokens=4, index_fifo=512
+        ),
         [(70, 130, True), (300, 512, False)],
     ),
     "56 channels, rows on line": (
         LutConfig(scheme="weight"),
-        EngineConfig(channels=56, lanes_per_cycle=64, max_tokens=4),
+        EngineConfig(
+            channels=56, centroid_ports=1, parameter_ports=16, lanes_per_cycle=64, max_tokens=4
+        ),
         RAGGED,
     ),
     "48 channels, vectors of 4": (
@@ -115,7 +119,9 @@ MATRIX: dict[str, tuple[LutConfig, EngineConfig, list[Shape]]] = {
         LutConfig(
             scheme="weight", weight_stages=2, weight_centroids=8, group_size=96, table_bits=16
         ),
-        EngineConfig(channels=24, lanes_per_cycle=48, max_tokens=4, index_fifo=64),
+        EngineConfig(
+            channels=24, parameter_ports=4, lanes_per_cycle=48, max_tokens=4, index_fifo=64
+        ),
         RAGGED,
     ),
     "16 channels, single values": (

@@ -11,9 +11,19 @@ import torch
 from numba import njit
 
 from calib.decoder import FloatDecoder, rms_norm
+from codegen.csim import run_csim
+from codegen.decoder_images import plan_decoder
 from codegen.export import export
-from fpga.performance.commands import estimate
+from codegen.head_linear import slice_linear
+from codegen.manifest import read_design
+from codegen.plan import select_linears
+from fpga.decoder_design import DecoderConfig
+from fpga.design import EngineConfig
+from fpga.engine_plan import plan_engines
+from fpga.head_slices import slice_shapes
+from fpga.performance.commands import estimate, read_source
 from lutllm import int8_rows, intmath
+from lutllm.api import golden_run
 from lutllm.artifact import EMBEDDING, Artifact, artifact_hash, read_json, write_json
 from lutllm.cli import build_parser
 from lutllm.cli.quantize import build_config
@@ -216,16 +226,99 @@ def test_margins_out_of_range_are_refused(margin: object) -> None:
         QuantConfig(head="lut", head_margin=margin)  # type: ignore[arg-type]
 
 
-def test_the_decoder_kernel_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    artifact = write_artifact(tmp_path / "a", tiny_config("qwen3"), LUT)
-    with pytest.raises(ConfigError, match=r"head is 'lut'.*--head int8.*--layers"):
-        export(artifact, tmp_path / "v80")
-    assert not (tmp_path / "v80").exists()
-    assert export(artifact, tmp_path / "v80", layers=1)["files"]
+def test_a_head_coded_like_the_layers_for_their_engine() -> None:
+    found = recipe("tiny").quant(head="engine")
+    assert found.head == "lut"
+    assert found.head_margin == HEAD_MARGIN
+    assert found.for_linear(HEAD_LINEAR) == recipe("tiny").config
+    two = dataclasses.replace(recipe("paper").config, act_stages=2, weight_stages=2)
+    assert with_head(QuantConfig(two), "engine").for_linear(HEAD_LINEAR) == recipe("paper").config
+    words = ["quantize", "SRC", "--recipe", "tiny", "--head", "engine"]
+    assert build_config(build_parser().parse_args(words)) == found
+    parsed = build_parser().parse_args([*words, "--head-margin", "6"])
+    assert build_config(parsed) == dataclasses.replace(found, head_margin=6.0)
+    parsed = build_parser().parse_args(["quantize", "SRC", "--head-margin", "6"])
+    with pytest.raises(ConfigError, match="--head-margin is 6, but head is 'int8'"):
+        build_config(parsed)
 
 
-def test_estimate_wants_a_schedule_that_has_such_a_head(tmp_path: Path) -> None:
-    artifact = write_artifact(tmp_path / "a", tiny_config("qwen3"), LUT)
-    with pytest.raises(ConfigError, match=r"head is 'lut'.*--schedule on-chip"):
-        estimate(artifact)
-    assert estimate(artifact, schedule="on-chip")["fits"]
+# ---------------------------------------------------------------- on the board
+
+
+def test_slices_join_to_the_linear(folder: Path) -> None:
+    artifact = Artifact.open(folder)
+    linear_of_head = artifact.head_linear()
+    assert linear_of_head is not None
+    shapes = slice_shapes(artifact.model, linear_of_head.config)
+    assert [shape.name for shape in shapes] == ["lm_head.0", "lm_head.1", "lm_head.2"]
+    assert {shape.out_features for shape in shapes} == {128}
+    x = np.random.default_rng(0).standard_normal((5, 72), np.float32)
+    parts = []
+    for i, shape in enumerate(shapes):
+        part = slice_linear(linear_of_head, shape, 128 * i)
+        part.validate()
+        parts.append(intmath.lut_linear(x, part))
+    whole = np.concatenate(parts, axis=1)
+    assert np.array_equal(whole[:, :301], intmath.lut_linear(x, linear_of_head))
+    assert not whole[:, 301:].any()
+
+
+def test_slices_are_whole_groups_no_wider_than_a_layer() -> None:
+    model = read_source("qwen3-1.7b").model
+    for lut, width in ((recipe("paper").config, 11776), (LUT_HEAD, 12288)):
+        shapes = slice_shapes(model, lut)
+        assert len(shapes) == 13
+        assert {shape.out_features for shape in shapes} == {width}
+        assert width % lut.group_size == 0
+        assert 12 * width < model.vocab_size <= 13 * width
+
+
+def test_export_has_the_slices_with_all_layers_only(folder: Path, tmp_path: Path) -> None:
+    export(folder, tmp_path / "whole")
+    export(folder, tmp_path / "part", layers=1)
+    whole, part = read_design(tmp_path / "whole"), read_design(tmp_path / "part")
+    assert [engine.name for engine in whole.engines] == ["lut_linear_0", "lut_linear_1"]
+    assert [kind.name for kind in whole.engines[1].kinds] == [HEAD_LINEAR]
+    assert whole.decoder is not None
+    assert whole.decoder.design.screened
+    readme = (tmp_path / "whole/README.md").read_text()
+    assert "a LUT linear in 3 slices of 128 words on lut_linear_1; rows are read of words" in readme
+    assert [engine.name for engine in part.engines] == ["lut_linear"]
+    assert part.decoder is None
+    # of the engine that runs them, to the bit, among all golden vectors
+    assert "lm_head.0" in {golden.name for golden in whole.golden}
+    assert run_csim(tmp_path / "whole", tokens=2)["integer_mismatches"] == 0
+
+
+def test_decoders_without_all_slices_are_refused(folder: Path) -> None:
+    artifact = Artifact.open(folder)
+    engines = plan_engines(
+        artifact.model, artifact.quant, select_linears(artifact, None), EngineConfig()
+    )
+    decoder = plan_decoder(artifact, engines, DecoderConfig())
+    kind = engines[1].kinds[0]
+    few = dataclasses.replace(kind, names=kind.names[:2])
+    less = [engines[0], dataclasses.replace(engines[1], kinds=(few,))]
+    with pytest.raises(ConfigError, match="2 slices of 128 words do not hold a vocabulary of 301"):
+        dataclasses.replace(decoder, engines=tuple(less))
+    gap = dataclasses.replace(kind, names=(kind.names[0], kind.names[2]))
+    less = [engines[0], dataclasses.replace(engines[1], kinds=(gap,))]
+    with pytest.raises(ConfigError, match="slices of lm_head are not on one engine"):
+        dataclasses.replace(decoder, engines=tuple(less))
+    with pytest.raises(ConfigError, match="head is screened, but its rows are F16"):
+        dataclasses.replace(decoder, head_kind="F16")
+
+
+def test_the_golden_run_of_the_emulator_has_the_input_of_the_head(folder: Path) -> None:
+    model = LutModel.load(folder, threads=1)
+    run = golden_run(model, [5, 3, 8, 1], 3)
+    artifact = Artifact.open(folder)
+    found = reference.head_logits(artifact, run.inputs[HEAD_LINEAR][3:])
+    np.testing.assert_allclose(found, run.logits, atol=1e-4)
+
+
+def test_estimates_know_the_linear_before_the_rows(folder: Path) -> None:
+    found = estimate(folder)
+    assert found["fits"]
+    assert found["head"] == "i8 rows behind a LUT linear"
+    assert found["decode_parts_ms"]["head"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 
 import pytest
@@ -13,7 +14,7 @@ from fpga.decoder_design import DecoderConfig
 from fpga.design import EngineConfig
 from fpga.device import load_device
 from fpga.performance.decoder import Decoder
-from fpga.performance.designs import HEAD, model_engines, with_head
+from fpga.performance.designs import model_engines
 from fpga.performance.engine import BOUND_OF, Engine
 from fpga.performance.memory import MemorySystem
 from fpga.performance.quantity import given
@@ -23,8 +24,9 @@ from fpga.performance.timing import (
     PERFECT_MEMORY,
     Timing,
 )
-from lutllm.config import LutConfig, QuantConfig
+from lutllm.config import HEAD_LINEAR, LutConfig, QuantConfig
 from lutllm.model_config import ModelConfig
+from lutllm.recipes import with_head
 from tests.hls_timing import Counts, TimedSimulation, add_clocks
 from tests.hls_tools import export_linears, make_engine
 from tests.make_artifact import tiny_config, write_artifact
@@ -32,7 +34,12 @@ from tests.make_artifact import tiny_config, write_artifact
 V80 = load_device("v80")
 SHAPES = [(96, 200, True), (160, 320, False)]
 CONFIG = EngineConfig(
-    channels=4, centroid_ports=2, lanes_per_cycle=16, search_chain=4, max_tokens=8
+    channels=4,
+    centroid_ports=2,
+    parameter_ports=4,
+    lanes_per_cycle=16,
+    search_chain=4,
+    max_tokens=8,
 )
 #: Stages on both sides; rows from tables, fetched, and computed.
 LUTS = {
@@ -114,43 +121,79 @@ def test_counters_of_the_csim_report(runs):
 
 # The decoder -------------------------------------------------------------------------------------
 
-#: model, quantization, stored type, decoder kernel
+CODED, COMPUTED = LutConfig(group_size=64), LutConfig(scheme="weight", group_size=64)
+
+
+def screened(lut, margin, **changes):
+    """A LUT linear before the head, coded like the layers but for `changes`."""
+    head = {HEAD_LINEAR: lut.to_dict() | changes}
+    return QuantConfig(lut, head, head="lut", head_margin=margin)
+
+
+#: model, quantization, type of embedding and head, decoder kernel, share of the rows that are read,
+#: parameter ports
 DECODERS = [
     (
         tiny_config("qwen2"),
-        LutConfig(group_size=64),
+        QuantConfig(CODED),
         "F16",
         DecoderConfig(vector_lanes=1, vocab_ports=4),
+        0.0,
+        1,
     ),
     (
         tiny_config("llama", num_key_value_heads=6),
-        LutConfig(scheme="weight", group_size=64),
+        QuantConfig(COMPUTED),
         "F32",
         DecoderConfig(context=40, vector_lanes=2, vocab_ports=3, kv_ports=3, query_tokens=2),
+        0.0,
+        4,
     ),
     (
         tiny_config("qwen3"),
-        LutConfig(scheme="weight", group_size=64),
+        QuantConfig(COMPUTED, head="int8"),
         "I8",
         DecoderConfig(vector_lanes=8, vocab_ports=12, kv_ports=1, query_tokens=4),
+        0.0,
+        8,
+    ),
+    (
+        tiny_config("qwen2", vocab_size=2999),
+        screened(CODED, 0.0),
+        "I8",
+        DecoderConfig(vector_lanes=4, vocab_ports=4),
+        1 / 2999,
+        2,
+    ),
+    (
+        tiny_config("llama", num_key_value_heads=6, vocab_size=2999),
+        screened(COMPUTED, 1000.0, group_size=128),
+        "I8",
+        DecoderConfig(vector_lanes=2, vocab_ports=3, kv_ports=3, query_tokens=2),
+        1.0,
+        1,
     ),
 ]
 
 
-@pytest.mark.parametrize(("shape", "lut", "stored", "kernel"), DECODERS)
-def test_cycles_of_the_decoder_within_5_percent(shape, lut, stored, kernel, tmp_path):
+@pytest.mark.parametrize(("shape", "quant", "stored", "kernel", "near", "ports"), DECODERS)
+def test_cycles_of_the_decoder_within_5_percent(
+    shape, quant, stored, kernel, near, ports, tmp_path
+):
     """From the first word of a prompt to the last word chosen: every step of every layer.
 
     Attention, which such a small model spends little on, also on its own: of the last layer.
     """
-    config = EngineConfig(channels=4, centroid_ports=2, lanes_per_cycle=32, max_tokens=8)
-    quant = QuantConfig(lut, head="int8" if stored == "I8" else "source")
+    config = EngineConfig(
+        channels=4, centroid_ports=2, parameter_ports=ports, lanes_per_cycle=32, max_tokens=8
+    )
     write_artifact(tmp_path / "art", shape, quant, kind=stored)
     export(tmp_path / "art", tmp_path / "d", engine=config, golden={}, decoder=kernel)
     design = read_design(tmp_path / "d")
     sources = add_clocks(trusted_sources(design, False))
     program = compile_testbench(sources, "sim/decoder_testbench.cpp", ["-O0"])
-    model = Decoder(design.decoder.design, V80, 250, timing=IDEAL, efficiency=PERFECT_MEMORY)
+    timing = dataclasses.replace(IDEAL, near_share=near)
+    model = Decoder(design.decoder.design, V80, 250, timing, PERFECT_MEMORY)
     for prompt, new in ((1, 4), (8, 1), (11, 3), (38, 1), (38, 3)):
         words = " ".join(str(n) for n in [new, *range(3, 3 + prompt)])
         command = [str(program), str(tmp_path / "d" / "images"), str(tmp_path)]
@@ -163,6 +206,10 @@ def test_cycles_of_the_decoder_within_5_percent(shape, lut, stored, kernel, tmp_
         attention = model.blocks.attention(tokens, prompt + new - 1).value
         counted = counts.end["steps/attention/collect"] - counts.start["steps/heads/split"]
         assert attention == pytest.approx(counted, rel=0.05), (prompt, new)
+        if near:  # from the first slice's input to the word
+            head = model._head.value - model.blocks.norm(1).value
+            counted = counts.end["settle"] - counts.start["steps/send"]
+            assert head == pytest.approx(counted, rel=0.05), (prompt, new)
 
 
 # Structure ---------------------------------------------------------------------------------------
@@ -208,11 +255,14 @@ def test_engines_are_those_of_an_export():
     quant = QuantConfig(overrides=overrides)
 
     engines = model_engines(model, quant, EngineConfig(channels=8))
-    headed = with_head(model, engines)
-    assert [kind.name for kind in headed[0].kinds if kind not in engines[0].kinds] == [HEAD]
+    headed = model_engines(model, with_head(quant, "engine"), EngineConfig(channels=8))
+    assert [kind.name for kind in headed[0].kinds if kind not in engines[0].kinds] == [HEAD_LINEAR]
     head = headed[0].kinds[-1]
     assert head.out_features * len(head.names) >= model.vocab_size
     assert headed[1:] == engines[1:]
+    own = model_engines(model, with_head(quant, "lut"), EngineConfig(channels=8))
+    assert own[: len(engines)] == engines
+    assert [kind.name for kind in own[-1].kinds] == [HEAD_LINEAR]
 
 
 def test_overlapping_never_costs_cycles():

@@ -17,20 +17,22 @@ from fpga.design import EngineConfig, EngineDesign
 from fpga.design_file import DesignChoices
 from fpga.device import load_device
 from fpga.performance.commands import read_source
-from fpga.performance.designs import model_engines
+from fpga.performance.designs import decoder_design, model_engines
 from fpga.performance.estimate import Estimate
 from fpga.performance.explore import Budget, Space, choose, explore, pareto, settings
 from fpga.performance.run import Run, process_cycles
-from fpga.performance.timing import EMITTED, IDEAL, ON_CHIP
+from fpga.performance.timing import IDEAL
 from lutllm.cli import main
 from lutllm.config import LutConfig, QuantConfig
 from lutllm.errors import ConfigError
+from lutllm.recipes import recipe, with_head
 from tests.make_artifact import tiny_config, write_artifact
 
 V80 = load_device("v80")
+#: A LUT linear before the head, coded like the layers, with entries of 8 bits in all of them.
 QUANTS = {
-    "co": QuantConfig(head="int8"),
-    "weight": QuantConfig(LutConfig(scheme="weight"), head="int8"),
+    "co": with_head(QuantConfig(recipe("paper").config), "engine"),
+    "weight": with_head(QuantConfig(recipe("tiny").config), "engine"),
 }
 MODEL = read_source("qwen3-1.7b").model
 SMALL = {"channels": (16, 64), "lanes": (128, 256), "max_tokens": (32,)}
@@ -38,7 +40,7 @@ SMALL = {"channels": (16, 64), "lanes": (128, 256), "max_tokens": (32,)}
 
 @pytest.fixture(scope="module")
 def found():
-    space = Space(QUANTS, (300.0,), (EMITTED, ON_CHIP), **SMALL)
+    space = Space(QUANTS, (300.0,), **SMALL)
     begun = time.monotonic()
     result = explore(MODEL, V80, space, Budget(900, 55))
     assert time.monotonic() - begun < 30
@@ -107,34 +109,38 @@ def test_accuracy_limits_the_choice(found):
     assert chosen.quant_name == "co"
 
 
-def fastest(found, name, schedule, cost):
-    """Of a quantization and schedule the candidate that costs least."""
-    of_name = [c for c in found.candidates if c.quant_name == name]
-    return min((c for c in of_name if c.setting.schedule is schedule), key=cost)
+def fastest(found, name, cost):
+    """Of a quantization the candidate that costs least."""
+    return min((c for c in found.candidates if c.quant_name == name), key=cost)
 
 
-def test_prefill_goal_of_the_1_7b_model_is_met_by_what_is_exported(found):
-    """128 tokens in at most 55 ms, at 300 MHz, within 80 %: the published accelerator takes 203."""
-    best = fastest(found, "co", EMITTED, lambda c: (c.prefill_ms > 55, c.decode_ms))
+@pytest.mark.parametrize("name", QUANTS)
+def test_goals_of_the_1_7b_model_are_met_in_one_design(found, name):
+    """A token in at most 1.1 ms with its head, 128 in at most 55, at 300 MHz and within 80 %: the
+    published accelerator takes 5.1 ms without a head, and 203."""
+    best = fastest(found, name, lambda c: (c.prefill_ms > 55, c.decode_ms))
     assert best.prefill_ms <= 55
-    assert best.decode_ms < 1.7
+    assert best.decode_ms <= 1.1
+    assert best.size <= 0.8
+    assert best.design.screened
 
 
 def test_decode_is_bounded_by_the_bytes_that_it_reads(found):
-    """The goal of 1.1 ms needs another head: int8 rows and indices alone are over it at 300 MHz."""
-    for name in QUANTS:
-        best = fastest(found, name, EMITTED, lambda c: c.decode_ms)
+    """Rows in the place of the linear before the head are over the goal of 1.1 ms at 300 MHz."""
+    gb_per_s = 64 * 32 * 0.3 * 0.9  # every port, a beat of 32 bytes in 90 % of the cycles
+    for name, quant in QUANTS.items():
+        best = fastest(found, name, lambda c: c.decode_ms)
         estimate = Estimate(best.design, best.setting)
-        gb_per_s = 64 * 32 * 0.3 * 0.9  # every port, a beat of 32 bytes in 90 % of the cycles
         least = estimate.decode.bytes.value / (1e6 * gb_per_s)
-        assert 1.1 < least < best.decode_ms < 1.4 * least
-        lut_head = fastest(found, name, ON_CHIP, lambda c: c.decode_ms)
-        assert lut_head.decode_ms < 1.15
+        assert 0.5 * best.decode_ms < least < best.decode_ms
+        rows = decoder_design(MODEL, with_head(quant, "int8"), best.engine, best.design.config)
+        of_rows = Estimate(rows, best.setting).decode
+        assert 1.1 < of_rows.bytes.value / (1e6 * gb_per_s) < of_rows.ms.value
 
 
 def test_derived_engines_starve_nothing():
     """Neither search nor gathering takes longer than the look-ups of a long run."""
-    space = Space(QUANTS, (250.0,), (ON_CHIP,))
+    space = Space(QUANTS, (250.0,))
     seen: dict[str, list[EngineDesign]] = {}
     for _, design, _ in settings(MODEL, V80, space):
         engine = design.engines[0]

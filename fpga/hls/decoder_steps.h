@@ -17,10 +17,13 @@
 #ifndef LUTLLM_TRACE
 #define LUTLLM_TRACE(projection, layer, x, run)
 #endif
+#ifndef LUTLLM_TRACE_HEAD
+#define LUTLLM_TRACE_HEAD(x)
+#endif
 
 namespace lutllm {
 
-enum Projection { QKV = 0, O = 1, GATE_UP = 2, DOWN = 3 };
+enum Projection { QKV = 0, O = 1, GATE_UP = 2, DOWN = 3, HEAD = 4 };
 
 // Where a projection of a layer is: which engine, and which linear of it.
 struct Place {
@@ -50,6 +53,9 @@ struct Model : Decoder<C> {
     static constexpr int MAX_Y_WORDS =
         max_of(QKV_HEADS * wide::HEAD_BEATS, max_of(2 * wide::INTERMEDIATE_BEATS,
                                                     wide::HIDDEN_BEATS));
+    // Words of results: those of all tokens of a run, or the coarse logits of a token.
+    static constexpr int Y_WORDS =
+        max_of(C::MAX_TOKENS * MAX_Y_WORDS, C::SLICES * ceil_div(C::SLICE_WIDTH, wide::FLOATS));
     // Beats of a stored row; int8 rows end in a float32 scale (int8_head.h).
     static constexpr int HEAD_ROW_BEATS =
         ceil_div(C::HIDDEN_SIZE * C::HEAD_BITS + (C::HEAD_BITS == 8 ? 32 : 0), C::AXI_BITS);
@@ -116,14 +122,23 @@ move_loop:
     }
 }
 
+// Where words of results go one after another: a buffer on chip, or a stream.
+template <class E>
+struct BufferSink {
+    typename Banks<E>::word_t* next;
+    void write(const typename E::wide_t& word) {
+#pragma HLS INLINE
+        write_word(*next++, word);
+    }
+};
+
 // Results of an engine, [token][sub][LANES padded to words], to [token][section padded to words].
-template <class E, class D>
-void pack_output(typename E::words& in, typename Banks<E>::word_t* y, Sections sections,
-                 LinearCall call) {
+template <class E, class D, class Sink>
+void pack_results(typename E::words& in, Sink& out, Sections sections, LinearCall call) {
     const int unit = packing_unit<E, D>(sections.size);
     const int steps = ceil_div(E::LANES, unit);
     typename E::wide_t word = 0, packed = 0;
-    int sub = 0, step = 0, from = 0, to = 0, place = 0, at = 0, section = 0;
+    int sub = 0, step = 0, from = 0, to = 0, place = 0, section = 0;
 pack_loop:
     for (int i = 0; i < call.tokens * call.subs * steps; i++) {
 #pragma HLS PIPELINE II=1
@@ -136,7 +151,7 @@ pack_loop:
             to = to + unit == E::WIDE_FLOATS ? 0 : to + unit;
             const bool ends = place == sections.size;
             if (ends || to == 0) {
-                write_word(y[at++], packed);
+                out.write(packed);
                 to = 0;
             }
             if (ends) {
@@ -150,6 +165,14 @@ pack_loop:
             advance(sub, call.subs);
         }
     }
+}
+
+// Results to y.
+template <class E, class D>
+void pack_output(typename E::words& in, typename Banks<E>::word_t* y, Sections sections,
+                 LinearCall call) {
+    BufferSink<E> sink = {y};
+    pack_results<E, D>(in, sink, sections, call);
 }
 
 // The norms of all vectors from `constants`, so that a norm need not wait for a beat at a time:
@@ -219,16 +242,19 @@ float row_scale(const typename D::beat_t& last_beat) {
 
 // A row of the embedding, `base` beats in, to the residual of its token.
 template <class D>
-void embed_word(const typename D::beat_t* rows, int base, typename D::word_t* hidden) {
+void embed_word(hls::burst_maxi<typename D::beat_t> rows, int base, typename D::word_t* hidden) {
     constexpr int PER_BEAT = 32 / D::EMBED_BITS;  // beats of float32 from a stored beat
     constexpr bool SCALED = D::EMBED_BITS == 8;
-    const float scale = SCALED ? row_scale<D>(rows[base + D::EMBED_ROW_BEATS - 1]) : 1.0f;
+    constexpr int STORED_BEATS = ceil_div(D::HIDDEN_BEATS, PER_BEAT);
+    if (SCALED) rows.read_request(base + D::EMBED_ROW_BEATS - 1, 1);
+    rows.read_request(base, STORED_BEATS);
+    const float scale = SCALED ? row_scale<D>(rows.read()) : 1.0f;
     typename D::beat_t stored = 0;
-    int part = 0, at = base;
+    int part = 0;
 embed_loop:
     for (int b = 0; b < D::wide::HIDDEN_BEATS * D::VECTOR_LANES; b++) {
 #pragma HLS PIPELINE II=1
-        if (part == 0 && b < D::HIDDEN_BEATS) stored = rows[at++];
+        if (part == 0 && b < D::HIDDEN_BEATS) stored = rows.read();
         typename D::floats_t values;
     lane_loop:
         for (int j = 0; j < D::FLOATS; j++) {
@@ -424,8 +450,8 @@ spread_loop:
 
 // Logits of the words behind one port: a stored beat a cycle, summed as in rms_norm.h.
 template <class D>
-void score_words(const typename D::beat_t* rows, typename D::beats& in, typename D::floats& logits,
-                 int words) {
+void score_words(hls::burst_maxi<typename D::beat_t> rows, typename D::beats& in,
+                 typename D::floats& logits, int words) {
     constexpr int VALUES = D::AXI_BITS / D::HEAD_BITS;
     constexpr int ROW_BEATS = D::HEAD_ROW_BEATS;
     constexpr int PARTIALS = 8;
@@ -446,10 +472,11 @@ vector_loop:
         if (advance(part, VALUES / D::FLOATS)) row++;
     }
     int beat = 0, slot = 0;
+    rows.read_request(0, words * ROW_BEATS);
 word_loop:
     for (int i = 0; i < words * ROW_BEATS; i++) {
 #pragma HLS PIPELINE II=1
-        const typename D::beat_t raw = rows[i];
+        const typename D::beat_t raw = rows.read();
         float products[VALUES];
         for (int j = 0; j < VALUES; j++) {
 #pragma HLS UNROLL

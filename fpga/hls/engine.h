@@ -178,7 +178,10 @@ struct Engine : C {
     static constexpr int CHAINS = C::CHANNELS / C::CHAIN_CHANNELS;
     static constexpr int OUT_BEATS = ceil_div(C::LANES, FLOATS);  // of one sub-block
 
+    static constexpr int OUT_ROWS = ceil_div(OUT_BEATS, C::PARAMETER_PORTS);  // of its scales
+
     typedef ap_uint<C::AXI_BITS> beat_t;
+    typedef ap_uint<C::AXI_BITS * C::PARAMETER_PORTS> param_row_t;  // a beat of every port
     typedef ap_uint<WIDE_BITS> wide_t;        // WIDE_FLOATS float32
     typedef ap_uint<ACT_BITS * WIDE_FLOATS> quantized_t;  // as many integers
     typedef ap_uint<GATHER_INDEX_BITS * C::GATHER_LANES> gather_t;
@@ -219,8 +222,13 @@ struct Engine : C {
 
     // Streams: deep enough that no process waits for a later one.
     typedef hls::stream<beat_t, 2> param_beats;
+    typedef hls::stream<param_row_t, 2> param_rows;
     typedef hls::stream<beat_t, C::BEAT_FIFO> beats;
     typedef hls::stream<beat_t, max_of(C::BEAT_FIFO, MAX_LEAD_BEATS * HELD_RECORDS)> lead_beats;
+    // The shifts of all stages of a record come before its codebooks, and those of the next record
+    // may come before the last of them is used.
+    typedef hls::stream<beat_t, 2 * C::MAX_ACT_STAGES * shift_packing::beats(MAX_GROUPS)> record_shifts;
+    typedef hls::stream<beat_t, 4> codebook_beats;
     typedef hls::stream<wide_t, max_of(4, C::BEAT_FIFO / C::VECTOR_LANES)> words;
     typedef hls::stream<wide_t, MAX_IN_WORDS + 2> token_words;
     typedef hls::stream<wide_t, MAX_IN_WORDS> input_words;  // one for every input
@@ -241,13 +249,18 @@ struct Engine : C {
     static_assert(C::CHANNELS % C::CHAIN_CHANNELS == 0, "chains divide the channels");
     static_assert(C::CHANNELS % C::CENTROID_PORTS == 0,
                   "each centroid port serves as many channels");
+    static_assert((C::PARAMETER_PORTS & (C::PARAMETER_PORTS - 1)) == 0 &&
+                      (C::VECTOR_LANES & (C::VECTOR_LANES - 1)) == 0,
+                  "rows of parameters and words of vectors divide one another");
     static_assert(C::GROUP_SIZE % C::LANES == 0, "sub-blocks divide a group");
     static_assert(C::CHAIN_CHANNELS <= C::BLOCK_POSITIONS, "a chain stays within one block");
     static_assert(C::CHAIN_CHANNELS * ((1 << C::TABLE_BITS) - 1) < (1 << LANE_BITS),
                   "a lane holds the largest sum of a chain");
     static_assert(WORD_BITS <= DSP_BITS, "the lanes of a word fit one DSP adder");
     static_assert(ROW_BITS <= AP_INT_MAX_W && INDEX_BITS <= AP_INT_MAX_W &&
-                      CENTROID_SHARE * PES_BITS <= AP_INT_MAX_W && WIDE_BITS <= AP_INT_MAX_W,
+                      (!C::SEARCH || CENTROID_SHARE * PES_BITS <= AP_INT_MAX_W) &&
+                      WIDE_BITS <= AP_INT_MAX_W &&
+                      C::AXI_BITS * C::PARAMETER_PORTS <= AP_INT_MAX_W,
                   "words are at most AP_INT_MAX_W bits wide");
     static_assert(C::AXI_BITS % 64 == 0, "beats are whole 64-bit words");
     static_assert(C::MAX_IN_BEATS * FLOATS < NO_CHANNEL, "a gather index names any input channel");
@@ -257,6 +270,19 @@ struct Engine : C {
     static int row_beats(const LinearCall& call) { return row_packing::beats(call.groups); }
     static int passes(const LinearCall& call) {
         return call.rounds * call.weight_stages * call.act_stages;
+    }
+    static int shift_beats(const LinearCall& call) {
+        return block_shift_packing::beats(passes(call));
+    }
+    static int gather_beats(const LinearCall& call) {
+        return gather_packing::beats(call.rounds * GATHER_STEPS);
+    }
+    // Beats of a linear behind each parameter port.
+    static int parameter_beats(const LinearCall& call) {
+        return ceil_div(call.in_beats, C::PARAMETER_PORTS) +
+               ceil_div(shift_beats(call), C::PARAMETER_PORTS) +
+               ceil_div(gather_beats(call), C::PARAMETER_PORTS) +
+               call.subs * OUT_ROWS * (call.bias ? 2 : 1);
     }
     // Beats of one (round, weight stage) in a channel: indices, then what its rows come from.
     static int record_beats(const LinearCall& call) {

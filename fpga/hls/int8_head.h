@@ -53,14 +53,18 @@ round_loop:
     out.write(last);
 }
 
-// Logits of the words behind one port: a stored beat a cycle.
+// A rounded vector beside a row: 16 bits for every value of a stored beat.
 template <class D>
-void score_int8_words(const typename D::beat_t* rows, typename D::beats& in,
-                      typename D::floats& logits, int words) {
-    constexpr int VALUES = D::AXI_BITS / 8;
-    constexpr int PARTS = VALUES / D::FLOATS;
-    ap_uint<16 * VALUES> x[D::HEAD_ROW_BEATS], codes;  // 16 bits for every value of a stored beat
-#pragma HLS BIND_STORAGE variable=x type=RAM_2P impl=BRAM
+struct Int8Vector {
+    static constexpr int VALUES = D::AXI_BITS / 8;
+    typedef ap_uint<16 * VALUES> codes_t;
+};
+
+// The vector to x, its scale returned.
+template <class D>
+float hold_vector(typename D::beats& in, typename Int8Vector<D>::codes_t* x) {
+    constexpr int PARTS = Int8Vector<D>::VALUES / D::FLOATS;
+    typename Int8Vector<D>::codes_t codes;
     int part = 0, row = 0;
 vector_loop:
     for (int b = 0; b < D::HEAD_ROW_BEATS * PARTS; b++) {
@@ -76,21 +80,38 @@ vector_loop:
         if (advance(part, PARTS)) x[row++] = codes;
     }
     const typename D::beat_t last = in.read();
-    const float token_scale = bits_to_float(last.range(31, 0));
+    return bits_to_float(last.range(31, 0));
+}
+
+// Sum of products of a stored beat.
+template <class D>
+int multiply_beat(const typename D::beat_t& raw, const typename Int8Vector<D>::codes_t& x) {
+#pragma HLS INLINE
+    int sum = 0;
+product_loop:
+    for (int j = 0; j < Int8Vector<D>::VALUES; j++) {
+#pragma HLS UNROLL
+        const ap_int<8> weight = raw.range(8 * j + 7, 8 * j);
+        const ap_int<16> code = x.range(16 * j + 15, 16 * j);  // 0 where the scale lies
+        sum += code.to_int() * weight.to_int();
+    }
+    return sum;
+}
+
+// Logits of the words behind one port: a stored beat a cycle.
+template <class D>
+void score_int8_words(hls::burst_maxi<typename D::beat_t> rows, typename D::beats& in,
+                      typename D::floats& logits, int words) {
+    typename Int8Vector<D>::codes_t x[D::HEAD_ROW_BEATS];
+#pragma HLS BIND_STORAGE variable=x type=RAM_2P impl=BRAM
+    const float token_scale = hold_vector<D>(in, x);
     int beat = 0, total = 0;
+    rows.read_request(0, words * D::HEAD_ROW_BEATS);
 word_loop:
     for (int i = 0; i < words * D::HEAD_ROW_BEATS; i++) {
 #pragma HLS PIPELINE II=1
-        const typename D::beat_t raw = rows[i];
-        const ap_uint<16 * VALUES> due = x[beat];
-        int sum = 0;
-    product_loop:
-        for (int j = 0; j < VALUES; j++) {
-#pragma HLS UNROLL
-            const ap_int<8> weight = raw.range(8 * j + 7, 8 * j);
-            const ap_int<16> code = due.range(16 * j + 15, 16 * j);  // 0 where the scale lies
-            sum += code.to_int() * weight.to_int();
-        }
+        const typename D::beat_t raw = rows.read();
+        const int sum = multiply_beat<D>(raw, x[beat]);
         total = beat == 0 ? sum : total + sum;
         if (advance(beat, D::HEAD_ROW_BEATS)) {
             const float scaled = static_cast<float>(total) * row_scale<D>(raw);

@@ -53,6 +53,8 @@ void online_part(hls::burst_maxi<typename E::beat_t> memory, typename E::items& 
     typename E::jobs jobs("jobs");
     typename E::beats index_beats("index_beats");
     typename E::lead_beats row_beats("row_beats");
+    typename E::record_shifts shifts("shifts");
+    typename E::codebook_beats codebooks("codebooks");
     typename E::indices indices("indices");
     typename E::rows rows("rows");
     LUTLLM_REGION;
@@ -63,7 +65,8 @@ void online_part(hls::burst_maxi<typename E::beat_t> memory, typename E::items& 
     LUTLLM_CALLS("unpack", calls,
                  unpack_words<E, E::INDEX_BITS>(index_beats, indices,
                                                 call.rounds * call.weight_stages, call.subs));
-    LUTLLM_CALLS("rows", calls, rows_online<E>(row_beats, vectors, rows, call));
+    LUTLLM_CALLS("route", calls, route_codebooks<E>(row_beats, shifts, codebooks, call));
+    LUTLLM_CALLS("rows", calls, rows_online<E>(shifts, codebooks, vectors, rows, call));
     LUTLLM_CALLS("lookup", calls, lookup<E>(indices, rows, in, out, call));
 }
 

@@ -18,72 +18,105 @@ read_input_loop:
     }
 }
 
-// The parameters of a linear, in the order they are needed: input scales, block exponents, gather
-// indices, output scales (and biases, a beat of each in turn).
+// What one port holds of the parameters of a linear.
 template <class E>
-void read_parameters(const typename E::beat_t* memory, typename E::param_beats& input_scales,
-                     typename E::param_beats& block_shifts, typename E::param_beats& gather,
-                     typename E::param_beats& output_scales, typename E::param_beats& biases,
-                     LinearCall call) {
-    int at = call.parameter_base;
-scale_loop:
-    for (int i = 0; i < call.in_beats; i++) {
+void read_parameters(const typename E::beat_t* memory, typename E::beats& out, LinearCall call) {
+    const int total = E::parameter_beats(call);
+parameter_loop:
+    for (int i = 0; i < total; i++) {
 #pragma HLS PIPELINE II=1
-        input_scales.write(memory[at + i]);
-    }
-    at += call.in_beats;
-    const int shift_beats = E::block_shift_packing::beats(E::passes(call));
-shift_loop:
-    for (int i = 0; i < shift_beats; i++) {
-#pragma HLS PIPELINE II=1
-        block_shifts.write(memory[at + i]);
-    }
-    at += shift_beats;
-    const int gather_beats = E::gather_packing::beats(call.rounds * E::GATHER_STEPS);
-gather_loop:
-    for (int i = 0; i < gather_beats; i++) {
-#pragma HLS PIPELINE II=1
-        gather.write(memory[at + i]);
-    }
-    at += gather_beats;
-    const int output_beats = call.subs * E::OUT_BEATS * (call.bias ? 2 : 1);
-output_loop:
-    for (int i = 0; i < output_beats; i++) {
-#pragma HLS PIPELINE II=1
-        const typename E::beat_t beat = memory[at + i];
-        if (call.bias && i % 2 == 1)
-            biases.write(beat);
-        else
-            output_scales.write(beat);
+        out.write(memory[call.parameter_base + i]);
     }
 }
 
-// Runs of `beats` beats to runs of `words` words of VECTOR_LANES beats, zeros behind the beats.
+// The next beat of every port.
+template <class E>
+typename E::param_row_t read_row(typename E::beats (&in)[E::PARAMETER_PORTS]) {
+#pragma HLS INLINE
+    typename E::param_row_t row;
+port_loop:
+    for (int p = 0; p < E::PARAMETER_PORTS; p++) {
+#pragma HLS UNROLL
+        row.range(p * E::AXI_BITS + E::AXI_BITS - 1, p * E::AXI_BITS) = in[p].read();
+    }
+    return row;
+}
+
+// Rows as they come.
+template <class E>
+void forward_rows(typename E::beats (&in)[E::PARAMETER_PORTS], typename E::param_rows& out, int rows) {
+row_loop:
+    for (int i = 0; i < rows; i++) {
+#pragma HLS PIPELINE II=1
+        out.write(read_row<E>(in));
+    }
+}
+
+// Rows a beat at a time, of which the last may be incomplete.
+template <class E>
+void forward_beats(typename E::beats (&in)[E::PARAMETER_PORTS], typename E::param_beats& out,
+                int beats) {
+    typename E::param_row_t row = 0;
+    int port = 0;
+beat_loop:
+    for (int i = 0; i < beats; i++) {
+#pragma HLS PIPELINE II=1
+        if (port == 0) row = read_row<E>(in);
+        const int low = port * E::AXI_BITS;
+        out.write(row.range(low + E::AXI_BITS - 1, low));
+        advance(port, E::PARAMETER_PORTS);
+    }
+}
+
+// The parameters of a linear, in the order they are needed: input scales, block exponents, gather
+// indices, output scales, biases.
+template <class E>
+void deal_parameters(typename E::beats (&in)[E::PARAMETER_PORTS], typename E::param_rows& input_scales,
+                     typename E::param_beats& block_shifts, typename E::param_beats& gather,
+                     typename E::param_rows& output_scales, typename E::param_rows& biases,
+                     LinearCall call) {
+    forward_rows<E>(in, input_scales, ceil_div(call.in_beats, E::PARAMETER_PORTS));
+    forward_beats<E>(in, block_shifts, E::shift_beats(call));
+    forward_beats<E>(in, gather, E::gather_beats(call));
+    forward_rows<E>(in, output_scales, call.subs * E::OUT_ROWS);
+    if (call.bias) forward_rows<E>(in, biases, call.subs * E::OUT_ROWS);
+}
+
+// Runs of `beats` beats, each from a row on, to runs of `words` words of VECTOR_LANES beats, zeros
+// behind the beats. Rows have more beats than words or fewer, powers of two both.
 template <class E, class Words>
-void widen(typename E::param_beats& in, Words& out, int runs, int beats, int words) {
+void widen(typename E::param_rows& in, Words& out, int runs, int beats, int words) {
+    constexpr int UNIT = E::PARAMETER_PORTS < E::VECTOR_LANES ? E::PARAMETER_PORTS : E::VECTOR_LANES;
+    constexpr int PIECES = E::PARAMETER_PORTS / UNIT;  // of a row
+    constexpr int PLACES = E::VECTOR_LANES / UNIT;     // for them in a word
+    const int pieces = ceil_div(beats, E::PARAMETER_PORTS) * PIECES, places = words * PLACES;
+    const int steps = max_of(pieces, places);
+    typename E::param_row_t row = 0;
     typename E::wide_t word = 0;
-    int lane = 0, at = 0;
-    const int steps = words * E::VECTOR_LANES;
+    int piece = 0, place = 0, at = 0;
 widen_loop:
     for (int i = 0; i < runs * steps; i++) {
 #pragma HLS PIPELINE II=1
-        typename E::beat_t beat = 0;
-        if (at < beats) beat = in.read();
-        word.range(lane * E::AXI_BITS + E::AXI_BITS - 1, lane * E::AXI_BITS) = beat;
-        if (advance(lane, E::VECTOR_LANES)) out.write(word);
-        advance(at, steps);
+        if (piece == 0 && at < pieces) row = in.read();
+        if (at >= pieces) row = 0;
+        const int from = piece * UNIT * E::AXI_BITS, to = place * UNIT * E::AXI_BITS;
+        word.range(to + UNIT * E::AXI_BITS - 1, to) =
+            row.range(from + UNIT * E::AXI_BITS - 1, from);
+        advance(piece, PIECES);
+        if (advance(place, PLACES) && at < places) out.write(word);
+        if (advance(at, steps)) piece = place = 0;
     }
 }
 
 // Input scales of a call.
 template <class E>
-void widen_inputs(typename E::param_beats& in, typename E::input_words& out, LinearCall call) {
+void widen_inputs(typename E::param_rows& in, typename E::input_words& out, LinearCall call) {
     widen<E>(in, out, 1, call.in_beats, call.in_words);
 }
 
 // Output scales of a call, or its biases where it has them.
 template <class E>
-void widen_outputs(typename E::param_beats& in, typename E::output_words& out, bool used,
+void widen_outputs(typename E::param_rows& in, typename E::output_words& out, bool used,
                    LinearCall call) {
     if (used) widen<E>(in, out, call.subs, E::OUT_BEATS, E::OUT_WORDS);
 }

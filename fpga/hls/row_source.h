@@ -225,44 +225,59 @@ entry_loop:
     return row;
 }
 
-// Rows from the codebooks. A codebook is used as it arrives by the first token of the first
-// activation stage, and kept for the others.
+// Shifts and codebooks of a record, which come one behind the other, to a stream each.
 template <class E>
-void rows_online(typename E::lead_beats& beats, typename E::items& vectors, typename E::rows& rows,
-                 LinearCall call) {
-    ap_uint<8> shifts[E::MAX_ACT_STAGES][E::MAX_GROUPS];
+void route_codebooks(typename E::lead_beats& in, typename E::record_shifts& shifts,
+                     typename E::codebook_beats& codebooks, LinearCall call) {
+    const int shift_beats = call.act_stages * E::shift_packing::beats(call.groups);
+    const int record_beats = shift_beats + E::codebook_packing::beats(call.groups);
+    int at = 0;
+route_loop:
+    for (int i = 0; i < call.rounds * call.weight_stages * record_beats; i++) {
+#pragma HLS PIPELINE II=1
+        const typename E::beat_t beat = in.read();
+        if (at < shift_beats)
+            shifts.write(beat);
+        else
+            codebooks.write(beat);
+        advance(at, record_beats);
+    }
+}
+
+// Rows from the codebooks, all records in one loop that never drains. A codebook is used as it
+// arrives by the first token of the first activation stage, and kept for the others; so are the
+// shifts of a stage.
+template <class E>
+void rows_online(typename E::record_shifts& shift_beats, typename E::codebook_beats& codebooks,
+                 typename E::items& vectors, typename E::rows& rows, LinearCall call) {
+    ap_uint<8> kept_shifts[E::MAX_GROUPS];
     ap_uint<E::CODEBOOK_BITS> kept[E::MAX_GROUPS];
 #pragma HLS BIND_STORAGE variable=kept type=RAM_2P impl=LUTRAM
-    const int records = call.rounds * call.weight_stages;
     const int residual_bits = call.table_bits < E::RESIDUAL_TABLE_BITS ? call.table_bits
                                                                        : E::RESIDUAL_TABLE_BITS;
-    int weight_stage = 0;
-record_loop:
-    for (int i = 0; i < records; i++) {
-        const int limit = 1 << ((weight_stage == 0 ? call.table_bits : residual_bits) - 1);
-        advance(weight_stage, call.weight_stages);
-    stage_loop:
-        for (int t = 0; t < call.act_stages; t++) {
-            WordReader<8, E::AXI_BITS> shift_reader;
-        shift_loop:
-            for (int g = 0; g < call.groups; g++) {
-#pragma HLS PIPELINE II=1
-                shifts[t][g] = shift_reader.read(beats);
-            }
-        }
-        WordReader<E::CODEBOOK_BITS, E::AXI_BITS> reader;
-        typename E::item_t vector;
-        int stage = 0, token = 0, group = 0;
-        const int total = call.act_stages * call.tokens * call.groups;
-    row_loop:
-        for (int j = 0; j < total; j++) {
+    WordReader<8, E::AXI_BITS> shift_reader;
+    WordReader<E::CODEBOOK_BITS, E::AXI_BITS> reader;
+    typename E::item_t vector;
+    int weight_stage = 0, stage = 0, token = 0, group = 0;
+    const int total = E::passes(call) * call.tokens * call.groups;
+row_loop:
+    for (int i = 0; i < total; i++) {
 #pragma HLS PIPELINE II=E::ROW_INTERVAL
-            const bool first = stage == 0 && token == 0;
-            const ap_uint<E::CODEBOOK_BITS> codebook = first ? reader.read(beats) : kept[group];
-            if (first) kept[group] = codebook;
-            if (group == 0) vector = vectors.read();
-            rows.write(compute_row<E>(vector, codebook, shifts[stage][group].to_int(), limit));
-            if (advance(group, call.groups) && advance(token, call.tokens)) stage++;
+        const bool first = stage == 0 && token == 0;
+        if (group == 0) {
+            vector = vectors.read();
+            shift_reader.align();
+            reader.align();
+        }
+        const ap_uint<8> shift = token == 0 ? shift_reader.read(shift_beats) : kept_shifts[group];
+        if (token == 0) kept_shifts[group] = shift;
+        const ap_uint<E::CODEBOOK_BITS> codebook = first ? reader.read(codebooks) : kept[group];
+        if (first) kept[group] = codebook;
+        const int limit = 1 << ((weight_stage == 0 ? call.table_bits : residual_bits) - 1);
+        rows.write(compute_row<E>(vector, codebook, shift.to_int(), limit));
+        if (advance(group, call.groups) && advance(token, call.tokens) &&
+            advance(stage, call.act_stages)) {
+            advance(weight_stage, call.weight_stages);
         }
     }
 }

@@ -1,8 +1,8 @@
-"""What lies between two runs of an engine: as the decoder kernel has it, or as assumed.
+"""What lies between two runs of an engine in the decoder kernel.
 
-`EmittedBlocks` follows the loops of fpga/hls/decoder_steps.h and the headers below it: one step
-after another, words of float32, caches striped over kv_ports ports, a head of stored rows.
-`AssumedBlocks` has another attention and another head, which are not rendered.
+It follows the loops of fpga/hls/decoder_steps.h and the headers around it: one step after another,
+words of float32, caches striped over kv_ports ports, a head of stored rows or, behind a LUT linear,
+of some of them.
 """
 
 from __future__ import annotations
@@ -10,69 +10,31 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 from fpga.decoder_design import STORED_BITS, DecoderDesign
 from fpga.design import ceil_div as divide
-from fpga.device import Device
-from fpga.performance.engine import Call, packing_unit
+from fpga.performance.engine import packing_unit
 from fpga.performance.memory import MemorySystem
 from fpga.performance.quantity import Number, Quantity, ceil_div, given, maximum, total
 from fpga.performance.resources import Resources, UnitCosts, bram_of, uram_of
-from fpga.performance.timing import Assumed, Timing
+from fpga.performance.timing import Timing
 from lutllm.model_config import ModelConfig
 
-#: Bytes of a weight of an assumed head that is not a LUT linear.
-HEAD_BYTES = {"int8": 1, "bf16": 2}
 #: Interleaved sums of a norm (rms_norm.h NORM_PARTIALS) and of a logit (decoder_steps.h PARTIALS).
 NORM_PARTIALS, PARTIALS = 64, 8
 #: Most cycles in which a norm adds those up and takes the root (rms_norm.h INTERVAL).
 ROOT_INTERVAL = 8
 #: Most beats that are gated in a cycle (swiglu.h).
 GATED_BEATS = 4
+#: Standard deviations by which the busiest of many ports has more near words than the mean.
+NEAR_SPREAD = 2.5
 #: Float operations of an exponential (float_math.h).
 EXPONENTIAL = 18
 
 
-class Blocks(Protocol):
-    """Cycles of the steps between engine runs, and what they take of the part."""
-
-    def start(self) -> Quantity:
-        """What the kernel does before its first token."""
-
-    def embed(self, tokens: int) -> Quantity:
-        """Rows of the embedding to the residual."""
-
-    def attention(self, tokens: int, context: int) -> Quantity:
-        """Causal attention of `tokens` queries, the last of which sees `context` positions."""
-
-    def norm(self, tokens: int) -> Quantity:
-        """A residual and its norm."""
-
-    def gate(self, tokens: int) -> Quantity:
-        """Gate times up."""
-
-    def vector(self, tokens: int) -> Quantity:
-        """Norms, gating and residuals of a layer."""
-
-    def head(self) -> Quantity:
-        """Logits of one token and the choice among them."""
-
-    @property
-    def head_bytes(self) -> Quantity:
-        """Bytes read for that."""
-
-    @property
-    def kv_bytes(self) -> Quantity:
-        """Bytes of the cache that a position takes in one layer."""
-
-    def resources(self, costs: UnitCosts) -> dict[str, Resources]:
-        """By block, named as a synthesis report does where there is one."""
-
-
 @dataclass(frozen=True)
-class EmittedBlocks:
-    """The steps of the decoder kernel."""
+class Blocks:
+    """Cycles of the steps between engine runs, and what they take of the part, block by block."""
 
     design: DecoderDesign
     memory: MemorySystem
@@ -121,6 +83,7 @@ class EmittedBlocks:
 
     @property
     def kv_bytes(self) -> Quantity:
+        """Bytes of the cache that a position takes in one layer."""
         beat = given("beat_bytes", self.design.beat_bytes, "B")
         heads = given("kv_heads", self.model.num_key_value_heads)
         return (2 * heads * self._head_beats * beat).named("kv_bytes", "B")
@@ -131,6 +94,7 @@ class EmittedBlocks:
         return (norms * self._hidden_words * self._lanes + self._latency).named("start", "cycles")
 
     def embed(self, tokens: int) -> Quantity:
+        """Rows of the embedding to the residual."""
         row = self._hidden_words * self._lanes + self._latency
         return (given("tokens", tokens) * row).named("embed", "cycles")
 
@@ -168,7 +132,9 @@ class EmittedBlocks:
         return (kv * of_head.named("passes_of_head", "cycles") + outside).named("passes", "cycles")
 
     def attention(self, tokens: int, context: int) -> Quantity:
-        """Split, norm and turn the heads; append to the caches; score, weigh and collect.
+        """Causal attention of `tokens` queries, the last of which sees `context` positions.
+
+        Split, norm and turn the heads; append to the caches; score, weigh and collect.
 
         Queries come beside keys and values. The first wait for the weights of their norm, those of
         every token for its angles.
@@ -189,18 +155,20 @@ class EmittedBlocks:
         ).named("attention", "cycles")
 
     def norm(self, tokens: int) -> Quantity:
-        """A token is added up before it passes on."""
+        """A residual and its norm: a token is added up before it passes on."""
         t, hidden = given("tokens", tokens), self._hidden_words
         root = self._root(self.design.words(self.model.hidden_size))
         return ((t + 1) * hidden + root + self._depth).named("norm", "cycles")
 
     def gate(self, tokens: int) -> Quantity:
+        """Gate times up."""
         words = self.design.words(self.model.intermediate_size)
         inner = given("intermediate_words", words, "words")
         step = given("cycles_per_word", divide(self.design.config.vector_lanes, GATED_BEATS))
         return (given("tokens", tokens) * inner * step + self._depth).named("gate", "cycles")
 
     def vector(self, tokens: int) -> Quantity:
+        """Norms, gating and residuals of a layer."""
         return (2 * self.norm(tokens) + self.gate(tokens)).named("vector", "cycles")
 
     @cached_property
@@ -208,13 +176,19 @@ class EmittedBlocks:
         beats = self.design.row_beats(self.design.head_kind)
         return given("row_beats", beats, "beats", f"a row of the head, {self.design.head_kind}")
 
+    @cached_property
+    def _row_cycles(self) -> Quantity:
+        """A row of the head from its port."""
+        ports = self.design.config.vocab_ports
+        shared = given("ports_per_memory_port", divide(ports, self.memory.device.memory_ports))
+        beat = self.memory.beat_cycles * shared / self.memory.streamed
+        return (self._row_beats * beat).named("row_cycles", "cycles/row")
+
     def head(self) -> Quantity:
         """Rows behind every vocabulary port, side by side; some words a cycle to memory."""
         design, ports = self.design, self.design.config.vocab_ports
         rows = given("rows_per_port", design.vocab_rows)
-        shared = given("ports_per_memory_port", divide(ports, self.memory.device.memory_ports))
-        beat = self.memory.beat_cycles * shared / self.memory.streamed
-        read = (rows * self._row_beats * beat).named("rows", "cycles")
+        read = (rows * self._row_cycles).named("rows", "cycles")
         choices = given("words_chosen_from", math.gcd(design.floats, ports), "words/cycle")
         words = ceil_div(given("vocab_size", self.model.vocab_size), choices)
         passes = 2 if self.design.head_kind == "I8" else 1  # rounding looks for the largest first
@@ -223,17 +197,55 @@ class EmittedBlocks:
         latency = self._latency + self._depth
         return (norm + maximum(read, words) + latency).named("head", "cycles")
 
+    # A head behind a LUT linear (screened_head.h) -------------------------------------------------
+
+    @cached_property
+    def _near_words(self) -> Quantity:
+        share = given("near_share", self.timing.near_share, "", "assumed")
+        return maximum(given("vocab_size", self.model.vocab_size) * share, 1).named("near_words")
+
+    @cached_property
+    def _near_rows(self) -> Quantity:
+        """Rows of the busiest port: words lie behind ports at random."""
+        ports = self.design.config.vocab_ports
+        mean = self._near_words.value / ports
+        most = min(self.design.vocab_rows, math.ceil(mean + NEAR_SPREAD * math.sqrt(mean)))
+        busiest = most if ports > 1 else self._near_words.value
+        return given("near_rows", busiest, "", "of the busiest port")
+
+    def logits_written(self, words: int) -> Quantity:
+        """Words of coarse logits to memory, a beat a cycle."""
+        return (given("logit_words", words, "words") * self._lanes).named("written", "cycles")
+
+    def screen(self) -> Quantity:
+        """Coarse logits searched for near words, their rows read behind every port beside that."""
+        model, design = self.model, self.design
+        find = given("logit_words", design.words(model.vocab_size), "words")
+        parts = given("beats_of_a_row_rounded", design.axi_bits // 8 // design.floats)
+        held = maximum(self._hidden_beats, self._row_beats * parts)
+        vector = (self._hidden_words + held).named("vector", "cycles")
+        row = self._row_cycles
+        last = find + row  # of the last word, if it is near
+        rows = vector + self._near_rows * row
+        latency = self._latency + self._depth
+        return (maximum(last, rows, self._near_words) + latency).named("screen", "cycles")
+
     @cached_property
     def head_bytes(self) -> Quantity:
-        rows = given("vocab_size", self.model.vocab_size) * self._row_beats
+        """Bytes of the rows that are read."""
+        words = given("vocab_size", self.model.vocab_size)
+        rows = (self._near_words if self.design.screened else words) * self._row_beats
         return (rows * given("beat_bytes", self.design.beat_bytes, "B")).named("head_bytes", "B")
 
     def resources(self, costs: UnitCosts) -> dict[str, Resources]:
+        """By block, named as a synthesis report does where there is one."""
+        screen = {"screen": self._screen(costs)} if self.design.screened else {}
         return {
             "attend": self._attend(costs),
             "normalize": self._normalize(costs),
             "activate": self._activate(costs),
             "score_words": self._score_words(costs),
+            **screen,
             "pack_output": self._pack_output(costs),
             "buffers": self._buffers(),
             "decoder ports": self._ports(costs),
@@ -310,6 +322,21 @@ class EmittedBlocks:
         each = self._operations(costs, 2 * values + PARTIALS, lut=kept)
         return each.times(ports)
 
+    def _screen(self, costs: UnitCosts) -> Resources:
+        """The largest of a word of logits, twice, and every one against the least that is near; a
+        slice of logits on its way to memory, near words on theirs."""
+        design, floats = self.design, self._wide_floats
+        compared = given("comparisons", 3, "", "twice the largest, once near") * floats
+        largest = 2 * floats * (costs.mux_lut(2, 32) + costs.mux_lut(2, 16))
+        lanes = given("lane_lut", int(floats.value) * 8, "lut", "the first near word of a word")
+        lut = (compared * costs.adder_lut(32) + largest + lanes) * costs.hls_overhead
+        bits, words = 32 * int(floats.value), design.slice_width // int(floats.value)
+        picks = max(64, 8 * design.config.vocab_ports)
+        held = bram_of(bits, words + 2) + bram_of(bits, 4) + bram_of(design.axi_bits + 32, picks)
+        return Resources.of(
+            lut=lut, ff=lut * costs.ff_per_lut, bram36=given("held", held, "bram36")
+        )
+
     def _pack_output(self, costs: UnitCosts) -> Resources:
         """A piece of a word of results to its place in a word of a section: out of the one, into
         the other, by as many levels of shifting as there are places."""
@@ -331,10 +358,11 @@ class EmittedBlocks:
         hidden, inner = design.words(model.hidden_size), design.words(model.intermediate_size)
         attended = divide(model.num_attention_heads * design.head_beats, design.config.vector_lanes)
         tokens = design.max_tokens
+        coarse = design.slices * design.words(design.slice_width)
         sizes = {
             "hidden": tokens * hidden,
             "x": tokens * max(hidden, inner, attended),
-            "y": tokens * max(hidden, 2 * inner, heads * design.words(model.head_dim)),
+            "y": max(coarse, tokens * max(hidden, 2 * inner, heads * design.words(model.head_dim))),
             "norms": (2 * model.num_hidden_layers + 1) * hidden,
         }
         parts = [
@@ -353,82 +381,3 @@ class EmittedBlocks:
             bram36=given("burst_buffer", costs.port_bram(axi_bits)),
         )
         return each.times(count)
-
-
-@dataclass(frozen=True)
-class AssumedBlocks(EmittedBlocks):
-    """Attention spread over many ports and another head, as `Assumed` says; the rest as emitted.
-
-    head_call: the call of a slice of the head where it is a LUT linear; slices: how many.
-    """
-
-    assumed: Assumed
-    device: Device
-    head_call: Call | None
-    slices: int
-    head_call_bytes: Quantity | None
-
-    @cached_property
-    def kv_bytes(self) -> Quantity:  # type: ignore[override]
-        bits = given("kv_bits", self.assumed.kv_bits, "bit", "assumed")
-        return (2 * given("kv_size", self.model.kv_size) * bits / 8).named("kv_bytes", "B")
-
-    def attention(self, tokens: int, context: int) -> Quantity:
-        config, memory = self.assumed, self.memory
-        macs = given("attention_macs", config.attention_macs, "MAC/cycle", "assumed")
-        use = given("attention_use", config.attention_use, "", "assumed")
-        t, kv = given("tokens", tokens), given("context", context)
-        pairs = (t * kv - t * (t - 1) / 2).named("query_key_pairs")
-        work = 2 * pairs * given("q_size", self.model.q_size)
-        compute = (work / (macs * use)).named("attention_compute", "cycles")
-        ports = given("kv_ports", min(config.kv_ports, self.device.memory_ports), "", "assumed")
-        beats = kv * self.kv_bytes / given("beat_bytes", memory.axi_bits // 8, "B")
-        read = beats * memory.beat_cycles / (ports * memory.streamed)
-        return maximum(compute, read.named("kv_read", "cycles")).named("attention", "cycles")
-
-    def head(self) -> Quantity:
-        if self.head_call is not None:
-            return (given("slices", self.slices) * self.head_call.cycles).named("head", "cycles")
-        beats = self.head_bytes / given("beat_bytes", self.memory.axi_bits // 8, "B")
-        ports = given("memory_ports", self.device.memory_ports)
-        cycles = beats * self.memory.beat_cycles / (ports * self.memory.streamed)
-        return cycles.named("head", "cycles")
-
-    @cached_property
-    def head_bytes(self) -> Quantity:
-        if self.head_call_bytes is not None:
-            size = given("slices", self.slices) * self.head_call_bytes
-        else:
-            weight = given("bytes_per_weight", HEAD_BYTES.get(self.assumed.head, 0), "B")
-            vocab = given("vocab_size", self.model.vocab_size)
-            size = vocab * given("hidden_size", self.model.hidden_size) * weight
-        return size.named("head_bytes", "B")
-
-    def resources(self, costs: UnitCosts) -> dict[str, Resources]:
-        config, axi_bits = self.assumed, self.memory.axi_bits
-        macs = given("attention_macs", config.attention_macs, "", "assumed")
-        ports = given("kv_ports", config.kv_ports, "", "assumed")
-        attention = Resources.of(
-            lut=macs * costs.float_mac_lut + ports * costs.port_lut(axi_bits),
-            ff=macs * costs.float_mac_ff + ports * costs.port_ff(axi_bits),
-            dsp=macs * costs.float_dsp,
-            bram36=ports * costs.port_bram(axi_bits),
-            uram=ports * uram_of(axi_bits, 4096),
-        )
-        out = {
-            "attention": attention,
-            "normalize": self._normalize(costs),
-            "activate": self._activate(costs),
-            "pack_output": self._pack_output(costs),
-            "buffers": self._buffers(),
-        }
-        if config.head in HEAD_BYTES:
-            out["head"] = self._multipliers(HEAD_BYTES[config.head])
-        return out
-
-    def _multipliers(self, bytes_per_weight: int) -> Resources:
-        """Multipliers that keep up with all ports: three int8 products or one bf16 in a DSP."""
-        ports = given("memory_ports", self.device.memory_ports)
-        weights = ports * (self.memory.axi_bits // 8) / bytes_per_weight
-        per_dsp = 3 if bytes_per_weight == 1 else 1
-        return Resources.of(lut=weights * 12, ff=weights * 24, dsp=weights / per_dsp)

@@ -18,7 +18,6 @@ from fpga.performance.explore import Budget, Exploration, Space
 from fpga.performance.explore import explore as run_explore
 from fpga.performance.quantity import explain
 from fpga.performance.resources import EngineResources
-from fpga.performance.timing import ASSUMED, EMITTED, HEADS, SCHEDULES, Assumed, Schedule
 from lutllm.accuracy import Ratios, measured_ratio, read_ratios, recorded_ratios
 from lutllm.artifact import read_json
 from lutllm.checkpoint import open_checkpoint
@@ -80,12 +79,6 @@ def _read_config(path: Path, source: str) -> dict[str, Any]:
     return read_json(path, CheckpointError)
 
 
-def find_schedule(name: str) -> Schedule:
-    if name not in SCHEDULES:
-        raise ConfigError(f"schedule is {name!r}; choose one of {', '.join(SCHEDULES)}")
-    return SCHEDULES[name]
-
-
 def estimate(
     source: str | Path,
     quant: QuantConfig | None = None,
@@ -94,8 +87,6 @@ def estimate(
     device: str = "v80",
     prompt_tokens: int = 128,
     context: int = 160,
-    schedule: str = "emitted",
-    assumed: Assumed = ASSUMED,
     clock_mhz: float = 0.0,
     csynth: str | Path | None = None,
     explained: bool = False,
@@ -112,11 +103,6 @@ def estimate(
     if found.quant is not None and quant is not None:
         raise ConfigError(f"{source}: is quantized already; leave out the quantization options")
     chosen = found.quant or quant or recipe(DEFAULT_RECIPE).quant()
-    if chosen.lut_head and schedule == EMITTED.name:
-        raise ConfigError(
-            f"{source}: head is 'lut', which no exported decoder has yet; choose --schedule "
-            "on-chip with --head lut, or quantize with --head int8"
-        )
     decoder = choices.decoder
     positions = max(prompt_tokens, context)
     if (decoder.context or MAX_CONTEXT) < positions:
@@ -124,7 +110,7 @@ def estimate(
     design = decoder_design(found.model, chosen, choices.engine, decoder, found.stored)
     board = load_device(device)
     clock = clock_mhz or choices.clock_mhz
-    setting = Setting(board, find_schedule(schedule), assumed, clock_mhz=clock)
+    setting = Setting(board, clock_mhz=clock)
     result = Estimate(design, setting, prompt_tokens, context)
     out = result.to_dict()
     if csynth is not None:
@@ -175,8 +161,6 @@ def explore(
     device: str = "v80",
     prompt_tokens: int = 128,
     context: int = 160,
-    schedules: Sequence[str] = ("emitted",),
-    heads: Sequence[str] = ("lut",),
     clocks_mhz: Sequence[float] = (),
     accuracy: Sequence[str | Path] = (),
     out: str | Path | None = None,
@@ -193,14 +177,9 @@ def explore(
     quants = {"artifact": model.quant} if model.quant else quants
     ratios = _ratios(source, accuracy, quants, model.quant is not None)
     board = load_device(device)
-    for head in heads:
-        if head not in HEADS:
-            raise ConfigError(f"head is {head!r}; choose one of {', '.join(HEADS)}")
     space = Space(
         quants,
         tuple(clocks_mhz) or (board.clock_mhz,),
-        tuple(find_schedule(name) for name in schedules),
-        tuple(heads),
         stored=model.stored,
         ratios=ratios.values,
     )

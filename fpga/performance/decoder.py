@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
 from fpga.decoder_design import PROJECTIONS, DecoderDesign
 from fpga.design import EngineDesign, LayerKind
 from fpga.device import Device
-from fpga.performance.blocks import AssumedBlocks, Blocks, EmittedBlocks
-from fpga.performance.designs import HEAD, with_head
+from fpga.performance.blocks import Blocks
 from fpga.performance.engine import Call, Engine
-from fpga.performance.memory import MemorySystem
-from fpga.performance.quantity import Quantity, given, total
+from fpga.performance.memory import MemorySystem, port_counts
+from fpga.performance.quantity import Quantity, given, maximum, total
 from fpga.performance.timing import (
-    ASSUMED,
     ASSUMED_EFFICIENCY,
     ASSUMED_TIMING,
-    EMITTED,
-    Assumed,
     MemoryEfficiency,
-    Schedule,
     Timing,
 )
+from lutllm.config import HEAD_LINEAR
 from lutllm.model_config import ModelConfig
 
 
@@ -61,32 +56,17 @@ class _Use:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A decoder kernel on a board, under a schedule."""
+    """A decoder kernel on a board."""
 
     design: DecoderDesign
     device: Device
     clock_mhz: float
-    schedule: Schedule = EMITTED
-    assumed: Assumed = ASSUMED
     timing: Timing = ASSUMED_TIMING
     efficiency: MemoryEfficiency = ASSUMED_EFFICIENCY
 
     @property
     def model(self) -> ModelConfig:
         return self.design.model
-
-    @property
-    def lut_head(self) -> bool:
-        """The head runs on the engine."""
-        return self.schedule.on_chip and self.assumed.head == "lut"
-
-    @cached_property
-    def placed(self) -> DecoderDesign:
-        """The design as it lies in memory: with the head among the engine's linears, if it is."""
-        if not self.lut_head:
-            return self.design
-        engines = with_head(self.model, self.design.engines)
-        return dataclasses.replace(self.design, engines=tuple(engines))
 
     @cached_property
     def engine(self) -> Engine:
@@ -97,10 +77,10 @@ class Decoder:
             "o_proj": model.hidden_size,
             "gate_up_proj": model.intermediate_size,
             "down_proj": model.hidden_size,
+            HEAD_LINEAR: self.design.slice_width,
         }
         lanes = self.design.config.vector_lanes
-        engines = self.placed.engines
-        return Engine(engines, memory, self.timing, lanes, sections)
+        return Engine(self.design.engines, memory, self.timing, lanes, sections)
 
     @property
     def chunk(self) -> int:
@@ -117,29 +97,16 @@ class Decoder:
         layers = self.model.num_hidden_layers
         found = [
             (engine, kind, len(kind.names) / layers)
-            for engine in self.placed.engines
+            for engine in self.design.engines
             for kind in engine.kinds
-            if kind.name != HEAD
+            if kind.name != HEAD_LINEAR
         ]
         return sorted(found, key=lambda item: PROJECTIONS.index(_projection(item[1])))
 
     @cached_property
     def blocks(self) -> Blocks:
         """The steps between two runs of an engine."""
-        memory = self.engine.memory
-        if not self.schedule.on_chip:
-            return EmittedBlocks(self.design, memory, self.timing)
-        call, slices = self._head_call() if self.lut_head else (None, 0)
-        size = None if call is None else self._call_bytes(self.placed.engines[0], call)
-        return AssumedBlocks(
-            self.design, memory, self.timing, self.assumed, self.device, call, slices, size
-        )
-
-    def _head_call(self) -> tuple[Call, int]:
-        """The call of a slice of the head, and how many slices there are."""
-        engine = self.placed.engines[0]
-        kind = next(kind for kind in engine.kinds if kind.name == HEAD)
-        return self.engine.best_call(engine, kind, 1), len(kind.names)
+        return Blocks(self.design, self.engine.memory, self.timing)
 
     # Phases ------------------------------------------------------------------------------------
 
@@ -179,9 +146,8 @@ class Decoder:
             parts.setdefault(call.stream_bound, []).append(count * call.stream)
             parts.setdefault("serial gaps", []).append(count * call.serial)
             sizes.append(count * self._call_bytes(use.engine, call))
-        if self._head.value:
-            parts["head"] = [self._head]
-            sizes.append(blocks.head_bytes)
+        parts["head"] = [self._head]
+        sizes += [blocks.head_bytes, *self._slice_bytes]
         calls = tuple(use.call for use in uses.values())[: len(self.linears)]
         named = {
             key: total(values).named(key.replace(" ", "_"), "cycles")
@@ -195,9 +161,49 @@ class Decoder:
 
     @cached_property
     def _head(self) -> Quantity:
-        if self.schedule.on_chip and self.assumed.head == "none":
-            return given("head", 0, "cycles")
-        return self.blocks.head()
+        """Logits of a token and the choice among them."""
+        if not self.design.screened:
+            return self.blocks.head()
+        slices = self._slices.named("slices", "cycles")
+        return (self.blocks.norm(1) + slices + self.blocks.screen()).named("head", "cycles")
+
+    @cached_property
+    def _slice_call(self) -> Call:
+        """The call of the first slice of a LUT linear before the head."""
+        engine, kind = self._slice
+        drain = next(self.engine.drain(e, k, 1) for e, k, _ in reversed(self.linears))
+        before = (drain + self.blocks.norm(1)).named("before", "cycles")
+        return self.engine.call(engine, kind, 1, self._mode(engine, 1), before)
+
+    @property
+    def _slice(self) -> tuple[EngineDesign, LayerKind]:
+        return self.design.engines[self.design.slice_place[0]], self.design.slice_kind
+
+    @property
+    def _slices(self) -> Quantity:
+        """All slices. Coarse logits go to memory beside them, the last when no slice is left."""
+        engine, kind = self._slice
+        design, first = self.design, self._slice_call.cycles
+        pace = self.engine.pace(engine, kind, self._mode(engine, 1))
+        rest = given("slices_after_the_first", design.slices - 1) * pace
+        words = design.words(design.model.vocab_size)
+        last = words - (design.slices - 1) * design.words(design.slice_width)
+        drain = self.engine.drain(engine, kind, 1)
+        written = self.blocks.logits_written
+        return maximum(first + rest + written(last) - drain, first + written(words) - drain)
+
+    @property
+    def _slice_bytes(self) -> list[Quantity]:
+        if not self.design.screened:
+            return []
+        size = self._call_bytes(self._slice[0], self._slice_call)
+        return [given("slices", self.design.slices) * size]
+
+    def _mode(self, engine: EngineDesign, tokens: int) -> str:
+        """The kernel fetches rows for one token, reads tables for more."""
+        if engine.online_rows:
+            return "online"
+        return "row_fetch" if tokens == 1 else "table"
 
     def _count(self, use: _Use) -> Quantity:
         """Calls of one kind and size in a phase."""
@@ -209,17 +215,12 @@ class Decoder:
     def _call(
         self, engine: EngineDesign, kind: LayerKind, tokens: int, attention: Quantity
     ) -> Call:
-        """The call of a linear. The kernel fetches rows for one token, reads tables for more."""
+        """The call of a linear."""
         key = (engine.name, kind.name, tokens)
         if key in self._calls:
             return self._calls[key]
         before = self._before(_projection(kind), tokens, attention)
-        if self.schedule.on_chip:
-            call = self.engine.best_call(engine, kind, tokens, before)
-        else:
-            mode = "row_fetch" if tokens == 1 else "table"
-            mode = "online" if engine.online_rows else mode
-            call = self.engine.call(engine, kind, tokens, mode, before)
+        call = self.engine.call(engine, kind, tokens, self._mode(engine, tokens), before)
         if tokens > 1:  # the attention before it takes longer with every chunk, but reading ahead
             self._calls[key] = call  # does not
         return call
@@ -242,10 +243,9 @@ class Decoder:
         return {}
 
     def _call_bytes(self, engine: EngineDesign, call: Call) -> Quantity:
-        counts = {"channel": engine.config.channels, "centroids": engine.centroid_ports}
+        counts = dict(zip(("channel", "centroids", "parameters"), port_counts(engine), strict=True))
         return total(
-            size * given(f"{name}_ports", counts[name]) if name in counts else size
-            for name, size in call.bytes.items()
+            size * given(f"{name}_ports", counts[name]) for name, size in call.bytes.items()
         ).named(f"{call.name}_bytes", "B")
 
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-
 from fpga.decoder_design import DecoderConfig, DecoderDesign
-from fpga.design import EngineConfig, EngineDesign, LayerKind, ceil_div
+from fpga.design import EngineConfig, EngineDesign
 from fpga.engine_plan import plan_engines
-from lutllm.config import QuantConfig
+from fpga.head_slices import slice_shapes
+from lutllm.config import HEAD_LINEAR, QuantConfig
 from lutllm.model_config import ModelConfig
 
-HEAD = "lm_head"
 DEFAULT_DECODER = DecoderConfig()
 
 
 def model_engines(
     model: ModelConfig, quant: QuantConfig, config: EngineConfig
 ) -> list[EngineDesign]:
-    """The engines of all linears of a model."""
-    return plan_engines(model, quant, list(model.linears()), config)
+    """The engines of all linears of a model, the LUT linear before its head included."""
+    shapes = list(model.linears())
+    if quant.lut_head:
+        shapes += slice_shapes(model, quant.for_linear(HEAD_LINEAR))
+    return plan_engines(model, quant, shapes, config)
 
 
 def decoder_design(
@@ -32,27 +32,9 @@ def decoder_design(
     """The decoder kernel of a model. stored: safetensors dtype of its float embedding and head."""
     engines = model_engines(model, quant, engine)
     kind = rows_kind(quant, stored)
-    return DecoderDesign(config, model, kind, kind, tuple(engines))
+    return DecoderDesign(config, model, kind, kind, tuple(engines), head_margin=quant.head_margin)
 
 
 def rows_kind(quant: QuantConfig, stored: str) -> str:
     """safetensors dtype of embedding and head in an artifact; `stored`: that of the checkpoint."""
     return "I8" if quant.int8_rows else stored
-
-
-def with_head(model: ModelConfig, engines: Sequence[EngineDesign]) -> list[EngineDesign]:
-    """The engines with the output head as slices of the first engine's widest linear."""
-    first = engines[0]
-    width = max(kind.out_features for kind in first.kinds)
-    slices = ceil_div(model.vocab_size, width)
-    head = LayerKind(
-        HEAD,
-        model.hidden_size,
-        width,
-        first.lut.act_stages,
-        first.lut.weight_stages,
-        first.lut.table_bits,
-        False,
-        tuple(f"{HEAD}.{i}" for i in range(slices)),
-    )
-    return [dataclasses.replace(first, kinds=(*first.kinds, head)), *engines[1:]]

@@ -109,6 +109,17 @@ class Engine:
             kind.name, mode, load, parts, stream, drain, fill, serial, cycles, self._bytes(run)
         )
 
+    def pace(self, design: EngineDesign, kind: LayerKind, mode: str) -> Quantity:
+        """Cycles from one call for a token to the next where all inputs wait: the slices of a head.
+
+        Every process goes on by itself, so that the slowest sets the pace; accumulators give their
+        results before they take the sums of the next call.
+        """
+        run = Run(design, kind, 1, mode, lanes=self.vector_lanes)
+        parts = self._stream_parts(run, given("gap", 0, "cycles"))
+        accumulate = shift_words(run) + run.sums + self._drain(run)
+        return maximum(*parts.values(), accumulate).named(f"{kind.name}_pace", "cycles")
+
     def best_call(
         self,
         design: EngineDesign,
@@ -130,8 +141,8 @@ class Engine:
     def _load(self, run: Run, first: bool) -> Quantity:
         """Scale and round: a token is rounded when its largest value is known. The first token's
         input scales come from memory, unless they were read ahead."""
-        beats = run.vector_lanes if first else 1
-        scales = (run.in_words * beats).named("input_scales", "cycles")
+        scales = maximum(run.in_rows, run.input_widened) if first else run.in_words
+        scales = scales.named("input_scales", "cycles")
         return (scales + run.x_words).named("load", "cycles")
 
     def _drain(self, run: Run) -> Quantity:
@@ -166,7 +177,7 @@ class Engine:
         if not first:
             return pipelines.named("fill", "cycles")
         # the accumulators start when all block exponents are in, which follow the input scales
-        exponents = (run.in_beats + shift_words(run)).named("exponents", "cycles")
+        exponents = (run.in_rows + shift_words(run)).named("exponents", "cycles")
         return maximum(pipelines, exponents - load).named("fill", "cycles")
 
     def _memory_latency(self) -> Quantity:
@@ -180,14 +191,14 @@ class Engine:
         memory = self.memory
         parts = {name: busy[name] for name in BOUND_OF if name in busy}
         parts["gather"] = (busy["gather"] - run.x_words).named("gather", "cycles")
-        parameters = (run.parameter_beats - run.in_beats) * memory.beat_cycles / memory.streamed
+        parameters = (run.dealt - run.in_rows) * memory.beat_cycles / memory.streamed
         parts["parameters"] = parameters.named("parameters", "cycles")
         parts["lookup"] = (busy["lookup"] + index_stalls(run)).named("lookup", "cycles")
         ahead = given("read_ahead", run.design.config.read_ahead, "bursts")
         parts["burst_latency"] = (run.jobs * self._memory_latency() / ahead).named(
             "burst_latency", "cycles"
         )
-        # the first table, or the shifts of the first codebooks, are there before the first code
+        # the first table is there before the first code
         early = minimum(run.first_rows, gap)
         parts["rows"] = (busy["rows"] - early).named("rows", "cycles")
         share = self._read_ahead(run, gap)

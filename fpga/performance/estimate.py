@@ -24,13 +24,9 @@ from fpga.performance.resources import (
     utilisation,
 )
 from fpga.performance.timing import (
-    ASSUMED,
     ASSUMED_EFFICIENCY,
     ASSUMED_TIMING,
-    EMITTED,
-    Assumed,
     MemoryEfficiency,
-    Schedule,
     Timing,
 )
 from lutllm.errors import ConfigError
@@ -50,8 +46,6 @@ class Setting:
     """What an estimate depends on besides the design."""
 
     device: Device
-    schedule: Schedule = EMITTED
-    assumed: Assumed = ASSUMED
     timing: Timing = ASSUMED_TIMING
     efficiency: MemoryEfficiency = ASSUMED_EFFICIENCY
     clock_mhz: float = 0.0  # 0 = that of the device
@@ -105,9 +99,7 @@ class Estimate:
     @cached_property
     def decoder(self) -> Decoder:
         s = self.setting
-        return Decoder(
-            self.design, s.device, s.clock, s.schedule, s.assumed, s.timing, s.efficiency
-        )
+        return Decoder(self.design, s.device, s.clock, s.timing, s.efficiency)
 
     @cached_property
     def decode(self) -> Phase:
@@ -132,7 +124,7 @@ class Estimate:
     def blocks(self) -> dict[str, Resources]:
         """Resources by block."""
         costs = costs_on(self.setting.device)
-        engines = self.decoder.placed.engines
+        engines = self.design.engines
         lanes = self.design.config.vector_lanes
         out: dict[str, Resources] = {}
         for engine in engines:
@@ -149,9 +141,8 @@ class Estimate:
 
     @cached_property
     def image_bytes(self) -> list[int]:
-        """Bytes behind each memory port; caches count only where they have a port of their own."""
-        own_port = not self.setting.schedule.on_chip
-        return port_bytes(self.decoder.placed, self.setting.device.memory_ports, own_port)
+        """Bytes behind each memory port."""
+        return port_bytes(self.design, self.setting.device.memory_ports)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -160,8 +151,7 @@ class Estimate:
     @property
     def memory_bytes(self) -> int:
         """Everything in the board's memory, the caches for the design's context included."""
-        caches = self.design.context * self.kv_bytes_per_token
-        return sum(self.image_bytes) + (caches if self.setting.schedule.on_chip else 0)
+        return sum(self.image_bytes)
 
     @property
     def max_context(self) -> int:
@@ -169,10 +159,8 @@ class Estimate:
         device, per_token = self.setting.device, self.kv_bytes_per_token
         caches = self.design.context * per_token
         rest = device.capacity_bytes - self.memory_bytes + caches
-        if not self.setting.schedule.on_chip:
-            ports = min(2 * self.design.config.kv_ports, device.memory_ports)
-            rest = min(rest, ports * device.region_bytes)
-        return max(0, rest // per_token)
+        ports = min(2 * self.design.config.kv_ports, device.memory_ports)
+        return max(0, min(rest, ports * device.region_bytes) // per_token)
 
     # Verdict -----------------------------------------------------------------------------------
 
@@ -234,7 +222,6 @@ class Estimate:
         return {
             "device": self.setting.device.name,
             "clock_mhz": self.setting.clock,
-            "schedule": self.setting.schedule.name,
             "head": self._head_name,
             "prompt_tokens": self.prompt,
             "context": self.context,
@@ -269,9 +256,8 @@ class Estimate:
 
     @property
     def _head_name(self) -> str:
-        if self.setting.schedule.on_chip:
-            return self.setting.assumed.head
-        return f"{self.design.head_kind.lower()} rows"
+        rows = f"{self.design.head_kind.lower()} rows"
+        return f"{rows} behind a LUT linear" if self.design.screened else rows
 
     def _parts(self, phase: Phase) -> dict[str, float]:
         per_ms = 1000 * self.setting.clock

@@ -19,7 +19,6 @@ from fpga.device import Device
 from fpga.performance.designs import model_engines, rows_kind
 from fpga.performance.estimate import COMFORTABLE, Estimate, Setting
 from fpga.performance.resources import NAMES, utilisation
-from fpga.performance.timing import ASSUMED, EMITTED, Schedule
 from lutllm.config import QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.model_config import ModelConfig
@@ -27,8 +26,7 @@ from lutllm.model_config import ModelConfig
 CHANNELS = (4, 8, 16, 24, 32, 48, 56, 64)
 LANES = (64, 128, 256, 512)
 MAX_TOKENS = (32, 128)
-#: Choices beside the engine: of the decoder kernel, and assumed ones. What the kernel does beside
-#: the engine is assumed in the schedules that are not rendered: one choice is enough.
+#: Choices beside the engine.
 KERNELS = tuple(
     DecoderConfig(vector_lanes=lanes, vocab_ports=vocab, kv_ports=kv, query_tokens=queries)
     for lanes, vocab, kv, queries in (
@@ -37,13 +35,14 @@ KERNELS = tuple(
         (4, 32, 8, 1),
         (4, 64, 8, 1),
         (8, 32, 16, 1),
-        (8, 64, 8, 2),
         (8, 64, 16, 1),
         (8, 64, 16, 2),
+        (8, 32, 16, 2),
+        (8, 32, 32, 1),
     )
 )
-ASSUMED_KERNELS = tuple(DecoderConfig(vector_lanes=lanes, vocab_ports=32) for lanes in (4, 8))
-BLOCKS = (ASSUMED, dataclasses.replace(ASSUMED, attention_macs=1024, kv_ports=32))
+#: Ports that parameters are spread over: as many beats as the widest word of vectors has.
+PARAMETER_SPREAD = 8
 #: Indices that a channel holds ahead of its look-ups.
 READ_AHEAD = 65_536
 #: Look-ups a cycle beyond which a V80 is full, and below which nothing is fast.
@@ -81,15 +80,12 @@ class Space:
     """What the search may vary.
 
     quants  quantizations to choose from, by name
-    heads   of the schedules that are not rendered
     stored  safetensors dtype of embedding and head where a quantization leaves them as they are
     ratios  perplexity ratio of a quantization to the float model, by name, where it is known
     """
 
     quants: dict[str, QuantConfig]
     clocks_mhz: tuple[float, ...]
-    schedules: tuple[Schedule, ...] = (EMITTED,)
-    heads: tuple[str, ...] = ("lut",)
     channels: tuple[int, ...] = CHANNELS
     lanes: tuple[int, ...] = LANES
     max_tokens: tuple[int, ...] = MAX_TOKENS
@@ -132,7 +128,6 @@ class Candidate:
         return {
             "quantization": self.quant_name,
             "perplexity_ratio": self.ratio,
-            "schedule": s.schedule.name,
             "clock_mhz": s.clock,
             "decode_ms_per_token": self.decode_ms,
             "tokens_per_s": 1000 / self.decode_ms,
@@ -144,7 +139,7 @@ class Candidate:
             "prefill_bottleneck": self.prefill_bound,
             "engine": self.engine.to_dict(),
             "decoder": dataclasses.asdict(self.design.config),
-            "assumed": s.assumed.to_dict() if s.schedule.on_chip else None,
+            "head": "lut" if self.design.screened else self.design.head_kind.lower(),
         }
 
 
@@ -208,16 +203,12 @@ def settings(
     for quant_name, quant in space.quants.items():
         plan = model_engines(model, quant, EngineConfig())
         kind = rows_kind(quant, space.stored)
-        for schedule, clock in itertools.product(space.schedules, space.clocks_mhz):
-            assumed = BLOCKS if schedule.on_chip else (ASSUMED,)
-            kernels = ASSUMED_KERNELS if schedule.on_chip else KERNELS
-            for engines in _engines(plan, device, space):
-                for kernel, block, head in itertools.product(kernels, assumed, space.heads):
-                    design = _design(model, engines, kernel, kind, context)
-                    if design is None:
-                        continue
-                    chosen = dataclasses.replace(block, head=head)
-                    yield quant_name, design, Setting(device, schedule, chosen, clock_mhz=clock)
+        for clock, engines, kernel in itertools.product(
+            space.clocks_mhz, list(_engines(plan, device, space)), KERNELS
+        ):
+            design = _design(model, engines, kernel, kind, context)
+            if design is not None:
+                yield quant_name, design, Setting(device, clock_mhz=clock)
 
 
 def _design(
@@ -251,6 +242,7 @@ def _engines(
             base = EngineConfig(
                 channels=channels,
                 centroid_ports=channels,
+                parameter_ports=min(PARAMETER_SPREAD, 1 << channels.bit_length() - 1),
                 lanes_per_cycle=lanes,
                 axi_bits=min(512, device.port_bits),
                 max_tokens=tokens,

@@ -55,18 +55,24 @@ class MemorySystem:
         return self.device.memory_ports * per_port
 
 
-def memory_arguments(channels: int, centroid_ports: int) -> list[str]:
+def memory_arguments(channels: int, centroid_ports: int, parameter_ports: int) -> list[str]:
     """Memory arguments of an engine, without number, in the order in which they take ports."""
-    return [*["channel"] * channels, *["centroids"] * centroid_ports, "parameters"]
+    counts = {"channel": channels, "centroids": centroid_ports, "parameters": parameter_ports}
+    return [name for name, count in counts.items() for _ in range(count)]
+
+
+def port_counts(design: EngineDesign) -> tuple[int, int, int]:
+    """Channels, centroid ports, parameter ports."""
+    return design.config.channels, design.centroid_ports, design.config.parameter_ports
 
 
 @lru_cache(maxsize=256)
 def port_groups(
-    kernels: tuple[tuple[int, int], ...], kernel: int, ports: int
+    kernels: tuple[tuple[int, int, int], ...], kernel: int, ports: int
 ) -> frozenset[tuple[str, ...]]:
     """The different sets of arguments of one kernel that a port serves.
 
-    kernels: (channels, centroid ports) of every kernel; arguments take `ports` ports in turn.
+    kernels: `port_counts` of every kernel; arguments take `ports` ports in turn.
     """
     at = 0
     shared: dict[int, list[str]] = {}
@@ -88,7 +94,7 @@ def busiest_port(
 
     An argument moves a beat in beat_cycles; all of a port together are as fast as the port.
     """
-    kernels = tuple((d.config.channels, d.centroid_ports) for d in designs)
+    kernels = tuple(map(port_counts, designs))
     index = next(i for i, d in enumerate(designs) if d is design)
     times = []
     for names in port_groups(kernels, index, memory.device.memory_ports):
@@ -99,19 +105,15 @@ def busiest_port(
     return max(times, key=lambda q: q.value)
 
 
-def port_bytes(decoder: DecoderDesign, ports: int, caches: bool = True) -> list[int]:
-    """Bytes behind each port of the decoder kernel: images, caches, prompt and logits.
-
-    caches: keys and values behind their ports, as the kernel has them; else they are left out.
-    """
+def port_bytes(decoder: DecoderDesign, ports: int) -> list[int]:
+    """Bytes behind each port of the decoder kernel: images, caches, prompt and logits."""
     sizes = []
     for engine in decoder.engines:
         beats = engine.image_beats()
-        arguments = memory_arguments(engine.config.channels, engine.centroid_ports)
+        arguments = memory_arguments(*port_counts(engine))
         sizes += [beats[argument] * engine.beat_bytes for argument in arguments]
-    for argument, count in (decoder.image_beats() | decoder.run_beats()).items():
-        held = caches or argument not in decoder.cache_names
-        sizes.append(count * decoder.beat_bytes if held else 0)
+    for count in (decoder.image_beats() | decoder.run_beats()).values():
+        sizes.append(count * decoder.beat_bytes)
     out = [0] * ports
     for i, size in enumerate(sizes):
         out[i % ports] += size

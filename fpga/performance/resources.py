@@ -204,6 +204,11 @@ class EngineResources:
             Block("accumulate", one, self._accumulate()),
             Block("quantize_input", one, self._quantize_input()),
             Block("ports", given("ports", self._ports()), self._port()),
+            Block(
+                "read_parameters",
+                given("parameter_ports", design.config.parameter_ports),
+                self._read_parameters(),
+            ),
         ]
         if design.search:
             ports = given("centroid_ports", design.centroid_ports)
@@ -291,6 +296,12 @@ class EngineResources:
             lut, bram36=share * _quantity(fifo["bram36"]).named("fifo_bram", "bram36")
         )
 
+    def _read_parameters(self) -> Resources:
+        """A FIFO of beats, and its part of a row on the way to words."""
+        bits = self.design.config.axi_bits
+        fifo = _buffer(self.costs, bits, self.design.config.beat_fifo)
+        return self._logic(fifo["lut"] + bits, bram36=fifo["bram36"])
+
     def _bursts(self) -> Resources:
         """FIFOs behind every channel: two of beats, one of the words of indices read ahead."""
         config, costs, design = self.design.config, self.costs, self.design
@@ -336,9 +347,12 @@ class EngineResources:
             "rounding, shift and saturation",
         )
         entries = given("entries_at_once", ceil_div(lut.weight_centroids, interval))
+        bits = design.config.axi_bits
         kept = costs.memory_lut(lut.weight_centroids * lut.vec_len * 8, self._max_groups())
+        shifts = 2 * lut.act_stages * design.shift_packing.beats(self._max_groups())
+        routed = costs.memory_lut(bits, 4) + costs.memory_lut(bits, shifts)
         return self._logic(
-            entries * entry + given("kept_codebooks", kept, "lut"),
+            entries * entry + given("kept_codebooks", kept + routed, "lut"),
             dsp=entries * given("vec_len", lut.vec_len),
         )
 
@@ -383,7 +397,9 @@ class EngineResources:
         )
 
     def _ports(self) -> int:
-        return self.design.config.channels + self.design.centroid_ports + (3 if self.alone else 1)
+        config = self.design.config
+        own = config.channels + self.design.centroid_ports + config.parameter_ports
+        return own + (2 if self.alone else 0)
 
     def _port(self) -> Resources:
         axi_bits, costs = self.design.config.axi_bits, self.costs

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fpga.design import MIN_DISTANCE, EngineDesign, LayerKind
-from fpga.performance.quantity import Quantity, ceil_div, given, maximum, minimum
+from fpga.performance.quantity import Number, Quantity, ceil_div, given, maximum, minimum
 from fpga.performance.timing import Timing
 
 MODES = ("table", "row_fetch", "online")
@@ -83,10 +83,6 @@ class Run:
         return maximum(ceil_div(width, floats), MIN_DISTANCE).named("in_beats", "beats")
 
     @cached_property
-    def vector_lanes(self) -> Quantity:
-        return given("vector_lanes", self.lanes, "beats/word")
-
-    @cached_property
     def wide_floats(self) -> Quantity:
         return given("floats_per_word", self.design.floats * self.lanes)
 
@@ -95,13 +91,6 @@ class Run:
         """Input words of a token."""
         words = ceil_div(given("in_features", self.kind.in_features), self.wide_floats)
         return maximum(words, MIN_DISTANCE).named("in_words", "words")
-
-    @cached_property
-    def out_beats(self) -> Quantity:
-        """Beats of output scales."""
-        return (self.subs * given("beats_per_sub", self.design.out_beats)).named(
-            "out_beats", "beats"
-        )
 
     @cached_property
     def out_words(self) -> Quantity:
@@ -171,12 +160,10 @@ class Run:
 
     @cached_property
     def first_rows(self) -> Quantity:
-        """Cycles of making rows that need neither code nor vector: a table loaded, shifts read."""
-        if self.mode == "row_fetch":
+        """Cycles of making rows that need neither code nor vector: a table loaded."""
+        if self.mode != "table":
             return given("none", 0)
-        if self.mode == "table":
-            return (self.row_beats / self.passes).named("first_table", "cycles")
-        return (self.act_stages * self.groups).named("first_shifts", "cycles")
+        return (self.row_beats / self.passes).named("first_table", "cycles")
 
     @cached_property
     def jobs(self) -> Quantity:
@@ -202,8 +189,55 @@ class Run:
         return given("centroid_beats", self.design.centroid_beats(self.kind), "beats")
 
     @cached_property
+    def parameter_ports(self) -> Quantity:
+        return given("parameter_ports", self.design.config.parameter_ports, "beats/row")
+
+    @cached_property
     def parameter_beats(self) -> Quantity:
+        """Behind each parameter port."""
         return given("parameter_beats", self.design.parameter_beats(self.kind), "beats")
+
+    @cached_property
+    def in_rows(self) -> Quantity:
+        """Rows of input scales."""
+        return ceil_div(self.in_beats, self.parameter_ports).named("in_rows", "rows")
+
+    @cached_property
+    def out_rows(self) -> Quantity:
+        """Rows of output scales; those of a sub-block start on one."""
+        per_sub = ceil_div(given("beats_per_sub", self.design.out_beats), self.parameter_ports)
+        return (self.subs * per_sub).named("out_rows", "rows")
+
+    @cached_property
+    def exponent_beats(self) -> Quantity:
+        return given("exponent_beats", self.design.shift_beats(self.kind), "beats")
+
+    @cached_property
+    def gather_beats(self) -> Quantity:
+        return given("gather_beats", self.design.gather_beats(self.kind), "beats")
+
+    @cached_property
+    def dealt(self) -> Quantity:
+        """Cycles of dealing parameters out: rows of scales and biases, beats of what is narrow."""
+        outputs = self.out_rows * (2 if self.kind.bias else 1)
+        narrow = self.exponent_beats + self.gather_beats
+        return (self.in_rows + narrow + outputs).named("dealt", "cycles")
+
+    def widened(self, runs: Number, rows: Number, words: Number) -> Quantity:
+        """Cycles of making words of rows, each run from one on."""
+        lanes, ports = self.lanes, self.design.config.parameter_ports
+        unit = min(lanes, ports)
+        pieces = rows * given("pieces_of_a_row", ports // unit)
+        return runs * maximum(pieces, words * given("pieces_of_a_word", lanes // unit))
+
+    @cached_property
+    def input_widened(self) -> Quantity:
+        return self.widened(1, self.in_rows, self.in_words).named("widen_inputs", "cycles")
+
+    @cached_property
+    def output_widened(self) -> Quantity:
+        rows, words = self.out_rows / self.subs, self.out_words / self.subs
+        return self.widened(self.subs, rows, words).named("widen_scales", "cycles")
 
     def streams(self) -> dict[str, Quantity]:
         """Transactions by the name of the stream, as the C simulation counts them."""
@@ -219,17 +253,12 @@ class Run:
             "quantize_input/quantized": self.x_words,
             "quantize_input/largest": self.t,
             "token_scales": self.t,
-            "input_scales": self.in_beats,
-            "block_shifts": given(
-                "shift_beats", design.block_shift_packing.beats(design.passes(kind)), "beats"
-            ),
-            "gather_beats": given(
-                "gather_beats",
-                design.gather_packing.beats(design.rounds(kind) * design.gather_steps),
-                "beats",
-            ),
-            "output_scales": self.out_beats,
-            "biases": self.out_beats if kind.bias else zero,
+            "parameters": self.parameter_beats,
+            "input_scales": self.in_rows,
+            "block_shifts": self.exponent_beats,
+            "gather_beats": self.gather_beats,
+            "output_scales": self.out_rows,
+            "biases": self.out_rows if kind.bias else zero,
             "act": self.acts,
             "sums": self.sums,
             "totals": self.sums,
@@ -259,9 +288,7 @@ def _row_cycles(run: Run, loop_gap: Quantity) -> Quantity:
             max(design.codebook_packing.beats_per_word, min(4, design.subs_per_group)),
             "cycles/row",
         )
-        stages = run.act_stages
-        per_record = stages * run.groups + stages * run.t * run.groups * interval
-        return run.records * (per_record + (1 + stages) * loop_gap)
+        return run.rows * interval
     interval = given("beats_per_row", design.row_packing.beats_per_word, "cycles/row")
     if run.mode == "row_fetch":
         return run.rows * interval
@@ -284,9 +311,10 @@ def process_cycles(run: Run, timing: Timing) -> dict[str, Quantity]:
     gather_steps = given("gather_steps", design.gather_steps, "cycles/position")
     out = {
         "read_parameters": run.parameter_beats,
+        "deal_parameters": run.dealt,
         "read_input": run.x_words,
-        "widen_inputs": run.in_words * run.vector_lanes,
-        "widen_scales": run.out_words * run.vector_lanes,
+        "widen_inputs": run.input_widened,
+        "widen_scales": run.output_widened,
         "scale": run.x_words,
         "round": run.x_words,
         "gather": run.x_words + run.acts * gather_steps,
@@ -304,7 +332,9 @@ def process_cycles(run: Run, timing: Timing) -> dict[str, Quantity]:
         out["read_centroids"] = run.centroid_beats * words
         search_passes = given("search_passes", design.search_passes, "cycles/code")
         out["search"] = run.found * search_passes
-    if run.mode != "online":
+    if run.mode == "online":
+        out["route"] = run.row_beats
+    else:
         out["route"] = run.items
         # a row or table, sometimes indices with it; before all the indices read ahead
         out["plan"] = 2 * (run.jobs - run.records) + run.records_ahead

@@ -9,10 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from lutllm.config import reject_unknown
 from lutllm.errors import ConfigError
-
-HEADS = ("lut", "int8", "bf16", "none")
 
 
 def _check(owner: str, values: dict[str, Any], positive: tuple[str, ...]) -> None:
@@ -37,6 +34,8 @@ class Timing:
     call_gap           between the end of a call and the start of the next, on the board
     step_depth         from first input to first output of a float step
     softmax_interval   cycles of the softmax from one stripe of keys to the next
+    near_share         of the words, those whose row a screened head reads: what Qwen2.5-Coder-0.5B
+                       takes with the default margin (docs/BENCHMARKS.md)
     """
 
     loop_gap: int = 6
@@ -49,6 +48,7 @@ class Timing:
     call_gap: int = 20
     step_depth: int = 60
     softmax_interval: int = 10
+    near_share: float = 0.036
 
     def __post_init__(self) -> None:
         _check("timing", dataclasses.asdict(self), ())
@@ -82,64 +82,3 @@ class MemoryEfficiency:
 ASSUMED_EFFICIENCY = MemoryEfficiency()
 #: Memory that always delivers.
 PERFECT_MEMORY = MemoryEfficiency(1.0, 1.0)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How the calls of an engine follow one another.
-
-    on_chip    attention and head are those of `Assumed`; otherwise all steps are those of the
-               decoder kernel
-    """
-
-    name: str
-    on_chip: bool = False
-
-
-#: The decoder kernel as it is rendered today: step after step, engines that read ahead.
-EMITTED = Schedule("emitted")
-#: A step to what the board allows, not rendered yet.
-ON_CHIP = Schedule("on-chip", on_chip=True)
-SCHEDULES = {schedule.name: schedule for schedule in (EMITTED, ON_CHIP)}
-
-
-@dataclass(frozen=True)
-class Assumed:
-    """The blocks beside the engine in the schedules that are not rendered yet.
-
-    attention_macs  multiply-adds in a cycle, for scores and for values
-    attention_use   share of them that is busy
-    kv_bits         bits of a cached key or value
-    kv_ports        memory ports that the cache is spread over
-    head            "lut": the same engine, in slices of its widest linear; "int8" or "bf16":
-                    weights streamed over all ports into multipliers; "none": not on the board
-    """
-
-    attention_macs: int = 512
-    attention_use: float = 0.8
-    kv_bits: int = 16
-    kv_ports: int = 16
-    head: str = "lut"
-
-    def __post_init__(self) -> None:
-        sizes = ("attention_macs", "attention_use", "kv_bits", "kv_ports")
-        _check("assumed blocks", dataclasses.asdict(self), sizes)
-        if self.attention_use > 1:
-            raise ConfigError(
-                f"assumed blocks: attention_use is {self.attention_use}; it must be at most 1"
-            )
-        if self.head not in HEADS:
-            raise ConfigError(
-                f"assumed blocks: head is {self.head!r}; choose one of {', '.join(HEADS)}"
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Assumed:
-        reject_unknown("assumed blocks", values, {f.name for f in dataclasses.fields(cls)})
-        return cls(**values)
-
-
-ASSUMED = Assumed()

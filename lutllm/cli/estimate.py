@@ -18,7 +18,7 @@ from lutllm.cli.common import (
     table,
 )
 from lutllm.config import SCHEMES, LutConfig, QuantConfig
-from lutllm.recipes import DEFAULT_RECIPE, RECIPES, recipe
+from lutllm.recipes import DEFAULT_RECIPE, HEAD_CHOICES, RECIPES, recipe, with_head
 
 _SIZES = (
     "vec_len",
@@ -28,15 +28,12 @@ _SIZES = (
     "act_stages",
     "weight_stages",
 )
-SCHEDULES = ("emitted", "on-chip")
-HEADS = ("lut", "int8", "bf16", "none")
 
 
 def add_parser(commands: Any) -> None:
     parser = add_command(commands, "estimate", "speed, size and fit on an FPGA", run)
     add_target(parser)
     parser.add_argument("--design", type=Path, metavar="FILE", help=DESIGN_HELP)
-    parser.add_argument("--schedule", choices=SCHEDULES, default="emitted", help=SCHEDULE_HELP)
     parser.add_argument(
         "--clock-mhz",
         type=non_negative_number,
@@ -51,9 +48,6 @@ def add_parser(commands: Any) -> None:
     kernel.add_argument("--vocab-ports", type=positive, metavar="N", help="for embedding and head")
     kernel.add_argument("--kv-ports", type=positive, metavar="N", help="for keys, and for values")
     kernel.add_argument("--query-tokens", type=positive, metavar="N", help="that share a key read")
-    assumed = parser.add_argument_group("assumed", "of schedules that are not exported yet")
-    assumed.add_argument("--head", choices=HEADS, default="lut", help="how logits are computed")
-    assumed.add_argument("--attention-macs", type=positive, metavar="N", help="default 512")
     parser.add_argument(
         "--compare", type=Path, metavar="XML", help="a Vitis HLS report (csynth.xml) of the kernel"
     )
@@ -62,9 +56,9 @@ def add_parser(commands: Any) -> None:
 
 
 DESIGN_HELP = "choices of engine, decoder kernel and clock, as lutllm explore writes them"
-SCHEDULE_HELP = (
-    "emitted: the decoder kernel as it is exported; on-chip: with the attention and head assumed, "
-    "which are not exported yet"
+HEAD_HELP = (
+    "source: as in the checkpoint; int8: int8 rows; lut, engine: a LUT linear before them, of its "
+    "own kind or coded like the layers (default: the recipe's)"
 )
 
 
@@ -91,17 +85,32 @@ def add_quantization(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--scheme", choices=SCHEMES)
     for name in _SIZES:
         group.add_argument(f"--{name.replace('_', '-')}", type=natural, metavar="N")
+    group.add_argument("--table-bits", type=natural, metavar="N", help="of all linears")
+    group.add_argument("--head", choices=HEAD_CHOICES, help=HEAD_HELP)
 
 
 def quantization(args: argparse.Namespace) -> QuantConfig | None:
     """The quantization asked for; None where no option was given."""
     names = ("scheme", *_SIZES)
     changes = {name: value for name in names if (value := getattr(args, name)) is not None}
-    if args.recipe is None and not changes:
+    if args.recipe is None and args.head is None and args.table_bits is None and not changes:
         return None
     base = recipe(args.recipe or DEFAULT_RECIPE)
     default = LutConfig.from_dict({**dataclasses.asdict(base.config), **changes})
-    return QuantConfig(default, base.overrides, head=base.head)
+    quant = narrow_tables(QuantConfig(default, base.overrides), args.table_bits)
+    return with_head(quant, args.head or base.head)
+
+
+def narrow_tables(quant: QuantConfig, table_bits: int | None) -> QuantConfig:
+    """`quant` with tables of so many bits in all linears; None leaves it as it is."""
+    if table_bits is None:
+        return quant
+    overrides = {
+        pattern: {k: v for k, v in changes.items() if k != "table_bits"}
+        for pattern, changes in quant.overrides.items()
+    }
+    default = dataclasses.replace(quant.default, table_bits=table_bits)
+    return dataclasses.replace(quant, default=default, overrides=overrides)
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -118,9 +127,6 @@ def run(args: argparse.Namespace) -> Outcome:
         vocab_ports=args.vocab_ports,
         kv_ports=args.kv_ports,
         query_tokens=args.query_tokens,
-        schedule=args.schedule,
-        head=args.head,
-        attention_macs=args.attention_macs,
         clock_mhz=args.clock_mhz,
         csynth=args.compare,
         explained=args.explain,
@@ -146,7 +152,7 @@ def _headline(found: Result) -> str:
         f"{format_bytes(found['kv_bytes_per_token'])} a position, up to {found['max_context']:,}"
     )
     rows = [
-        ("device", f"{found['device']}, {found['clock_mhz']:g} MHz, schedule {found['schedule']}"),
+        ("device", f"{found['device']}, {found['clock_mhz']:g} MHz"),
         (
             "decode",
             f"{found['decode_ms_per_token']:.3g} ms/token, {found['tokens_per_s']:.0f} tokens/s "

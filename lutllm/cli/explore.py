@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lutllm.cli.common import Outcome, Result, add_command, non_negative_number, table
-from lutllm.cli.estimate import HEADS, SCHEDULE_HELP, SCHEDULES, add_target, grid
-from lutllm.recipes import RECIPES, recipe
+from lutllm.cli.common import Outcome, Result, add_command, natural, non_negative_number, table
+from lutllm.cli.estimate import HEAD_HELP, add_target, grid, narrow_tables
+from lutllm.config import QuantConfig
+from lutllm.recipes import HEAD_CHOICES, RECIPES, recipe, with_head
 
 #: One recipe of either scheme.
 DEFAULT_RECIPES = ("paper", "tiny")
@@ -53,8 +54,8 @@ def add_parser(commands: Any) -> None:
         metavar="NAME",
         help=f"{', '.join(RECIPES)}; may be repeated (default {' and '.join(DEFAULT_RECIPES)})",
     )
-    space.add_argument("--schedule", action="append", choices=SCHEDULES, help=SCHEDULE_HELP)
-    space.add_argument("--head", choices=HEADS, default="lut", help="where it is not exported yet")
+    space.add_argument("--table-bits", type=natural, metavar="N", help="of all linears")
+    space.add_argument("--head", choices=HEAD_CHOICES, help=HEAD_HELP)
     space.add_argument(
         "--clock-mhz",
         action="append",
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> Outcome:
     names = args.recipe or DEFAULT_RECIPES
     found = api.explore(
         args.source,
-        {name: recipe(name).quant() for name in names},
+        {name: _quant(name, args) for name in names},
         decode_tokens_per_s=args.decode_tokens_per_s,
         prefill_ms=args.prefill_ms,
         max_share=args.max_lut,
@@ -79,13 +80,18 @@ def run(args: argparse.Namespace) -> Outcome:
         device=args.device,
         prompt_tokens=args.prompt_tokens,
         context=args.context,
-        schedules=args.schedule or ("emitted",),
-        head=args.head,
         clocks_mhz=args.clock_mhz or (),
         out=args.out,
         plot=args.plot,
     )
     return Outcome(found, _text(found, args.out), 0 if found["chosen"] else 1)
+
+
+def _quant(name: str, args: argparse.Namespace) -> QuantConfig:
+    """The quantization of a recipe with the options of the space."""
+    base = recipe(name)
+    quant = narrow_tables(QuantConfig(base.config, base.overrides), args.table_bits)
+    return with_head(quant, args.head or base.head)
 
 
 def _text(found: Result, out: Path | None) -> str:
@@ -102,7 +108,7 @@ def _text(found: Result, out: Path | None) -> str:
                 rows.append((key.replace("_", " "), _speed(found[key])))
     else:
         rows += [
-            ("chosen", f"{chosen['quantization']}, schedule {chosen['schedule']}"),
+            ("chosen", f"{chosen['quantization']}, head: {chosen['head']}"),
             ("speed", _speed(chosen)),
             ("power", f"{chosen['power_w']:.0f} W, {chosen['joule_per_token']:.3g} J/token"),
             (

@@ -19,10 +19,18 @@ from lutllm.cli.common import (
     positive,
     table,
 )
-from lutllm.config import HEADS, SCHEMES, LutConfig, QuantConfig
+from lutllm.config import SCHEMES, LutConfig, QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.progress import format_seconds
-from lutllm.recipes import AUTO, DEFAULT_RECIPE, RECIPES, recipe, with_head
+from lutllm.recipes import (
+    AUTO,
+    DEFAULT_RECIPE,
+    HEAD_CHOICES,
+    HEAD_MARGIN,
+    RECIPES,
+    recipe,
+    with_head,
+)
 
 _HINT = "; the same command with --resume continues after the last finished layer"
 #: option -> the field of LutConfig it sets, and what it is
@@ -77,9 +85,17 @@ def add_parser(commands: Any) -> None:
     )
     setting.add_argument(
         "--head",
-        choices=HEADS,
+        choices=HEAD_CHOICES,
         help="embedding and output head: int8, one scale a row (default); source: as they are; "
-        "lut: int8, and a LUT linear of 2 index bits that finds the words whose rows are read",
+        "lut: int8, and a LUT linear of 2 index bits that finds the words whose rows are read; "
+        "engine: lut with a linear coded like the layers, for an FPGA",
+    )
+    setting.add_argument(
+        "--head-margin",
+        type=non_negative_number,
+        metavar="X",
+        help="of --head lut and engine: logits at most X below the largest are computed from rows "
+        f"(default {HEAD_MARGIN:g}; less reads fewer rows)",
     )
     setting.add_argument("--seed", type=natural, default=0, metavar="N")
     setting.add_argument(
@@ -187,7 +203,15 @@ def build_config(args: argparse.Namespace) -> QuantConfig:
         pattern, field, value = parse_override(text)
         overrides.setdefault(pattern, {})[field] = value
     config = QuantConfig(LutConfig.from_dict(values), overrides, args.seed)
-    return with_head(config, args.head or base.head)
+    config = with_head(config, args.head or base.head)
+    if args.head_margin is None:
+        return config
+    if not config.lut_head:
+        raise ConfigError(
+            f"--head-margin is {args.head_margin:g}, but head is {config.head!r}; it is of --head "
+            "lut and engine"
+        )
+    return dataclasses.replace(config, head_margin=args.head_margin)
 
 
 def parse_override(text: str) -> tuple[str, str, str | int]:

@@ -394,6 +394,13 @@ class LutModel:
         """The input f32[T, D] of every linear by name, for a sequence of its own."""
         return self.capture(ids)[0]
 
+    def capture_stream(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The residual stream f32[T, hidden] after all layers, for a sequence of its own."""
+        if len(ids) > CHUNK:
+            raise ConfigError(f"capture takes up to {CHUNK} tokens, not {len(ids)}")
+        self.logits(ids)
+        return self._arrays["h"][: len(ids), : self.config.hidden_size].copy()
+
     # ------------------------------------------------------------ text
 
     def generate(

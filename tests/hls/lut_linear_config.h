@@ -20,6 +20,7 @@ struct Config {
     static constexpr int SEARCH_SEGMENTS = 4;  // parallel chains of a search
     static constexpr int SEARCH_CHAIN = 2;  // processing elements per chain
     static constexpr int CENTROID_PORTS = 4;  // memory ports for centroids
+    static constexpr int PARAMETER_PORTS = 1;  // memory ports for scales and the like
     static constexpr int LANES = 128;  // outputs per channel and cycle
     static constexpr int AXI_BITS = 256;  // bits of a memory beat
     static constexpr int VECTOR_LANES = 1;  // beats of activations in a cycle

@@ -111,7 +111,10 @@ static void run_online(const LinearCall& call) {
     typename E::rows rows;
     feed(beats, typename E::beat_t());
     feed(vectors, typename E::item_t());
-    rows_online<E>(beats, vectors, rows, call);
+    typename E::record_shifts shifts;
+    typename E::codebook_beats codebooks;
+    route_codebooks<E>(beats, shifts, codebooks, call);
+    rows_online<E>(shifts, codebooks, vectors, rows, call);
     drain(rows);
 }
 

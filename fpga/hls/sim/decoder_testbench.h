@@ -5,7 +5,9 @@
 //   IMAGES/<engine>/<argument>.bin   memory behind each port
 //   OUT/tokens.bin                   i32[new_tokens], the words chosen
 //   OUT/logits.bin                   f32[new_tokens][words]
-//   OUT/inputs_<layer>_<p>.bin       f32[positions][inputs] of projection p (qkv, o, gate_up, down)
+//   OUT/inputs_<layer>_<p>.bin       f32[positions][inputs] of projection p (qkv, o, gate_up, down);
+//                                    p = 4, layer = layers: of the LUT linear before the head, for
+//                                    every word chosen
 // Exit status 0: it ran; 2: unusable input; 3: deadlock.
 #pragma once
 
