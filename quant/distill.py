@@ -164,8 +164,8 @@ def distill(
     """Train the artifact's codebooks, scales and norms.
 
     windows, held_out: i64[N, ctx]. With `deadline` (time.monotonic()), the number of steps is what
-    fits, judged after the first steps and twice more, and stated in the record. A run that was killed
-    goes on from `state_path`. Returns the trained student and a record for the report.
+    fits, judged after the first steps and twice more, and stated in the record. A run that was
+    killed goes on from `state_path`. Returns the trained student and a record for the report.
     """
     decoder = FloatDecoder(checkpoint)
     dtype = config.dtype or fast_dtype()
