@@ -87,7 +87,7 @@ def _serve_llamacpp(pipe: Connection, path: Path, threads: int, context: int) ->
 def _why_it_ended(exitcode: int | None) -> str:
     if exitcode == -signal.SIGSEGV:
         return (
-            "llama.cpp crashed; on processors with AMX some versions do (ggml-org/llama.cpp#20824): "
+            "llama.cpp crashed, as some versions do with AMX (ggml-org/llama.cpp#20824); "
             "build it without, see docs/BENCHMARKS.md"
         )
     return f"llama.cpp's process ended with status {exitcode}; see its message above"
