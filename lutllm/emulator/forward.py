@@ -64,7 +64,7 @@ def _linear(
         member,
         members,
     )
-    barrier(arrivals, members * (phase + 1))
+    barrier(arrivals, phase + 1, members)
     apply_tables(
         lin,
         tokens,
@@ -80,7 +80,7 @@ def _linear(
         member,
         members,
     )
-    barrier(arrivals, members * (phase + 2))
+    barrier(arrivals, phase + 2, members)
 
 
 @inline
@@ -173,26 +173,26 @@ def forward(
         layer, which = layers[index // LINEARS], index % LINEARS
         if _before(dec, layer, buf, which, tokens, member, members):
             phase += 1
-            barrier(arrivals, members * phase)
+            barrier(arrivals, phase, members)
         _linear(lins, index, buf, which, tokens, arrivals, phase, member, members)
         phase += 2
         if which == QKV:
             number = index // LINEARS
             place_heads(dec, layer, number, buf, tokens, member, members)
-            barrier(arrivals, members * (phase + 1))
+            barrier(arrivals, phase + 1, members)
             attention(dec, number, len(lins), buf, tokens, sequences, member, members)
-            barrier(arrivals, members * (phase + 2))
+            barrier(arrivals, phase + 2, members)
             phase += 2
     if wanted:
         last = tokens - wanted
         _norm_rows(dec, buf, dec.final_norm, last, wanted, member, members)
         if dec.screened:
-            barrier(arrivals, members * (phase + 1))
+            barrier(arrivals, phase + 1, members)
             code_head(dec, lins, buf, last, wanted, member, members)
-            barrier(arrivals, members * (phase + 2))
+            barrier(arrivals, phase + 2, members)
             phase += 2
         prepare_head(dec, buf, last, wanted, member, members)
-        barrier(arrivals, members * (phase + 1))
+        barrier(arrivals, phase + 1, members)
         if logits:
             head_logits(dec, lins, buf, last, wanted, logits, arrivals, phase + 1, member, members)
 
@@ -217,7 +217,7 @@ def project(
     """
     dec, buf = decoder[0], buffers[0]
     phase = head_logits(dec, lins, buf, first, tokens, logits, arrivals, 0, member, members)
-    barrier(arrivals, members * (phase + 1))
+    barrier(arrivals, phase + 1, members)
     if not targets:
         return
     low, high = share(tokens, member, members)

@@ -78,9 +78,9 @@ def head_logits(
     scratch = buf.scratch + member * buf.scratch_bytes
     if dec.screened:
         _coarse_logits(dec, lins, buf, first, tokens, out, member, members)
-        barrier(arrivals, members * (phase + 1))
+        barrier(arrivals, phase + 1, members)
         _least_logits(dec, buf, first, tokens, out, member, members)
-        barrier(arrivals, members * (phase + 2))
+        barrier(arrivals, phase + 2, members)
         for t in range(tokens):
             screened_rows(
                 dec.head,

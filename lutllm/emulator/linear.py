@@ -384,7 +384,7 @@ def _run(
         member,
         members,
     )
-    barrier(arrivals, members)
+    barrier(arrivals, 1, members)
     apply_tables(
         lin,
         tokens,

@@ -34,26 +34,38 @@ from lutllm.errors import ConfigError
 SPINS = 2000
 #: Most halvings of that number.
 MOST_HALVINGS = 6
+#: Of so many waits that poll less, one polls in full.
+PROBE = 16
 MAX_THREADS = 256
 
 
 @inline
-def barrier(arrivals: int, expected: int) -> None:
-    """Wait until `expected` arrivals have been counted.
+def barrier(arrivals: int, phase: int, members: int) -> None:
+    """Wait until all members are here: the barrier number `phase` of a run, from 1.
 
-    arrivals: address of three int64 that were zero before the run: arrivals, sleeping threads,
-    halvings of SPINS. On a busy machine a thread may share its processor with the one it waits
-    for: then it must sleep, and polling first is lost. So waits that end asleep make the next ones
-    poll less, those that do not make them poll more.
+    arrivals: address of four int64 that were zero before the run: arrivals, sleeping threads,
+    halvings of SPINS, waits with fewer. On a busy machine a thread may share its processor with the
+    one it waits for: then it must sleep, and polling first is lost. So waits that end asleep make
+    the next ones poll less, those that do not make them poll more.
+    Waking takes long, though, most of all in a virtual machine: longer than a short poll lasts, so
+    that threads out of step would put each other to sleep at every barrier from then on. One wait
+    in PROBE polls in full and brings them back into step where nothing else is in the way. The
+    first barrier of a run waits for threads to be started and says nothing of the machine.
     The last to arrive looks for sleepers after it has counted itself, and a thread looks at the
     count after it has called itself asleep, so one of the two sees the other.
     """
+    expected = members * phase
     if atomic_add(arrivals, 1) + 1 == expected:
         if atomic_load(arrivals + 8) > 0:
             wake_all(arrivals)
         return
     halvings = load_i64(arrivals + 16)
     left = SPINS >> halvings
+    if halvings > 0:
+        waits = load_i64(arrivals + 24) + 1
+        store_i64(arrivals + 24, waits)
+        if waits % PROBE == 0:
+            halvings, left = 1, SPINS
     while atomic_load(arrivals) < expected and left > 0:
         pause()
         left -= 1
@@ -61,7 +73,8 @@ def barrier(arrivals: int, expected: int) -> None:
         if halvings > 0:
             store_i64(arrivals + 16, halvings - 1)
         return
-    store_i64(arrivals + 16, min(halvings + 2, MOST_HALVINGS))
+    if phase > 1:
+        store_i64(arrivals + 16, min(halvings + 2, MOST_HALVINGS))
     while atomic_load(arrivals) < expected:
         atomic_add(arrivals + 8, 1)
         count = atomic_load(arrivals)
