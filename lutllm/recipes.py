@@ -65,6 +65,9 @@ def with_head(config: QuantConfig, head: str) -> QuantConfig:
 #: Four positions under one exponent: of sixteen, one with large values would leave the others
 #: little resolution.
 _BLOCK = 4
+#: Rows that share a codebook where codebooks of several stages would take half a bit a weight and
+#: more. Measured: what it saves costs a fraction of what indices of as many bits would bring.
+_LARGE_GROUP = 1024
 #: Where rounding table entries to 8 bits costs perplexity: down_proj reads activations with heavy
 #: tails, and attention amplifies errors in queries and keys. See docs/BENCHMARKS.md.
 _WIDE: dict[str, dict[str, Any]] = {
@@ -88,12 +91,16 @@ RECIPES = {
         _WIDE,
     ),
     "accurate": Recipe(
-        LutConfig(scheme="weight", block_positions=_BLOCK, weight_stages=2),
+        LutConfig(
+            scheme="weight", block_positions=_BLOCK, weight_stages=2, group_size=_LARGE_GROUP
+        ),
         "weights coded in two stages, 4 index bits",
         _WIDE,
     ),
     "lossless": Recipe(
-        LutConfig(scheme="weight", block_positions=_BLOCK, weight_stages=3),
+        LutConfig(
+            scheme="weight", block_positions=_BLOCK, weight_stages=3, group_size=_LARGE_GROUP
+        ),
         "weights coded in three stages, 6 index bits",
         _WIDE,
     ),

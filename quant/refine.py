@@ -18,7 +18,7 @@ from lutllm.tensorfile import write_tensors
 from quant.distill import DistillConfig, Student, distill, trained_tensors
 from quant.workspace import Workspace
 
-#: Windows kept back to measure what distillation brought.
+#: Windows kept back, spread over the text, to measure what distillation brought.
 _HELD_OUT = 4
 #: Upper limit of steps when only a time is given; the time decides.
 _MANY_STEPS = 100_000
@@ -65,6 +65,7 @@ def refine(
             f"{_HELD_OUT}; give a longer text with --calib"
         )
     begun = time.monotonic()
+    kept = (2 * np.arange(_HELD_OUT) + 1) * len(windows) // (2 * _HELD_OUT)
     names = [s.name for s in checkpoint.model.linears()]
     settings = DistillConfig(
         steps=_MANY_STEPS,
@@ -75,8 +76,8 @@ def refine(
     student, record = distill(
         Artifact.open(workspace.path),
         checkpoint,
-        windows[:-_HELD_OUT],
-        windows[-_HELD_OUT:],
+        np.delete(windows, kept, axis=0),
+        windows[kept],
         settings,
         state_path=workspace.state_file("distill.npz"),
         progress=progress,

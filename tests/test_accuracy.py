@@ -43,8 +43,8 @@ def test_recorded_ratios_are_those_of_the_page(record):
 
 def test_recorded_ratios_belong_to_a_quantization_not_to_a_name():
     found = recorded_ratios(QUANTS)
-    assert set(found.values) == {"paper", "accurate"}
-    assert found.unknown([*QUANTS]) == ["tiny"]
+    assert set(found.values) == {"paper", "tiny", "accurate"}
+    assert found.unknown([*QUANTS, "mine"]) == ["mine"]
     assert "SmolLM2-135M-Instruct on WikiText-2" in found.source
     other = {"paper": QuantConfig(LutConfig(act_centroids=16)), "mine": recipe("accurate").quant(7)}
     assert set(recorded_ratios(other).values) == {"mine"}

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numba import njit
 
 from lutllm import intmath
 from lutllm.config import LutConfig
@@ -20,7 +21,7 @@ from lutllm.emulator import jit
 from lutllm.emulator.cpu import ENV, ISA, SETS, choose_isa, compiler_target
 from lutllm.emulator.layout import QUAD, SEGMENT, UNIT, Arena, cut_panels, cut_segments, pack
 from lutllm.emulator.linear import run_linear
-from lutllm.emulator.team import Team
+from lutllm.emulator.team import Team, barrier
 from lutllm.errors import ConfigError
 from lutllm.lut_linear import LutLinear
 from tests.helpers import random_input, random_linear
@@ -291,6 +292,33 @@ def test_team_reports_errors_and_goes_on():
     assert sorted(seen) == [0, 1]
     with pytest.raises(ConfigError, match="threads is 0"):
         Team(0)
+
+
+@njit(nogil=True)
+def _meet(steps, log, failures, arrivals, member, members):
+    """Each member says how far it is and, behind every barrier, looks at how far the others are."""
+    for phase in range(1, steps + 1):
+        if (phase + member) % 5 == 0:  # uneven work: some waits end in polling, some asleep
+            total = 0.0
+            for i in range(20_000 * (phase % 7)):
+                total += np.sqrt(i + total)
+            log[member, 1] = int(total)
+        log[member, 0] = phase
+        barrier(arrivals, 2 * phase - 1, members)
+        for other in range(members):
+            if log[other, 0] != phase:
+                failures[member] += 1
+        barrier(arrivals, 2 * phase, members)
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_no_member_passes_a_barrier_before_all_are_there(size):
+    team = Team(size)
+    for _ in range(3):
+        log, failures = np.zeros((size, 8), np.int64), np.zeros(size, np.int64)
+        team.run(_meet, 300, log, failures)
+        assert not failures.any()
+        assert (log[:, 0] == 300).all()
 
 
 def test_team_survives_a_fork():
