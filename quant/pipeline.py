@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -423,7 +424,7 @@ def plan(
         "model_type": checkpoint.model.model_type,
         "linear_weights": sizes["linear_weights"],
         "bits_per_weight": sizes["linear_bytes"] * 8 / sizes["linear_weights"],
-        "estimated_seconds": round(estimate_seconds(checkpoint, config, calibration)),
+        "estimated_seconds": math.ceil(estimate_seconds(checkpoint, config, calibration)),
         "estimated_peak_rss_bytes": estimate_peak_rss(checkpoint, config, calibration),
         "estimated_artifact_bytes": sizes["linear_bytes"] + sizes["float_bytes"],
     }
@@ -442,7 +443,7 @@ def estimate_seconds(
         points = 16 * m * d * setting.weight_centroids ** min(2, setting.weight_stages)
         if setting.scheme == "co":
             points += 60 * 16 * d * min(tokens, 4096) * setting.act_centroids / 16
-        total += dense + 10 * points
+        total += dense + 15 * points
     return total / _measured_flops()
 
 
