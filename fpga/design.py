@@ -166,6 +166,7 @@ class LayerKind:
     act_stages: int
     weight_stages: int
     table_bits: int
+    wide_stages: int
     bias: bool
     names: tuple[str, ...]
 

@@ -34,12 +34,12 @@ def plan_engines(
 
 
 def _shared(lut: LutConfig) -> LutConfig:
-    """What linears of one engine have in common: all but the number of stages.
+    """What linears of one engine have in common: all but stages, and how many of them are wide.
 
     Where rows are computed, small codebooks and narrow entries run in the lanes of the largest;
     stored tables would have to be stored as large.
     """
-    key = dataclasses.replace(lut, act_stages=1, weight_stages=1)
+    key = dataclasses.replace(lut, act_stages=1, weight_stages=1, wide_stages=1)
     if lut.scheme == "weight":
         return dataclasses.replace(key, weight_centroids=2, table_bits=8)
     return key
@@ -59,6 +59,7 @@ def _kinds(
             act_stages=lut.act_stages,
             weight_stages=lut.weight_stages,
             table_bits=lut.table_bits,
+            wide_stages=lut.wide_stages,
             bias=model.qkv_bias and suffix == "qkv_proj",
             names=(),
         )

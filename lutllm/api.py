@@ -133,6 +133,7 @@ def quantize(
     resume       continue a run that was interrupted, from its last finished layer
     """
     from lutllm.checkpoint import open_checkpoint
+    from lutllm.emulator.runner import table_engine
     from quant import pipeline
 
     begun = time.monotonic()
@@ -166,6 +167,7 @@ def quantize(
             config,
             calib_ids,
             calibration=calibration,
+            engine=table_engine(),
             distill_minutes=distill_minutes,
             resume=resume,
             progress=progress,

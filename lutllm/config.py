@@ -62,7 +62,8 @@ class LutConfig:
     group_size      G, output rows per weight codebook
     act_stages      Sa, residual stages of the activation code (scheme "co")
     weight_stages   Sw, residual stages of the weight code
-    table_bits      width of a signed table entry, see `entry_bits`
+    table_bits      width of a signed table entry
+    wide_stages     the first weight stages, with entries of table_bits; later ones have 8 at most
     block_positions positions that share one accumulator exponent
     """
 
@@ -74,6 +75,7 @@ class LutConfig:
     act_stages: int = 1
     weight_stages: int = 1
     table_bits: int = 8
+    wide_stages: int = 1
     block_positions: int = 16
 
     def __post_init__(self) -> None:
@@ -87,6 +89,7 @@ class LutConfig:
             ("act_stages", 1, 3),
             ("weight_stages", 1, 4),
             ("table_bits", 4, MAX_TABLE_BITS),
+            ("wide_stages", 1, 4),
             ("block_positions", 1, 16),
         ):
             _check_range("quantization config", name, getattr(self, name), low, high)
@@ -103,7 +106,7 @@ class LutConfig:
 
     def entry_bits(self, weight_stage: int) -> int:
         """Width of the table entries of a weight stage."""
-        if weight_stage == 0:
+        if weight_stage < self.wide_stages:
             return self.table_bits
         return min(self.table_bits, RESIDUAL_TABLE_BITS)
 

@@ -1,8 +1,8 @@
 """Distillation: codebooks, output scales and norms trained towards the float model's predictions.
 
 The loss is the Kullback-Leibler divergence from the float model to the quantized one over the whole
-vocabulary. Codes stay as they are; codebooks are rounded to their integers in every forward pass,
-so what is trained is what is stored.
+vocabulary. Codes stay as they are; codebooks and, given an engine, table entries are rounded in
+every forward pass, so what is trained is what will run.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from lutllm.lut_linear import LutLinear
 from lutllm.model_config import LinearShape
 from lutllm.progress import Progress
 from quant.divergence import divergence
+from quant.engine import TableEngine
 from quant.head import stored_values
 from quant.student import StudentLinear
 
@@ -82,9 +83,13 @@ class Student:
 
     @classmethod
     def from_artifact(
-        cls, artifact: Artifact, decoder: FloatDecoder, dtype: torch.dtype = torch.float32
+        cls,
+        artifact: Artifact,
+        decoder: FloatDecoder,
+        dtype: torch.dtype = torch.float32,
+        engine: TableEngine | None = None,
     ) -> Student:
-        """dtype: what matrices are multiplied in."""
+        """dtype: what matrices are multiplied in; engine: runs the tables, None for no rounding."""
         layers, linears, norms = [], [], []
         model = artifact.model
 
@@ -108,7 +113,9 @@ class Student:
                     norm(f"{prefix}.self_attn.k_norm.weight") if qk else None,
                 )
             )
-            linears.append({s.name: StudentLinear(artifact.linear(s), dtype) for s in shapes})
+            linears.append(
+                {s.name: StudentLinear(artifact.linear(s), dtype, engine) for s in shapes}
+            )
         final = norm("model.norm.weight")
         head = torch.from_numpy(artifact.float32(artifact.head_name)).to(dtype)
         return cls(decoder, artifact.quant, layers, linears, final, head, norms)
@@ -158,19 +165,21 @@ def distill(
     config: DistillConfig,
     *,
     state_path: Path | None = None,
+    engine: TableEngine | None = None,
     progress: bool = True,
     deadline: float | None = None,
 ) -> tuple[Student, dict[str, Any]]:
     """Train the artifact's codebooks, scales and norms.
 
-    windows, held_out: i64[N, ctx]. With `deadline` (time.monotonic()), the number of steps is what
-    fits, judged after the first steps and twice more, and stated in the record. A run that was
-    killed goes on from `state_path`. Returns the trained student and a record for the report.
+    windows, held_out: i64[N, ctx]; engine: see `Student.from_artifact`. With `deadline`
+    (time.monotonic()), the number of steps is what fits, judged after the first steps and twice
+    more, and stated in the record. A run that was killed goes on from `state_path`. Returns the
+    trained student and a record for the report.
     """
     decoder = FloatDecoder(checkpoint)
     dtype = config.dtype or fast_dtype()
     teacher = ResidentDecoder(decoder, dtype)
-    student = Student.from_artifact(artifact, decoder, dtype)
+    student = Student.from_artifact(artifact, decoder, dtype, engine)
     optimizer = torch.optim.Adam(student.groups(config), lr=1.0, betas=(0.9, 0.95), fused=True)
     order = np.random.default_rng(config.seed).permutation(len(windows))
     record: dict[str, Any] = {"steps": config.steps, "curve": []}

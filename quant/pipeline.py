@@ -37,6 +37,7 @@ from lutllm.progress import Progress
 from lutllm.tensorfile import TensorFile, write_tensors
 from lutllm.version import __version__
 from quant.baseline import relative_error, round_to_nearest
+from quant.engine import TableEngine
 from quant.head import head_bytes, quantize_head, stored_tensors, stored_values
 from quant.linear import CHUNK_ROWS, Effort, QuantizedLinear, quantize_linear
 from quant.refine import refine
@@ -78,16 +79,18 @@ def quantize(
     *,
     calibration: CalibrationConfig = _DEFAULT_CALIBRATION,
     effort: Effort = _DEFAULT_EFFORT,
+    engine: TableEngine | None = None,
     distill_minutes: float = 0,
     resume: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Quantize every linear of the decoder layers and write the artifact folder `out`.
 
-    calib_ids: i64[T] token ids of the calibration text. distill_minutes: time to train the result
-    towards the float model (`quant.refine`), 0 for none. Returns the report, which is also written
-    as report.json. Raises LutLLMError subclasses for what the user can mend; a killed run is
-    continued with resume=True and gives the same bytes.
+    calib_ids: i64[T] token ids of the calibration text. engine: runs finished linears through their
+    tables, so that what follows sees their rounding; None leaves it out. distill_minutes: time to
+    train the result towards the float model (`quant.refine`), 0 for none. Returns the report, which
+    is also written as report.json. Raises LutLLMError subclasses for what the user can mend; a
+    killed run is continued with resume=True and gives the same bytes.
     """
     started = time.monotonic()
     check_output(out)
@@ -103,7 +106,7 @@ def quantize(
     with Progress(layers, "quantizing layers", progress, done=done) as bar:
         for index in range(done, layers):
             begun = time.monotonic()
-            linears, errors = _quantize_layer(decoder, index, streams, config, effort)
+            linears, errors = _quantize_layer(decoder, index, streams, config, effort, engine)
             _write_layer(workspace.path, checkpoint, index, linears)
             record = {
                 "layer": index,
@@ -118,7 +121,7 @@ def quantize(
     _finish_files(workspace, decoder, config, streams, effort, progress)
     if distill_minutes > 0:
         every = text_windows(calib_ids, calibration.ctx)
-        refine(workspace, checkpoint, config, every, distill_minutes, progress)
+        refine(workspace, checkpoint, config, every, distill_minutes, engine, progress)
         _write_index(workspace.path, layers + 1)
     report = _report(workspace, checkpoint, config, calibration)
     report["seconds"] = round(time.monotonic() - started, 1)
@@ -161,7 +164,12 @@ def _initial_streams(
 
 @torch.no_grad()
 def _quantize_layer(
-    decoder: FloatDecoder, index: int, streams: _Streams, config: QuantConfig, effort: Effort
+    decoder: FloatDecoder,
+    index: int,
+    streams: _Streams,
+    config: QuantConfig,
+    effort: Effort,
+    engine: TableEngine | None,
 ) -> tuple[list[LutLinear], list[dict[str, Any]]]:
     """Quantize the linears of a layer in the order they run and move both streams behind it.
 
@@ -190,6 +198,8 @@ def _quantize_layer(
             seed,
             lacking=effort.correction * lacking if adds and effort.correction else None,
         )
+        if engine is not None:
+            result.output = torch.from_numpy(engine(result.linear).apply(x.numpy()))
         if adds:
             lacking.add_(weights.apply(shape, x_float)).sub_(result.output)
         done.append(result.linear)

@@ -16,6 +16,7 @@ from lutllm.config import QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.tensorfile import write_tensors
 from quant.distill import DistillConfig, Student, distill, trained_tensors
+from quant.engine import TableEngine
 from quant.workspace import Workspace
 
 #: Windows kept back, spread over the text, to measure what distillation brought.
@@ -50,6 +51,7 @@ def refine(
     config: QuantConfig,
     windows: np.ndarray,
     minutes: float,
+    engine: TableEngine | None,
     progress: bool,
 ) -> dict[str, Any]:
     """Distil the model in the work folder for about `minutes`, in place; returns a record.
@@ -80,6 +82,7 @@ def refine(
         windows[kept],
         settings,
         state_path=workspace.state_file("distill.npz"),
+        engine=engine,
         progress=progress,
         deadline=begun + 60 * minutes,
     )

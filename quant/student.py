@@ -2,8 +2,8 @@
 
 The float equivalent of a LUT linear is y = z W^T with z the coded activation in integer units and
 W[m] = output_scale[m] * sum over stages of integer centroid * 2^(block_shift - table_shift).
-Rounding of codebooks and activations is passed straight through in the backward pass; rounding of
-table entries is left out.
+The forward pass goes through the integer tables where an engine is given (`quant.engine`); rounding
+of codebooks, activations and table entries is passed straight through in the backward pass.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numba import njit, prange
 from calib.matmul import product
 from lutllm.config import ACT_LIMIT, STAGE_BITS
 from lutllm.lut_linear import LutLinear
+from quant.engine import TableEngine
 from quant.kmeans import assign_one
 
 #: Stretches of tokens that sums over tokens are made of; fixed, so that threads do not matter.
@@ -99,7 +100,8 @@ class _CodedProduct(torch.autograd.Function):
     """z [T, C] times the weight decoded from codebooks, times a scale of each row and token.
 
     z: in the type that matrices are multiplied in; books: f32[Sw, P, B, Kw, v]; scale: f32[M];
-    token_scale: f32[T], no gradient. The weight is decoded again in the backward pass.
+    token_scale: f32[T], no gradient. The weight is decoded again in the backward pass. rounded:
+    f32[T, M], the same with table entries rounded, to be the result in its place, or None.
     """
 
     @staticmethod
@@ -111,9 +113,12 @@ class _CodedProduct(torch.autograd.Function):
         token_scale: torch.Tensor,
         codes: np.ndarray,
         group_size: int,
+        rounded: torch.Tensor | None,
     ) -> torch.Tensor:
-        y = product(z, _decoded(books, codes, group_size, z.dtype))
-        y.mul_(scale).mul_(token_scale[:, None])
+        y = rounded
+        if y is None:
+            y = product(z, _decoded(books, codes, group_size, z.dtype))
+            y.mul_(scale).mul_(token_scale[:, None])
         ctx.save_for_backward(z, books, scale, token_scale, y)
         ctx.codes, ctx.group_size = codes, group_size
         return y
@@ -132,7 +137,7 @@ class _CodedProduct(torch.autograd.Function):
         grad_weight = product(z.t(), grad).view(books.shape[1], books.shape[4], -1)
         grad_books = torch.empty_like(books)
         _collect_gradient(grad_weight.numpy(), ctx.codes, ctx.group_size, grad_books.numpy())
-        return grad_z, grad_books, grad_scale, None, None, None
+        return grad_z, grad_books, grad_scale, None, None, None, None
 
 
 @njit(cache=True, parallel=True)
@@ -285,11 +290,18 @@ class StudentLinear:
 
     parameters: `books` f32[Sw, P, B, Kw, v] in units of `rms` integers, `gain` f32[M] around 1, and
     in scheme "co" `act_books` f32[Sa, P, Ka, v] in units of theirs. Matrices are multiplied in
-    `dtype`: bfloat16 holds an integer activation and an integer centroid exactly.
+    `dtype`: bfloat16 holds an integer activation and an integer centroid exactly. Without an engine
+    table entries are not rounded.
     """
 
-    def __init__(self, linear: LutLinear, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        linear: LutLinear,
+        dtype: torch.dtype = torch.float32,
+        engine: TableEngine | None = None,
+    ):
         self.linear = linear
+        self._tables = None if engine is None else engine(dataclasses.replace(linear, bias=None))
         self._dtype = dtype
         config = linear.config
         self._codes = np.ascontiguousarray(linear.unpack_weight_codes())
@@ -338,8 +350,16 @@ class StudentLinear:
         books = self.integers() * self._unit
         scale = self._output_scale * self.gain
         group_size = self.linear.config.group_size
-        y = _CodedProduct.apply(z, books, scale, token_scale, self._codes, group_size)
+        rounded = None if self._tables is None else self._through_tables(x)
+        y = _CodedProduct.apply(z, books, scale, token_scale, self._codes, group_size, rounded)
         return y if self._bias is None else y + self._bias
+
+    @torch.no_grad()
+    def _through_tables(self, x: torch.Tensor) -> torch.Tensor:
+        """What the stored integers give now, bias left out. f32[T, D] -> f32[T, M]."""
+        assert self._tables is not None
+        self._tables.update(self._current())
+        return torch.from_numpy(self._tables.apply(x.detach().numpy()))
 
     def _code(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Coded activations with straight-through gradients, and what one of them is worth.
@@ -356,14 +376,16 @@ class StudentLinear:
 
     def trained(self) -> LutLinear:
         """The layer with its trained codebooks and scales."""
-        with torch.no_grad():
-            integers = self.integers().numpy().astype(np.int8)
-            scale = (self._output_scale * self.gain).numpy()
-            act = None
-            if self.act_books is not None:
-                act = self.act_integers().numpy().astype(np.int8)
-        linear = dataclasses.replace(
-            self.linear, act_codebook=act, weight_codebook=integers, output_scale=scale
-        )
+        linear = self._current()
         linear.validate()
         return linear
+
+    @torch.no_grad()
+    def _current(self) -> LutLinear:
+        act = None if self.act_books is None else self.act_integers().numpy().astype(np.int8)
+        return dataclasses.replace(
+            self.linear,
+            act_codebook=act,
+            weight_codebook=self.integers().numpy().astype(np.int8),
+            output_scale=(self._output_scale * self.gain).numpy(),
+        )

@@ -33,6 +33,7 @@ def kind_of(linear: LutLinear) -> LayerKind:
         act_stages=linear.config.act_stages,
         weight_stages=linear.config.weight_stages,
         table_bits=linear.config.table_bits,
+        wide_stages=linear.config.wide_stages,
         bias=linear.bias is not None,
         names=(linear.name,),
     )
@@ -157,6 +158,7 @@ class Units:
             "act_stages": 1,
             "weight_stages": 1,
             "table_bits": 8,
+            "wide_stages": 1,
             "in_beats": 4,
         }
         assert set(call) <= set(fields)

@@ -38,7 +38,7 @@ def engine() -> EngineDesign:
     ]
     names = [tuple(f"model.layers.{i}.{name}" for i in range(24)) for name, *_ in shapes]
     kinds = tuple(
-        LayerKind(name, d, m, 1, 1, 8, bias, linears)
+        LayerKind(name, d, m, 1, 1, 8, 1, bias, linears)
         for (name, d, m, bias), linears in zip(shapes, names, strict=True)
     )
     return EngineDesign("lut_linear", EngineConfig(), LutConfig(), kinds)

@@ -40,7 +40,12 @@ MATRIX: dict[str, tuple[LutConfig, EngineConfig, list[Shape]]] = {
     ),
     "16-bit entries, two stages": (
         LutConfig(
-            scheme="weight", weight_stages=2, group_size=64, table_bits=16, block_positions=4
+            scheme="weight",
+            weight_stages=3,
+            group_size=64,
+            table_bits=16,
+            wide_stages=2,
+            block_positions=4,
         ),
         EngineConfig(channels=8, max_tokens=4),
         RAGGED,

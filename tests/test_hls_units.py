@@ -67,7 +67,12 @@ CONFIGS = {
     ),
     "16-bit entries": (
         LutConfig(
-            scheme="weight", group_size=24, weight_stages=2, table_bits=16, block_positions=4
+            scheme="weight",
+            group_size=24,
+            weight_stages=3,
+            table_bits=16,
+            wide_stages=2,
+            block_positions=4,
         ),
         EngineConfig(channels=8, lanes_per_cycle=12, gather_lanes=4),
     ),
@@ -248,6 +253,7 @@ def test_online_rows_equal_reference(units: Units, engines: dict, name: str) -> 
         rounds=rounds,
         weight_stages=lut.weight_stages,
         table_bits=lut.table_bits,
+        wide_stages=lut.wide_stages,
         act_stages=lut.act_stages,
         groups=engine.groups(kind),
         subs=engine.subs(kind),

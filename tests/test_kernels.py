@@ -62,6 +62,13 @@ CASES: list[tuple[dict[str, Any], int, int, int]] = [
     ({"scheme": "weight", "table_bits": 16, "weight_stages": 2}, 600, 1100, 40),
     ({"scheme": "weight", "table_bits": 16, "weight_stages": 2, "block_positions": 4}, 576, 700, 1),
     (
+        {"scheme": "weight", "table_bits": 16, "weight_stages": 3, "wide_stages": 2},
+        200,
+        700,
+        40,
+    ),
+    ({"table_bits": 13, "weight_stages": 2, "act_stages": 2, "wide_stages": 4}, 100, 200, 3),
+    (
         {"scheme": "weight", "table_bits": 11, "weight_centroids": 64, "weight_stages": 2},
         97,
         230,
@@ -130,6 +137,7 @@ def random_cases(count: int) -> Iterator[tuple[LutConfig, int, int, int]]:
             act_stages=1 if scheme == "weight" else int(rng.integers(1, 4)),
             weight_stages=int(rng.integers(1, 4)),
             table_bits=int(rng.integers(4, 17)),
+            wide_stages=int(rng.integers(1, 4)),
             block_positions=int(rng.integers(1, 17)),
         )
         yield config, *(int(rng.integers(1, high)) for high in (150, 150, 6))

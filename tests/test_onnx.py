@@ -34,7 +34,11 @@ LINEARS = {
     "codes of a byte": (LutConfig(weight_centroids=20, vec_len=3, block_positions=3), 50, 90),
     "weight": (LutConfig(scheme="weight", block_positions=4), 73, 101),
     "weight, two stages": (LutConfig(scheme="weight", weight_stages=2, group_size=33), 64, 96),
-    "wide entries": (LutConfig(table_bits=16, act_stages=2, weight_stages=2), 40, 60),
+    "wide entries": (
+        LutConfig(table_bits=16, act_stages=2, weight_stages=3, wide_stages=2),
+        40,
+        60,
+    ),
     "weight, wide entries": (LutConfig(scheme="weight", table_bits=12, weight_stages=2), 64, 96),
     "weight, few bits": (LutConfig(scheme="weight", vec_len=1, table_bits=5), 33, 70),
 }

@@ -11,10 +11,13 @@ import torch
 
 from calib.decoder import FloatDecoder, rms_norm
 from lutllm import intmath
-from lutllm.artifact import EMBEDDING, Artifact
+from lutllm.artifact import EMBEDDING, Artifact, artifact_hash
 from lutllm.checkpoint import Checkpoint, open_checkpoint
 from lutllm.config import LutConfig, QuantConfig
+from lutllm.emulator.runner import table_engine
+from lutllm.emulator.team import Team
 from lutllm.intmath import lut_linear
+from lutllm.lut_linear import LutLinear
 from quant.baseline import relative_error
 from quant.distill import DistillConfig, Student, distill, trained_tensors
 from quant.divergence import divergence
@@ -256,3 +259,82 @@ def test_student_reads_the_artifact(pair: tuple[Checkpoint, Artifact]) -> None:
     hidden = student.hidden(WINDOWS[:2])
     assert hidden.shape == (2, 64, 64)
     assert torch.isfinite(hidden).all()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LutConfig(group_size=48),
+        LutConfig(group_size=64, act_stages=2, weight_stages=2, table_bits=16),
+        LutConfig(scheme="weight", weight_centroids=30, group_size=100),
+    ],
+    ids=str,
+)
+def test_student_with_an_engine_is_the_tables_to_the_bit(config: LutConfig) -> None:
+    x, _ = data()
+    student = StudentLinear(run(config).linear, engine=table_engine(Team(2)))
+    for _ in range(2):
+        found = student.apply(x[:40])
+        expected = lut_linear(x[:40].numpy(), student.trained())
+        assert np.array_equal(found.detach().numpy(), expected)
+        found.square().sum().backward()
+        with torch.no_grad():  # as a training step does
+            for value in student.parameters():
+                assert value.grad is not None
+                value -= 0.2 * value.abs().mean() * value.grad.sign()
+
+
+class _Reference:
+    """A runner over the numpy definition."""
+
+    def __init__(self, linear: LutLinear):
+        self.linear = linear
+
+    def update(self, linear: LutLinear) -> None:
+        self.linear = linear
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        return lut_linear(x, self.linear)
+
+
+def _reference_engine(linear: LutLinear) -> _Reference:
+    return _Reference(linear)
+
+
+def test_quantization_sees_the_rounding_of_entries(pair: tuple[Checkpoint, Artifact]) -> None:
+    """Later layers are fitted to what the tables give: another engine, other codes."""
+    checkpoint, artifact = pair
+    folder = Path(artifact.path)
+    out = {}
+    for name, engine in (("kernels", table_engine()), ("numpy", _reference_engine)):
+        out[name] = folder.with_name(name)
+        quantize(
+            checkpoint,
+            out[name],
+            CONFIG,
+            IDS,
+            calibration=CALIBRATION,
+            engine=engine,
+            progress=False,
+        )
+    found = {name: artifact_hash(path) for name, path in out.items()}
+    assert found["kernels"] == found["numpy"]
+    assert found["kernels"] != artifact_hash(folder)
+
+
+def test_distillation_measures_what_runs(pair: tuple[Checkpoint, Artifact]) -> None:
+    checkpoint, artifact = pair
+    records = [
+        distill(
+            artifact,
+            checkpoint,
+            WINDOWS[:8],
+            WINDOWS[8:10],
+            DistillConfig(steps=2, windows=1, dtype=torch.float32),
+            engine=engine,
+            progress=False,
+        )[1]
+        for engine in (table_engine(), _reference_engine, None)
+    ]
+    assert records[0] == records[1]
+    assert records[0]["held_out_before"] != records[2]["held_out_before"]

@@ -116,7 +116,8 @@ struct LinearCall {
     int subs;    // sub-blocks of LANES outputs
     int act_stages;
     int weight_stages;
-    int table_bits;  // of an entry of the first weight stage, where rows are computed
+    int table_bits;   // of an entry of the first weight stages, where rows are computed
+    int wide_stages;  // how many these are
     int in_beats;       // beats of one token's input, float32, in memory
     int in_words;       // the same in words of VECTOR_LANES beats, as it comes
     int channel_base;   // first beat of the linear in the memory of every channel
@@ -160,7 +161,7 @@ struct Engine : C {
     static constexpr int PES_BITS = PES * VECTOR_BITS;  // the centroids of one search pass
 
     // Rows and look-up.
-    static constexpr int RESIDUAL_TABLE_BITS = 8;  // at most, of weight stages after the first
+    static constexpr int RESIDUAL_TABLE_BITS = 8;  // at most, of later weight stages
     static constexpr int ENTRY_OFFSET = 1 << (C::TABLE_BITS - 1);  // entries are offset binary
     static constexpr int ROW_BITS = C::WEIGHT_CENTROIDS * C::TABLE_BITS;
     static constexpr int WEIGHT_CODE_BITS = bits_for(C::WEIGHT_CENTROIDS);
@@ -321,6 +322,7 @@ LinearCall make_call(int slot, int tokens, bool row_fetch, bool accumulators) {
     call.act_stages = K::ACT_STAGES;
     call.weight_stages = K::WEIGHT_STAGES;
     call.table_bits = K::TABLE_BITS;
+    call.wide_stages = K::WIDE_STAGES;
     call.in_beats = IN_BEATS;
     call.in_words = IN_WORDS;
     call.channel_base = K::CHANNEL_BASE + slot * K::CHANNEL_BEATS;

@@ -273,7 +273,7 @@ row_loop:
         if (token == 0) kept_shifts[group] = shift;
         const ap_uint<E::CODEBOOK_BITS> codebook = first ? reader.read(codebooks) : kept[group];
         if (first) kept[group] = codebook;
-        const int limit = 1 << ((weight_stage == 0 ? call.table_bits : residual_bits) - 1);
+        const int limit = 1 << ((weight_stage < call.wide_stages ? call.table_bits : residual_bits) - 1);
         rows.write(compute_row<E>(vector, codebook, shift.to_int(), limit));
         if (advance(group, call.groups) && advance(token, call.tokens) &&
             advance(stage, call.act_stages)) {

@@ -55,15 +55,16 @@ def record_type(fields: str, *floats: str) -> np.dtype:
 #: orders        slot orders: 1, or one for each weight stage
 #: row_stride    bytes of one generated row in one plane; row_bias is added to each entry, and
 #:               sum_bias is what that adds to every accumulator (modulo 2^32)
-#: row_planes    1: entries are bytes. 2: the first weight stage has wider ones, as a plane of rows
-#:               of high bytes (signed) and, SEGMENT rows further, a plane of low bytes (unsigned)
+#: row_planes    1: entries are bytes. 2: the first `wide_stages` weight stages have wider ones,
+#:               as a plane of rows of high bytes (signed) and, SEGMENT rows further, a plane of
+#:               low bytes (unsigned)
 #: slot_bytes    bytes of the weight codebook of one slot; code_bytes, of one tile of one slot
 #: copies        for orders after the first: i32[orders - 1, slots], the slot there of a slot of the
 #:               first order, -1 = none
 LINEAR = record_type(
     """
     in_features out_features vec_len act_centroids weight_centroids act_stages weight_stages
-    by_weight table_bits slots orders stream_slots groups segments panels tiles
+    by_weight table_bits wide_stages slots orders stream_slots groups segments panels tiles
     fast_search fast_rows fast_lookup row_stride row_planes row_bias sum_bias slot_bytes code_bytes
     perm scale copies act_codebook weight_codebook shift codes segment_table panel_table
     output_scale bias
@@ -257,6 +258,7 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
         "weight_stages": config.weight_stages,
         "by_weight": int(config.scheme == "weight"),
         "table_bits": config.table_bits,
+        "wide_stages": config.wide_stages,
         "slots": slot_position.shape[1],
         "orders": len(slot_position),
         "stream_slots": len(stream[0]),
@@ -280,6 +282,22 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
     for key, array in arrays.items():
         record[key] = array.ctypes.data
     return PackedLinear(linear.name, record, slot_position, arrays)
+
+
+def exchange_codebooks(packed: PackedLinear, linear: LutLinear, isa: str = ISA) -> None:
+    """Put codebooks and output scale of `linear` into what `pack` made of it earlier.
+
+    Codes, shifts and order of inputs must be those of then.
+    """
+    packing = Packing.choose(linear, isa)
+    arena = Arena(0)
+    stream = _stream(*cut_segments(linear))
+    arrays = packed.arrays
+    arrays["weight_codebook"][:] = _weight_codebook(arena, linear, stream, packing)
+    arrays["output_scale"][:] = linear.output_scale
+    if linear.act_codebook is not None:
+        first = packed.slot_position[0]
+        arrays["act_codebook"][:] = _act_codebook(arena, linear, first, packing)
 
 
 def _copy(arena: Arena, values: np.ndarray) -> np.ndarray:
@@ -319,7 +337,7 @@ def _stream(slot_position: np.ndarray, segments: np.ndarray) -> tuple[np.ndarray
 
 
 def _row_planes(config: LutConfig) -> int:
-    """Bytes of an entry of the first weight stage."""
+    """Bytes of an entry of the widest weight stage."""
     return 1 if config.table_bits <= 8 else 2
 
 
@@ -331,7 +349,7 @@ def _sum_bias(config: LutConfig, segments: np.ndarray) -> int:
     """
     count, stage = segments[:, 2], segments[:, 4]
     bytes_added = UNIT * (count // UNIT + count % UNIT // QUAD)
-    wide = (stage == 0) & (_row_planes(config) == 2)
+    wide = (stage < config.wide_stages) & (_row_planes(config) == 2)
     each = np.where(wide, (bytes_added << 8) + bytes_added - count, bytes_added)
     return 128 * int((each[:, None] << segments[:, SEGMENT_COLUMNS:]).sum())
 

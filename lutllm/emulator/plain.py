@@ -164,7 +164,7 @@ def segment_place(lin: Any, segment: int) -> int:
 @inline
 def segment_wide(lin: Any, segment: int) -> bool:
     """Whether the entries of a segment have two bytes."""
-    return lin.row_planes == 2 and segment_field(lin, segment, 4) == 0
+    return lin.row_planes == 2 and segment_field(lin, segment, 4) < lin.wide_stages
 
 
 @inline

@@ -189,9 +189,9 @@ static void run_command(const std::string& command, const LinearCall& call) {
 }
 
 int main(int argc, char** argv) {
-    if (argc != 13) return 5;
-    int number[11];
-    for (int i = 0; i < 11; i++) number[i] = std::atoi(argv[i + 2]);
+    if (argc != 14) return 5;
+    int number[12];
+    for (int i = 0; i < 12; i++) number[i] = std::atoi(argv[i + 2]);
     LinearCall call = LinearCall();
     call.tokens = number[1];
     call.row_fetch = number[2] != 0;
@@ -203,8 +203,9 @@ int main(int argc, char** argv) {
     call.act_stages = number[7];
     call.weight_stages = number[8];
     call.table_bits = number[9];
-    call.in_beats = number[10];
-    call.in_words = number[10];
+    call.wide_stages = number[10];
+    call.in_beats = number[11];
+    call.in_words = number[11];
     const std::string command = argv[1];
     UNITS_DISPATCH(number[0])
     return 0;
