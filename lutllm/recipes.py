@@ -69,10 +69,15 @@ _BLOCK = 4
 #: more. Measured: what it saves costs a fraction of what indices of as many bits would bring.
 _LARGE_GROUP = 1024
 #: Where rounding table entries to 8 bits costs perplexity: down_proj reads activations with heavy
-#: tails, and attention amplifies errors in queries and keys. See docs/BENCHMARKS.md.
+#: tails, and attention amplifies errors in queries and keys. See docs/ACCURACY.md.
 _WIDE: dict[str, dict[str, Any]] = {
     "*.down_proj": {"table_bits": 16},
     "*.qkv_proj": {"table_bits": 16},
+}
+#: At 4 index bits the second stage of down_proj and the first of gate_up_proj count as well.
+_WIDER = _WIDE | {
+    "*.down_proj": {"table_bits": 16, "wide_stages": 2},
+    "*.gate_up_proj": {"table_bits": 16},
 }
 
 RECIPES = {
@@ -95,14 +100,18 @@ RECIPES = {
             scheme="weight", block_positions=_BLOCK, weight_stages=2, group_size=_LARGE_GROUP
         ),
         "weights coded in two stages, 4 index bits",
-        _WIDE,
+        _WIDER,
     ),
     "lossless": Recipe(
         LutConfig(
-            scheme="weight", block_positions=_BLOCK, weight_stages=3, group_size=_LARGE_GROUP
+            scheme="weight",
+            block_positions=_BLOCK,
+            weight_stages=3,
+            group_size=_LARGE_GROUP,
+            table_bits=16,
+            wide_stages=3,
         ),
-        "weights coded in three stages, 6 index bits",
-        _WIDE,
+        "weights coded in three stages, 6 index bits, no entry below 16 bits",
     ),
 }
 DEFAULT_RECIPE = "paper"
