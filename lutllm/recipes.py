@@ -80,6 +80,20 @@ _WIDER = _WIDE | {
     "*.gate_up_proj": {"table_bits": 16},
 }
 
+
+def _coded_wide(weight_stages: int) -> LutConfig:
+    """Activations coded as well. One width for all linears: with stored tables an engine on a board
+    has entries of one width, and two widths would be two engines."""
+    return LutConfig(
+        block_positions=_BLOCK,
+        group_size=_LARGE_GROUP,
+        act_stages=2,
+        weight_stages=weight_stages,
+        table_bits=16,
+        wide_stages=weight_stages,
+    )
+
+
 RECIPES = {
     "paper": Recipe(
         LutConfig(block_positions=_BLOCK),
@@ -112,6 +126,16 @@ RECIPES = {
             wide_stages=3,
         ),
         "weights coded in three stages, 6 index bits, no entry below 16 bits",
+    ),
+    "balanced-co": Recipe(
+        LutConfig(block_positions=_BLOCK, act_stages=2, weight_stages=2, weight_centroids=8),
+        "as balanced, activations coded in two stages",
+    ),
+    "accurate-co": Recipe(
+        _coded_wide(weight_stages=2), "as accurate, activations coded in two stages"
+    ),
+    "lossless-co": Recipe(
+        _coded_wide(weight_stages=3), "as lossless, activations coded in two stages"
     ),
 }
 DEFAULT_RECIPE = "paper"
