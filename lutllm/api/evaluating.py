@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,8 @@ def _compare(
     from lutllm.checkpoint import open_checkpoint
 
     checkpoint, artifact = open_checkpoint(reference), load(model)
-    if checkpoint.model != artifact.config:
+    tied = artifact.config.tie_word_embeddings  # quantize may have tied them
+    if dataclasses.replace(checkpoint.model, tie_word_embeddings=tied) != artifact.config:
         raise ConfigError(f"{reference} has another config than {model}; give what it was made of")
     return compare(checkpoint, artifact.logits, windows, progress).to_dict()
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from lutllm import recipes
 from lutllm.api.evaluating import artifact_perplexity
-from lutllm.api.source import CTX, Source
+from lutllm.api.source import CTX, Source, open_source
 from lutllm.artifact import artifact_hash, read_json, write_json
 from lutllm.config import QuantConfig
 from lutllm.errors import ConfigError
@@ -31,20 +31,21 @@ def choose_recipe(
     max_bits: float | None = None,
     max_mb: float | None = None,
     head: str | None = None,
+    tie_head: bool = False,
 ) -> dict[str, Any]:
     """The most accurate recipe within a budget of size, and why (`quant.recipe_choice`).
 
     max_bits  bits per weight of the linears, codebooks and scales included
     max_mb    size of the artifact in MB (10^6 bytes), without the tokenizer
     head      "int8" or "source", in place of the recipe's
+    tie_head  as for `quantize`
     Accuracy is what docs/ACCURACY.md records of the recipes. Returns recipe, bits_per_weight,
     artifact_bytes, recorded_ratio and reason; ConfigError where no recipe fits.
     """
-    from lutllm.checkpoint import open_checkpoint
     from quant import recipe_choice
 
     budget = recipe_choice.SizeBudget(max_bits, max_mb)
-    return recipe_choice.choose_recipe(open_checkpoint(source), budget, head).to_dict()
+    return recipe_choice.choose_recipe(open_source(source, tie_head), budget, head).to_dict()
 
 
 def _configured(
@@ -53,12 +54,13 @@ def _configured(
     recipe: str | None,
     max_bits: float | None,
     max_mb: float | None,
+    tie_head: bool,
 ) -> tuple[QuantConfig, dict[str, Any]]:
     """The configuration asked for, and "recipe_choice" for the result where it was chosen."""
     if config is not None and recipe is not None:
         raise ConfigError("config and recipe are both given; leave one out")
     if recipe == AUTO:
-        choice = choose_recipe(source, max_bits=max_bits, max_mb=max_mb)
+        choice = choose_recipe(source, max_bits=max_bits, max_mb=max_mb, tie_head=tie_head)
         return recipes.recipe(choice["recipe"]).quant(), {"recipe_choice": choice}
     if max_bits is not None or max_mb is not None:
         raise ConfigError(f"max_bits and max_mb are a budget of recipe {AUTO!r}; leave them out")
@@ -73,16 +75,16 @@ def plan(
     max_bits: float | None = None,
     max_mb: float | None = None,
     calib_tokens: int = 8192,
+    tie_head: bool = False,
 ) -> dict[str, Any]:
     """What quantizing `source` would take: seconds, peak memory, artifact size.
 
-    config, recipe, max_bits, max_mb  as for `quantize`
+    config, recipe, max_bits, max_mb, tie_head  as for `quantize`
     """
-    from lutllm.checkpoint import open_checkpoint
     from quant import pipeline
 
-    config, choice = _configured(source, config, recipe, max_bits, max_mb)
-    checkpoint = open_checkpoint(source)
+    config, choice = _configured(source, config, recipe, max_bits, max_mb, tie_head)
+    checkpoint = open_source(source, tie_head)
     calibration = pipeline.CalibrationConfig(calib_tokens, _context(checkpoint, calib_tokens))
     return pipeline.plan(checkpoint, config, calibration) | choice
 
@@ -101,6 +103,7 @@ def quantize(
     eval_tokens: int = 4096,
     bits: float | None = None,
     distill_minutes: float = 0,
+    tie_head: bool = False,
     resume: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -118,6 +121,8 @@ def quantize(
                  measured sensitivity (`quant.mixed`); None leaves them as in config
     distill_minutes  time to train codebooks, scales and norms towards the float model, which
                  then has to fit in memory
+    tie_head     store the rows of the head for the embedding as well, where the checkpoint holds
+                 both as roundings of one matrix (`lutllm.checkpoint.tied`)
     resume       continue a run that was interrupted, from its last finished layer
     """
     from lutllm.checkpoint import open_checkpoint
@@ -127,9 +132,9 @@ def quantize(
     begun = time.monotonic()
     if recipe == AUTO and bits is not None:
         raise ConfigError("bits and recipe 'auto' both choose index bits; leave one out")
-    config, choice = _configured(source, config, recipe, max_bits, max_mb)
+    config, choice = _configured(source, config, recipe, max_bits, max_mb, tie_head)
     out = Path(out)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_source(source, tie_head)
     calibration = pipeline.CalibrationConfig(calib_tokens, _context(checkpoint, calib_tokens))
     tokenizer = checkpoint.tokenizer()
     calib_ids, windows = _texts(tokenizer, calib, calibration, eval_text, eval_tokens)
@@ -141,6 +146,7 @@ def quantize(
         "source": checkpoint.source,
         "quantization": config.to_dict(),
         "distill_minutes": distill_minutes,
+        "tie_head": tie_head,
         "calibration": {
             "tokens": calibration.tokens,
             "ctx": calibration.ctx,
@@ -162,7 +168,7 @@ def quantize(
         )
         report |= inputs | {"allocation": allocation}
         write_json(out / "report.json", report)
-    report |= _perplexities(checkpoint, out, windows, progress)
+    report |= _perplexities(open_checkpoint(source), out, windows, progress)
     report["peak_rss_bytes"] = pipeline.peak_rss_bytes()
     report["seconds"] = round(time.monotonic() - begun, 1)
     write_json(out / "report.json", report)

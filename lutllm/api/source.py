@@ -1,15 +1,28 @@
-"""What several commands take: a model's place."""
+"""What several commands take: a model's place, and how it is opened."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lutllm.artifact import is_artifact
+
+if TYPE_CHECKING:
+    from lutllm.checkpoint import Checkpoint
 
 Source = str | Path
 
 #: Tokens per window in calibration and in the perplexities of a report.
 CTX = 512
+
+
+def open_source(source: Source, tie_head: bool) -> Checkpoint:
+    """The checkpoint to quantize, with the rows of its head for an embedding on demand."""
+    from lutllm.checkpoint import open_checkpoint
+    from lutllm.checkpoint.tied import TiedCheckpoint
+
+    checkpoint = open_checkpoint(source)
+    return TiedCheckpoint(checkpoint) if tie_head else checkpoint
 
 
 def names_artifact(model: Source) -> bool:

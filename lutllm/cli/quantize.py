@@ -97,6 +97,12 @@ def add_parser(commands: Any) -> None:
         help="of --head lut and engine: logits at most X below the largest are computed from rows "
         f"(default {HEAD_MARGIN:g}; less reads fewer rows)",
     )
+    setting.add_argument(
+        "--tie-head",
+        action="store_true",
+        help="store the rows of the head for the embedding as well, where the checkpoint holds "
+        "both as roundings of one matrix",
+    )
     setting.add_argument("--seed", type=natural, default=0, metavar="N")
     setting.add_argument(
         "--bits",
@@ -144,7 +150,10 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.plan:
         if args.bits is not None:
             raise ConfigError("--plan measures nothing; leave out --bits")
-        found = api.plan(args.source, config, calib_tokens=args.calib_tokens) | choice
+        found = api.plan(
+            args.source, config, calib_tokens=args.calib_tokens, tie_head=args.tie_head
+        )
+        found |= choice
         return Outcome(found, _plan_text(found), 0 if found["supported"] else 1)
     if args.bits is not None and args.weight_stages is not None:
         raise ConfigError("--bits chooses the weight stages; leave out --weight-stages")
@@ -160,6 +169,7 @@ def run(args: argparse.Namespace) -> Outcome:
         eval_tokens=args.eval_tokens,
         bits=args.bits,
         distill_minutes=args.distill_minutes,
+        tie_head=args.tie_head,
         resume=args.resume,
         progress=not args.quiet,
     )
@@ -181,7 +191,7 @@ def _choice(args: argparse.Namespace) -> Result:
         )
     from lutllm import api
 
-    choice = api.choose_recipe(args.source, head=args.head, **limits)
+    choice = api.choose_recipe(args.source, head=args.head, tie_head=args.tie_head, **limits)
     args.recipe = choice["recipe"]
     if not args.quiet:
         print(f"recipe {choice['recipe']}: {choice['reason']}", file=sys.stderr)
