@@ -314,7 +314,7 @@ def test_changed_table_entry_is_found(
     x = np.fromfile(copy / f"golden/decoder/{linear.name}.bin", "<f4").reshape(-1, 72)
     x_int, _ = intmath.quantize_activation(x, linear)
     assert linear.act_codebook is not None
-    code = int(intmath.search(x_int, linear.act_codebook).reshape(len(x), -1)[0, 5])
+    code = int(intmath.search(x_int, linear.act_codebook, "l2").reshape(len(x), -1)[0, 5])
     engine = read_design(copy).engines[0]
     k, slot = engine.slots[linear.name]
     kind = engine.kinds[k]

@@ -196,6 +196,14 @@ def test_saturation_and_extreme_shifts(scheme, bits, shifts):
     check(linear, random_input(3, 40) * 100, TEAMS[2])
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_search_at_its_bounds(metric, stages):
+    """Inputs far beyond the centroids: the largest distances and rests."""
+    linear = extreme(LutConfig(act_stages=stages, metric=metric), 8, 0)
+    check(linear, random_input(3, 40) * 1000, TEAMS[1])
+
+
 @pytest.mark.parametrize("positions", [4, 108, SEGMENT + UNIT])
 @pytest.mark.parametrize("value", [-128, 127])
 def test_sums_at_their_bound(value, positions):

@@ -34,6 +34,9 @@ constexpr int power_of_two_at_least(int n) {
     return n <= 1 ? 1 : 2 * power_of_two_at_least((n + 1) / 2);
 }
 
+// How far an activation is from a centroid: the METRIC of an engine.
+enum Metric { L2 = 0, CHEBYSHEV = 1 };
+
 // How words of BITS bits lie in memory beats: several to a beat, or one over several beats.
 template <int BITS, int AXI_BITS>
 struct Packing {

@@ -205,13 +205,7 @@ beat_loop:
         }
         if (under_way == 0) break;
         const typename D::beat_t raw = rows.read();
-        const int sum = multiply_beat<D>(raw, x[beat]);
-        total = beat == 0 ? sum : total + sum;
-        if (advance(beat, D::HEAD_ROW_BEATS)) {
-            const float scaled = static_cast<float>(total) * row_scale<D>(raw);
-            logits.write(scaled * token_scale);
-            under_way--;
-        }
+        if (score_beat<D>(raw, x, token_scale, beat, total, logits)) under_way--;
     }
 }
 

@@ -6,6 +6,7 @@
 // Engine<C> in engine.h derives everything else from these.
 struct Config {
     static constexpr bool SEARCH = true;  // activations are coded by a search
+    static constexpr int METRIC = 0;  // of the search: 0 squared distance, 1 largest difference
     static constexpr bool ONLINE_ROWS = false;  // rows are computed, not read
     static constexpr int VEC_LEN = 2;  // channels per position
     static constexpr int ACT_CENTROIDS = 64;  // per activation codebook
