@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from codegen.diagram import engine_diagram
+from codegen.diagram import decoder_diagram, engine_diagram
 from fpga.decoder_design import DecoderDesign
 from fpga.design import EngineDesign
 from fpga.device import Device
@@ -205,6 +205,7 @@ def decoder_sources(decoder: DecoderDesign, device: Device, header: str) -> dict
         f"hls/{name}.cpp": amalgamate(top, LIBRARY, configs),
         f"hls/{name}.cfg": render("kernel.cfg.j2", engine=decoder, device=device, header=header),
         f"sim/{name}_testbench.cpp": render("decoder_testbench.cpp.j2", **values),
+        f"{name}.svg": render("design.svg.j2", diagram=decoder_diagram(decoder), header=header),
         "host/decoder.cpp": render(
             "decoder_host.cpp.j2",
             arguments=_host_arguments(decoder),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from codegen.csim import compile_testbench, trusted_sources
 from codegen.csim_decoder import golden_of, relative_errors, run_decoder, run_program
 from codegen.decoder_golden import DecoderGolden
 from codegen.decoder_images import plan_decoder
+from codegen.explain import explain
 from codegen.export import export
 from codegen.lint import lint_kernel
 from codegen.manifest import MANIFEST, file_entry, read_design
@@ -553,6 +555,30 @@ def test_ports_are_balanced_and_exist(designs: Callable[[str], tuple[Path, Path]
 def record_files(root: Path) -> list[str]:
     manifest = json.loads((root / MANIFEST).read_text())
     return [entry["path"] for entry in manifest["files"]]
+
+
+def test_explanation_names_diagrams_and_ports(
+    designs: Callable[[str], tuple[Path, Path]],
+) -> None:
+    root = designs("mixed")[0]
+    lines = explain(root)
+    assert lines[0] == f"block diagram of decoder: {root / 'decoder.svg'}"
+    text = "\n".join(lines)
+    sizes = {path.name: path.stat().st_size for path in (root / "images/decoder").iterdir()}
+    assert f"vocab_0 {sizes['vocab_0.bin']:,}" in text
+    assert text.count("memory of ") == 2
+
+
+@pytest.mark.parametrize("name", ["mixed", "screened"])
+def test_block_diagram_shows_the_schedule(
+    designs: Callable[[str], tuple[Path, Path]], name: str
+) -> None:
+    root = ElementTree.fromstring((designs(name)[0] / "decoder.svg").read_text())
+    texts = [node.text for node in root.iter() if node.tag.endswith("text")]
+    steps = ["embed", "qkv_proj", "rotary, attention", "o_proj", "gate_up_proj", "down_proj"]
+    steps += ["lm_head"] * (name == "screened") + ["head", "arg-max"]
+    assert [text for text in texts if text in steps] == steps
+    assert name != "mixed" or "lut_linear_1" in texts  # what o_proj runs on
 
 
 def test_no_lint_problems(designs: Callable[[str], tuple[Path, Path]]) -> None:
