@@ -22,6 +22,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 #: Headers of the simulation, by their path in a design.
 SIMULATION_HEADERS = ("ap_int.h", "hls_stream.h", "hls_burst_maxi.h", "testbench.h")
 DECODER_HEADERS = ("decoder_testbench.h",)
+#: What clang-tidy checks.
+LINT_RULES = ".clang-tidy"
 #: Header of the host programs.
 HOST_HEADER = "host/board.h"
 _INCLUDE = re.compile(r'^#include "([\w./]+)"\n', re.MULTILINE)
@@ -257,6 +259,7 @@ def design_sources(
         out |= decoder_sources(decoder, device, header)
     for name in included_headers("lut_linear.h"):
         out[f"src/lutllm/{name}"] = (LIBRARY / name).read_text(encoding="utf-8")
+    out[LINT_RULES] = (LIBRARY / LINT_RULES).read_text(encoding="utf-8")
     out[HOST_HEADER] = (LIBRARY / HOST_HEADER).read_text(encoding="utf-8")
     for name in SIMULATION_HEADERS:
         out[f"sim/{name}"] = (LIBRARY / "sim" / name).read_text(encoding="utf-8")

@@ -66,9 +66,7 @@ def _keep_closer(dist: np.ndarray, k: int, codes: np.ndarray, best: np.ndarray) 
 
 
 @njit(inline="always")
-def _pair_distance(
-    d0: np.float32, d1: np.float32, chebyshev: bool
-) -> np.float32:
+def _pair_distance(d0: np.float32, d1: np.float32, chebyshev: bool) -> np.float32:
     """Of two differences."""
     return max(abs(d0), abs(d1)) if chebyshev else d0 * d0 + d1 * d1
 

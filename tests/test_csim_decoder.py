@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -588,6 +589,15 @@ def test_no_lint_problems(designs: Callable[[str], tuple[Path, Path]]) -> None:
             assert lint_kernel(path, (root / path).read_text()) == []
         lines = (root / "src/decoder.cpp").read_text().split("\n")
         assert [s for s in lines if len(s) > 110 and "#pragma" not in s] == []
+
+
+@pytest.mark.skipif(shutil.which("clang-tidy") is None, reason="needs clang-tidy")
+@pytest.mark.parametrize("name", ["mixed", "screened apart"])
+def test_clang_tidy_finds_nothing(designs: Callable[[str], tuple[Path, Path]], name: str) -> None:
+    found = subprocess.run(
+        ["make", "lint"], cwd=designs(name)[0], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout
 
 
 def test_errors_that_are_not_numbers_count() -> None:

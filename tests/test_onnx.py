@@ -59,7 +59,9 @@ def test_every_integer_of_a_linear_is_equal(tmp_path, name, tokens):
     y, acc, codes = open_session(tmp_path, threads=1).run(None, {"x": x})
     x_int, token_scale = intmath.quantize_activation(x, linear)
     if config.scheme == "co":
-        np.testing.assert_array_equal(codes, intmath.search(x_int, linear.act_codebook, config.metric))
+        np.testing.assert_array_equal(
+            codes, intmath.search(x_int, linear.act_codebook, config.metric)
+        )
     else:
         np.testing.assert_array_equal(codes, x_int)
     sums, _ = intmath.accumulate(x, linear)

@@ -20,11 +20,10 @@ struct SearchTypes {
     // The rest after a stage may exceed the first grid by one bit.
     static constexpr int REST_BITS = E::ACT_BITS + (E::MAX_ACT_STAGES > 1 ? 1 : 0);
     static constexpr int CENTROID_BITS = 8 + E::STAGE_BITS * (E::MAX_ACT_STAGES - 1);
-    static constexpr int TERM_BITS = max_of(REST_BITS + 1, CENTROID_BITS) + 1;  // 2x - c
+    static constexpr int TERM_BITS = max_of(REST_BITS + 1, CENTROID_BITS) + 1;    // 2x - c
     static constexpr int DIFFERENCE_BITS = max_of(REST_BITS, CENTROID_BITS) + 1;  // x - c
-    static constexpr int SCORE_BITS = E::METRIC == CHEBYSHEV
-                                          ? DIFFERENCE_BITS
-                                          : CENTROID_BITS + TERM_BITS + bits_for(E::VEC_LEN);
+    static constexpr int SCORE_BITS =
+        E::METRIC == CHEBYSHEV ? DIFFERENCE_BITS : CENTROID_BITS + TERM_BITS + bits_for(E::VEC_LEN);
     static_assert(SCORE_BITS <= 64, "scores fit 64 bits");
 
     typedef ap_int<REST_BITS> rest_t;
@@ -72,8 +71,7 @@ typename SearchTypes<E>::score_t chebyshev_score(const typename SearchTypes<E>::
 component_loop:
     for (int k = 0; k < E::VEC_LEN; k++) {
 #pragma HLS UNROLL
-        typename SearchTypes<E>::difference_t size =
-            x.value[k] - component<E>(centroid, k, shift);
+        typename SearchTypes<E>::difference_t size = x.value[k] - component<E>(centroid, k, shift);
         if (size < 0) size = -size;
         if (size > largest) largest = size;
     }

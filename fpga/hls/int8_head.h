@@ -1,7 +1,7 @@
 // int8_head.h: the output head of int8 rows with one scale each.
 //
-// A row is HIDDEN_SIZE bytes, zeros, and in its last four bytes the float32 scale. The arithmetic is
-// that of lutllm/int8_rows.py: the vector becomes integers once, sums of products are exact, and
+// A row is HIDDEN_SIZE bytes, zeros, and in its last four bytes the float32 scale. The arithmetic
+// is that of lutllm/int8_rows.py: the vector becomes integers once, sums of products are exact, and
 // a logit is float(sum) * scale of the row * scale of the vector.
 #pragma once
 

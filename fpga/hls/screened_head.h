@@ -181,8 +181,8 @@ end_loop:
     }
 }
 
-// Logits of the rows of one port that are asked for: a stored beat a cycle, ROWS_AHEAD requests under
-// way, so that a row's latency hides behind the rows before it.
+// Logits of the rows of one port that are asked for: a stored beat a cycle, ROWS_AHEAD requests
+// under way, so that a row's latency hides behind the rows before it.
 template <class D>
 void score_near_words(hls::burst_maxi<typename D::beat_t> rows, typename D::beats& in,
                       typename Screen<D>::rows& wanted, typename D::floats& logits) {
@@ -209,8 +209,8 @@ beat_loop:
     }
 }
 
-// Exact logits in place of the coarse ones in memory, and the word of the largest of all logits, the
-// lowest of equals.
+// Exact logits in place of the coarse ones in memory, and the word of the largest of all logits,
+// the lowest of equals.
 template <class D>
 void settle_words(typename Screen<D>::picks& picks, typename D::floats (&exact)[D::VOCAB_PORTS],
                   typename Screen<D>::choices& far, typename D::beat_t* logits, int& chosen) {
