@@ -34,7 +34,6 @@ from lutllm.emulator.rows import make_make_rows, outward
 from lutllm.emulator.simd import (
     Vector,
     absolute,
-    add,
     band,
     bitcast,
     broadcast,
@@ -52,12 +51,10 @@ from lutllm.emulator.simd import (
     prefetch,
     prefetch_at,
     sext,
-    shl,
     signed_as,
     splat,
     store,
     store_at,
-    sub,
     vmin,
 )
 from lutllm.emulator.simd_x86 import (

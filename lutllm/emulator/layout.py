@@ -65,7 +65,8 @@ def record_type(fields: str, *floats: str) -> np.dtype:
 LINEAR = record_type(
     """
     in_features out_features vec_len act_centroids weight_centroids act_stages weight_stages
-    by_weight chebyshev table_bits wide_stages slots orders stream_slots groups segments panels tiles
+    by_weight chebyshev table_bits wide_stages
+    slots orders stream_slots groups segments panels tiles
     fast_search fast_rows fast_lookup row_stride row_planes row_bias sum_bias slot_bytes code_bytes
     perm scale copies act_codebook weight_codebook shift codes segment_table panel_table
     output_scale bias
