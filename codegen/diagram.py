@@ -1,4 +1,4 @@
-"""Block diagrams of an engine and of the decoder, boxes and arrows for `templates/design.svg.j2`."""
+"""Block diagrams of an engine and of the decoder, for `templates/design.svg.j2`."""
 
 from __future__ import annotations
 
