@@ -45,6 +45,7 @@ struct QkvProj {
     static constexpr int ACT_STAGES = 1;
     static constexpr int WEIGHT_STAGES = 1;
     static constexpr int TABLE_BITS = 8;
+    static constexpr int WIDE_STAGES = 1;
     static constexpr bool BIAS = true;
     static constexpr int CHANNEL_BASE = 0;
     static constexpr int CHANNEL_BEATS = 4088;
@@ -62,6 +63,7 @@ struct OProj {
     static constexpr int ACT_STAGES = 1;
     static constexpr int WEIGHT_STAGES = 1;
     static constexpr int TABLE_BITS = 8;
+    static constexpr int WIDE_STAGES = 1;
     static constexpr bool BIAS = false;
     static constexpr int CHANNEL_BASE = 98112;
     static constexpr int CHANNEL_BEATS = 2184;
@@ -79,6 +81,7 @@ struct GateUpProj {
     static constexpr int ACT_STAGES = 1;
     static constexpr int WEIGHT_STAGES = 1;
     static constexpr int TABLE_BITS = 8;
+    static constexpr int WIDE_STAGES = 1;
     static constexpr bool BIAS = false;
     static constexpr int CHANNEL_BASE = 150528;
     static constexpr int CHANNEL_BEATS = 22176;
@@ -96,6 +99,7 @@ struct DownProj {
     static constexpr int ACT_STAGES = 1;
     static constexpr int WEIGHT_STAGES = 1;
     static constexpr int TABLE_BITS = 8;
+    static constexpr int WIDE_STAGES = 1;
     static constexpr bool BIAS = false;
     static constexpr int CHANNEL_BASE = 682752;
     static constexpr int CHANNEL_BEATS = 11856;
