@@ -69,11 +69,30 @@ _BLOCK = 4
 #: more. Measured: what it saves costs a fraction of what indices of as many bits would bring.
 _LARGE_GROUP = 1024
 #: Where rounding table entries to 8 bits costs perplexity: down_proj reads activations with heavy
-#: tails, and attention amplifies errors in queries and keys. See docs/BENCHMARKS.md.
+#: tails, and attention amplifies errors in queries and keys. See docs/ACCURACY.md.
 _WIDE: dict[str, dict[str, Any]] = {
     "*.down_proj": {"table_bits": 16},
     "*.qkv_proj": {"table_bits": 16},
 }
+#: At 4 index bits the second stage of down_proj and the first of gate_up_proj count as well.
+_WIDER = _WIDE | {
+    "*.down_proj": {"table_bits": 16, "wide_stages": 2},
+    "*.gate_up_proj": {"table_bits": 16},
+}
+
+
+def _coded_wide(weight_stages: int) -> LutConfig:
+    """Activations coded as well. One width for all linears: with stored tables an engine on a board
+    has entries of one width, and two widths would be two engines."""
+    return LutConfig(
+        block_positions=_BLOCK,
+        group_size=_LARGE_GROUP,
+        act_stages=2,
+        weight_stages=weight_stages,
+        table_bits=16,
+        wide_stages=weight_stages,
+    )
+
 
 RECIPES = {
     "paper": Recipe(
@@ -95,14 +114,28 @@ RECIPES = {
             scheme="weight", block_positions=_BLOCK, weight_stages=2, group_size=_LARGE_GROUP
         ),
         "weights coded in two stages, 4 index bits",
-        _WIDE,
+        _WIDER,
     ),
     "lossless": Recipe(
         LutConfig(
-            scheme="weight", block_positions=_BLOCK, weight_stages=3, group_size=_LARGE_GROUP
+            scheme="weight",
+            block_positions=_BLOCK,
+            weight_stages=3,
+            group_size=_LARGE_GROUP,
+            table_bits=16,
+            wide_stages=3,
         ),
-        "weights coded in three stages, 6 index bits",
-        _WIDE,
+        "weights coded in three stages, 6 index bits, no entry below 16 bits",
+    ),
+    "balanced-co": Recipe(
+        LutConfig(block_positions=_BLOCK, act_stages=2, weight_stages=2, weight_centroids=8),
+        "as balanced, activations coded in two stages",
+    ),
+    "accurate-co": Recipe(
+        _coded_wide(weight_stages=2), "as accurate, activations coded in two stages"
+    ),
+    "lossless-co": Recipe(
+        _coded_wide(weight_stages=3), "as lossless, activations coded in two stages"
     ),
 }
 DEFAULT_RECIPE = "paper"

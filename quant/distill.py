@@ -31,6 +31,8 @@ from quant.engine import TableEngine
 from quant.head import stored_values
 from quant.student import StudentLinear
 
+#: Times that the divergence on held-out text is measured.
+_MARKS = 8
 #: Seconds between two saves of the state.
 SAVE_INTERVAL_S = 60.0
 
@@ -182,10 +184,10 @@ def distill(
     student = Student.from_artifact(artifact, decoder, dtype, engine)
     optimizer = torch.optim.Adam(student.groups(config), lr=1.0, betas=(0.9, 0.95), fused=True)
     order = np.random.default_rng(config.seed).permutation(len(windows))
-    record: dict[str, Any] = {"steps": config.steps, "curve": []}
+    record: dict[str, Any] = {"steps": config.steps, "curve": [], "held_out_curve": []}
     first = _restore(state_path, student, optimizer, record)
     if first == 0:
-        record["held_out_before"] = _held_out(student, teacher, held_out)
+        record["held_out_curve"].append([0, _held_out(student, teacher, held_out)])
     limit = config.steps
     config = DistillConfig(**{**vars(config), "steps": record["steps"]})
     begun, saved = time.monotonic(), time.monotonic()
@@ -204,12 +206,20 @@ def distill(
                 config = _fit_to_deadline(config, limit, step, pace, deadline)
                 record["steps"] = config.steps
                 bar.total = config.steps
+            if step in _marks(config.steps):
+                record["held_out_curve"].append([step, _held_out(student, teacher, held_out)])
             if state_path is not None and time.monotonic() - saved > SAVE_INTERVAL_S:
                 _save(state_path, student, optimizer, record, step)
                 saved = time.monotonic()
             bar.advance(note=f"KL {loss:.4f}")
-    record["held_out_after"] = _held_out(student, teacher, held_out)
+    kept = record["held_out_curve"]
+    record["held_out_before"], record["held_out_after"] = kept[0][1], kept[-1][1]
     return student, record
+
+
+def _marks(steps: int) -> set[int]:
+    """Steps behind which the divergence on held-out text is measured, the last among them."""
+    return {steps * (i + 1) // _MARKS for i in range(_MARKS)}
 
 
 def _checks(steps: int) -> tuple[int, int]:
@@ -276,7 +286,7 @@ def _save(
         arrays[f"second_{i}"] = state["exp_avg_sq"].numpy()
     arrays["curve"] = np.array(record["curve"])
     arrays["steps"] = np.array(record["steps"])
-    arrays["held_out_before"] = np.array(record["held_out_before"])
+    arrays["held_out_curve"] = np.array(record["held_out_curve"])
     temporary = path.with_name(path.name + ".new")
     with open(temporary, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -304,7 +314,7 @@ def _restore(
             }
         record["curve"] = saved["curve"].tolist()
         record["steps"] = int(saved["steps"])
-        record["held_out_before"] = float(saved["held_out_before"])
+        record["held_out_curve"] = [[int(at), kl] for at, kl in saved["held_out_curve"].tolist()]
     return step
 
 

@@ -25,6 +25,7 @@ ALLOWED = {
     # the top: joins all the others
     "lutllm.api": {
         "lutllm",
+        "lutllm.api",
         "lutllm.emulator",
         "lutllm.server",
         "calib",

@@ -245,7 +245,8 @@ def test_resumed_distillation_gives_the_same_result(
         distill(*arguments, state_path=state, progress=False)
     monkeypatch.setattr(module, "_train_step", original)
     resumed, again = distill(*arguments, state_path=state, progress=False)
-    assert again["curve"] == record["curve"]
+    assert again == record
+    assert [step for step, _ in record["held_out_curve"]] == [0, 1, 2, 3, 4, 5, 6]
     for a, b in zip(whole.tensors(), resumed.tensors(), strict=True):
         assert torch.equal(a, b)
 

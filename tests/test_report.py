@@ -221,6 +221,18 @@ def test_artifacts_without_a_report(tmp_path):
     assert "Error of every linear" not in text
 
 
+def test_distillation_is_drawn(tmp_path):
+    folder = tmp_path / "distilled"
+    shutil.copytree(embedded_artifact(), folder)
+    curve = [[0, 0.5], [10, 0.375], [20, 0.3125]]
+    (folder / "report.json").write_text(json.dumps({"distillation": {"held_out_curve": curve}}))
+    lutllm.report(folder, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert "<h2>Distillation</h2>" in text
+    assert text.count("<circle") == 3
+    assert "0.3125" in text
+
+
 def test_what_is_refused(tmp_path, artifact):
     with pytest.raises(ConfigError, match="at least one"):
         lutllm.report([], tmp_path / "r.html")
@@ -229,6 +241,10 @@ def test_what_is_refused(tmp_path, artifact):
     (folder / "report.json").write_text('{"layers": [{"layer": 0}]}')
     with pytest.raises(ArtifactError, match="'layers' does not have the form"):
         lutllm.report(folder, tmp_path / "r.html")
+    for curve in ('[["a", 1.0]]', "3", "[[1]]"):
+        (folder / "report.json").write_text(f'{{"distillation": {{"held_out_curve": {curve}}}}}')
+        with pytest.raises(ArtifactError, match="'distillation' does not have the form"):
+            lutllm.report(folder, tmp_path / "r.html")
     with pytest.raises(ConfigError):
         lutllm.report(artifact, tmp_path / "r.html", device="x1")
 

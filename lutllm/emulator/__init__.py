@@ -11,7 +11,9 @@
     int8_head   the head on int8 rows, from `dot`, whose step is that of the kernel set
     forward     the whole decoder as one kernel that a `team` of threads runs together; its phases
                 are in attention, head, and linear, what they know of a model in records
-    cache, sampling, model, bench
+    model       an artifact that runs, over cache, float_tensors, sampling and generation
+    runner      single linears whose codebooks change, for the quantizer
+    bench       speeds beside what memory and processor would allow
 
 Imports are lazy so that reading an artifact does not load the compiler.
 """

@@ -143,26 +143,38 @@ def _spread_mask(typingctx: Any) -> Any:
 
 
 @inline
-def _quad_entries(book: int, vectors: int, factors: int, mask: Vector) -> tuple[Vector, Vector]:
+def _quad_spread(words: int, mask: Vector) -> Vector:
+    """The 16-bit words of four slots, each in a quarter of the vector."""
+    return bitcast(i16x32, pshufb512(bitcast(i8x64, splat(i64x8, load_i64(words))), mask))
+
+
+@inline
+def _quad_entries(
+    book0: Vector, book1: Vector, vectors: int, factor: Vector, mask: Vector
+) -> tuple[Vector, Vector]:
     """Rounded dot products of four slots before saturation, 8 centroids of each per vector."""
-    a = pshufb512(bitcast(i8x64, splat(i64x8, load_i64(vectors))), mask)
-    factor = bitcast(i16x32, pshufb512(bitcast(i8x64, splat(i64x8, load_i64(factors))), mask))
-    return _entries(book, a, factor)
+    return _entries(book0, book1, bitcast(i8x64, _quad_spread(vectors, mask)), factor)
 
 
 @inline
-def _slot_entries(book: int, vector: int, factor: int, mask: Vector) -> tuple[Vector, Vector]:
+def _slot_spread(word: int, mask: Vector) -> Vector:
+    return splat(i16x32, load_i16(word))
+
+
+@inline
+def _slot_entries(
+    book0: Vector, book1: Vector, vector: int, factor: Vector, mask: Vector
+) -> tuple[Vector, Vector]:
     """As `_quad_entries` for one slot, 32 centroids per vector."""
-    a = bitcast(i8x64, splat(i16x32, load_i16(vector)))
-    return _entries(book, a, splat(i16x32, load_i16(factor)))
+    return _entries(book0, book1, bitcast(i8x64, _slot_spread(vector, mask)), factor)
 
 
 @inline
-def _entries(book: int, a: Vector, factor: Vector) -> tuple[Vector, Vector]:
+def _entries(book0: Vector, book1: Vector, a: Vector, factor: Vector) -> tuple[Vector, Vector]:
     """A byte product needs one unsigned factor, so the activation's sign moves to the centroid."""
     size = absolute(a)
-    dot0 = maddubs512(size, signed_as(load(i8x64, book), a))
-    dot1 = maddubs512(size, signed_as(load(i8x64, book + 64), a))
+    dot0 = maddubs512(size, signed_as(book0, a))
+    dot1 = maddubs512(size, signed_as(book1, a))
     return mulhrs512(outward(dot0), factor), mulhrs512(outward(dot1), factor)
 
 
@@ -172,17 +184,46 @@ def _low_bytes(first: Vector, second: Vector) -> Vector:
     return packuswb512(band(first, byte), band(second, byte))
 
 
-_make_quads = make_make_rows(QUAD, 16, i16x32, _spread_mask, _quad_entries, packsswb512, _low_bytes)
-_make_large = make_make_rows(1, LARGE, i16x32, _spread_mask, _slot_entries, packsswb512, _low_bytes)
+_make_quads = make_make_rows(
+    QUAD,
+    16,
+    i8x64,
+    i16x32,
+    _spread_mask,
+    _quad_spread,
+    _quad_entries,
+    packsswb512,
+    _low_bytes,
+)
+_make_large = make_make_rows(
+    1,
+    LARGE,
+    i8x64,
+    i16x32,
+    _spread_mask,
+    _slot_spread,
+    _slot_entries,
+    packsswb512,
+    _low_bytes,
+)
 
 
 @inline
-def make_rows(lin: Any, group: int, segment: int, act_stage: int, act: int, rows: int) -> None:
+def make_rows(
+    lin: Any,
+    group: int,
+    segment: int,
+    act: int,
+    act_bytes: int,
+    tokens: int,
+    rows: int,
+    rows_bytes: int,
+) -> None:
     """As `plain.make_rows`: rows of four slots at a time, or one of many entries."""
     if lin.row_stride == LARGE:
-        _make_large(lin, group, segment, act_stage, act, rows)
+        _make_large(lin, group, segment, act, act_bytes, tokens, rows, rows_bytes)
     else:
-        _make_quads(lin, group, segment, act_stage, act, rows)
+        _make_quads(lin, group, segment, act, act_bytes, tokens, rows, rows_bytes)
 
 
 # ---------------------------------------------------------------- lookup

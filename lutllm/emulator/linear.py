@@ -20,7 +20,15 @@ from lutllm.emulator.kernels import (
     make_rows,
     quantize_slots,
 )
-from lutllm.emulator.layout import PANEL_COLUMNS, PANEL_TILES, SEGMENT, TILE, UNIT, PackedLinear
+from lutllm.emulator.layout import (
+    PANEL_COLUMNS,
+    PANEL_TILES,
+    SEGMENT,
+    TILE,
+    UNIT,
+    PackedLinear,
+    aligned,
+)
 from lutllm.emulator.plain import segment_place, segment_slots
 from lutllm.emulator.simd import (
     add,
@@ -284,10 +292,7 @@ def _sum_panel(
     vectors = tokens * lin.act_stages
     for segment in range(lin.segments):
         slots = segment_slots(lin, segment)
-        for n in range(vectors):
-            t, act_stage = n // lin.act_stages, n % lin.act_stages
-            vector = act + t * act_bytes + act_stage * lin.orders * lin.slots * lin.vec_len
-            make_rows(lin, group, segment, act_stage, vector, rows + n * rows_bytes)
+        make_rows(lin, group, segment, act, act_bytes, tokens, rows, rows_bytes)
         place = segment_place(lin, segment) * tiles + low * slots
         lookup(
             lin,
@@ -419,7 +424,8 @@ def run_linear(packed: PackedLinear, x: np.ndarray, team: Team) -> dict[str, np.
     y = np.zeros((tokens, int(lin["out_features"])), np.float32)
     sums = np.zeros(y.shape, np.int32)
     stride = -(-scratch_bytes(packed.record) // 64) * 64
-    scratch = np.zeros(stride * team.size, np.uint8)
+    scratch = aligned(stride * team.size, np.uint8)
+    scratch[:] = 0
     addresses = [a.ctypes.data for a in (x, act, scales, codes, y, sums, scratch)]
     x_at, act_at, scales_at, codes_at, y_at, sums_at, scratch_at = addresses
     team.run(

@@ -4,52 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lutllm.artifact import EMBEDDING, Artifact
+from lutllm.artifact import Artifact
 from lutllm.config import KV_DTYPES
 from lutllm.emulator.cache import KVCache
+from lutllm.emulator.float_tensors import FloatTensors
 from lutllm.emulator.floats import KEYS, KINDS, LANES, WIDTHS
 from lutllm.emulator.forward import forward, project
+from lutllm.emulator.generation import Continuation, Generation
 from lutllm.emulator.layout import Arena, PackedLinear, aligned, pack
 from lutllm.emulator.linear import act_bytes, scratch_bytes
-from lutllm.emulator.records import BUFFERS, DECODER, LAYER, QUERIES
+from lutllm.emulator.records import BUFFERS, QUERIES
 from lutllm.emulator.sampling import Sampling
 from lutllm.emulator.team import Team
-from lutllm.errors import ArtifactError, ConfigError
-from lutllm.int8_rows import hidden_limit
+from lutllm.errors import ConfigError
 from lutllm.model_config import ModelConfig
 from lutllm.notebook import facts_table
 from lutllm.rope import rope_tables
-from lutllm.tokenizer import StreamDecoder, Tokenizer
+from lutllm.tokenizer import Tokenizer
 
 #: Tokens that go through the model together.
 CHUNK = 512
 #: Tokens whose logits exist at a time while losses are summed.
 HEAD_CHUNK = 64
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Generated text and how it went.
-
-    tokens         the generated ids, without the one that ended the text
-    finish_reason  "stop" (the model ended it) or "length" (max_tokens or the context ran out)
-    """
-
-    text: str
-    tokens: list[int]
-    finish_reason: str
-    prompt_tokens: int
-    prefill_tokens_per_s: float
-    decode_tokens_per_s: float
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class LutModel:
@@ -84,7 +65,7 @@ class LutModel:
         self._head = None if head is None else pack(head, arena)
         packed = [*self.linears, *([self._head] if self._head else [])]
         self._lins = np.concatenate([p.record for p in packed])
-        self._floats = _FloatTensors(artifact.path)
+        self._floats = FloatTensors(artifact.path)
         self._decoder = self._floats.decoder(self.config)
         self._decoder["kv_kind"] = KINDS[kv]
         self._layers = self._floats.layers(self.config)
@@ -422,7 +403,7 @@ class LutModel:
         sampling = Sampling(temperature, top_p, top_k)
         ids = self._prompt_ids(prompt, messages)
         self.reset()
-        text = _Continuation(self, ids, self.cache, sampling, max_tokens, seed, on_text)
+        text = Continuation(self, ids, self.cache, sampling, max_tokens, seed, on_text)
         start = time.perf_counter()
         logits = self.prefill(ids)
         ready = time.perf_counter()
@@ -446,7 +427,7 @@ class LutModel:
         """
         sampling = Sampling(temperature, top_p, top_k)
         texts = [
-            _Continuation(self, ids, self.new_cache(), sampling, max_tokens, seed)
+            Continuation(self, ids, self.new_cache(), sampling, max_tokens, seed)
             for ids in [self._prompt_ids(prompt, None) for prompt in prompts]
         ]
         start = time.perf_counter()
@@ -471,140 +452,3 @@ class LutModel:
         if not ids:
             raise ConfigError("the prompt is empty; give it some text")
         return ids
-
-
-class _Continuation:
-    """A text that grows token by token behind a prompt."""
-
-    def __init__(
-        self,
-        model: LutModel,
-        prompt: list[int],
-        cache: KVCache,
-        sampling: Sampling,
-        max_tokens: int,
-        seed: int,
-        on_text: Callable[[str], None] | None = None,
-    ):
-        if max_tokens < 1:
-            raise ConfigError(f"max_tokens is {max_tokens}; it must be 1 or above")
-        self.prompt, self.cache = prompt, cache
-        self.tokens: list[int] = []
-        self._model, self._sampling, self._max_tokens = model, sampling, max_tokens
-        self._rng = np.random.default_rng(seed)
-        self._stream = _Stream(model.tokenizer.stream_decoder(), on_text)
-        self._reason = "length"
-
-    def push(self, logits: np.ndarray) -> bool:
-        """Choose a token; False if no logits behind it are needed."""
-        model = self._model
-        token = self._sampling.choose(check_finite(logits, model.path), self._rng)
-        if token in model.tokenizer.eos_ids:
-            self._reason = "stop"
-            return False
-        self.tokens.append(token)
-        self._stream.push(token)
-        return len(self.tokens) < self._max_tokens and self.cache.length < model.context
-
-    def finish(self, prefill_s: float, decode_s: float) -> Generation:
-        return Generation(
-            self._stream.finish(),
-            self.tokens,
-            self._reason,
-            len(self.prompt),
-            len(self.prompt) / max(prefill_s, 1e-9),
-            (self.cache.length - len(self.prompt)) / max(decode_s, 1e-9),
-        )
-
-
-class _Stream:
-    """Collects text and hands every new piece on."""
-
-    def __init__(self, decoder: StreamDecoder, on_text: Callable[[str], None] | None):
-        self._decoder, self._on_text = decoder, on_text
-        self._pieces: list[str] = []
-
-    def _add(self, piece: str) -> None:
-        if piece:
-            self._pieces.append(piece)
-            if self._on_text:
-                self._on_text(piece)
-
-    def push(self, token: int) -> None:
-        self._add(self._decoder.push(token))
-
-    def finish(self) -> str:
-        self._add(self._decoder.finish())
-        return "".join(self._pieces)
-
-
-def check_finite(logits: np.ndarray, path: Path) -> np.ndarray:
-    if not np.isfinite(logits).all():
-        raise ArtifactError(
-            f"{path}: the logits are not finite; the artifact is damaged, "
-            f"`lutllm verify {path}` looks for the place"
-        )
-    return logits
-
-
-class _FloatTensors:
-    """The tensors kept as floats: norms in memory, embedding and head mapped from disk.
-
-    They come from a mapping of their own, so that the pages of everything packed can be dropped.
-    """
-
-    def __init__(self, path: Path):
-        self._artifact = Artifact.open(path)
-        self._kept: list[np.ndarray] = []
-
-    def _norm(self, name: str) -> int:
-        values = np.ascontiguousarray(self._artifact.float32(name))
-        self._kept.append(values)
-        return values.ctypes.data
-
-    def _rows(self, part: str, name: str) -> dict[str, int]:
-        """The fields of DECODER for the rows `name`, mapped from disk."""
-        kind, view = self._artifact.stored(name)
-        self._kept.append(view)
-        found = {part: view.ctypes.data, f"{part}_kind": KINDS[kind]}
-        if kind == "I8":
-            scale = np.ascontiguousarray(self._artifact.row_scales(name))
-            self._kept.append(scale)
-            found[f"{part}_scale"] = scale.ctypes.data
-        return found
-
-    def decoder(self, config: ModelConfig) -> np.ndarray:
-        """DECODER[1]."""
-        record = np.zeros(1, DECODER)
-        values = {
-            "layers": config.num_hidden_layers,
-            "hidden": config.hidden_size,
-            "intermediate": config.intermediate_size,
-            "heads": config.num_attention_heads,
-            "kv_heads": config.num_key_value_heads,
-            "head_dim": config.head_dim,
-            "vocab": config.vocab_size,
-            **self._rows("embed", EMBEDDING),
-            **self._rows("head", self._artifact.head_name),
-            "screened": int(self._artifact.quant.lut_head),
-            "head_margin": self._artifact.quant.head_margin,
-            "head_limit": hidden_limit(config.hidden_size),
-            "final_norm": self._norm("model.norm.weight"),
-            "eps": config.rms_norm_eps,
-            "score_scale": config.head_dim**-0.5,
-        }
-        for key, value in values.items():
-            record[key] = value
-        return record
-
-    def layers(self, config: ModelConfig) -> np.ndarray:
-        """LAYER[L] without the caches."""
-        records = np.zeros(config.num_hidden_layers, LAYER)
-        for i, record in enumerate(records):
-            base = f"model.layers.{i}"
-            record["input_norm"] = self._norm(f"{base}.input_layernorm.weight")
-            record["post_norm"] = self._norm(f"{base}.post_attention_layernorm.weight")
-            if config.qk_norm:
-                record["q_norm"] = self._norm(f"{base}.self_attn.q_norm.weight")
-                record["k_norm"] = self._norm(f"{base}.self_attn.k_norm.weight")
-        return records

@@ -168,23 +168,42 @@ def segment_wide(lin: Any, segment: int) -> bool:
 
 
 @inline
-def segment_vector(lin: Any, segment: int) -> int:
-    """Offset of the segment's first activation element in i8[orders, slots * v]."""
+def segment_vector(lin: Any, segment: int, act_stage: int) -> int:
+    """Offset of the segment's first activation element in i8[Sa, orders, slots * v]."""
     order, first = segment_field(lin, segment, 0), segment_field(lin, segment, 1)
-    return (order * lin.slots + first) * lin.vec_len
+    return ((act_stage * lin.orders + order) * lin.slots + first) * lin.vec_len
 
 
 @inline
-def make_rows(lin: Any, group: int, segment: int, act_stage: int, act: int, rows: int) -> None:
-    """Table rows of one segment: row_stride bytes per slot at `rows`, in one plane or two.
+def make_rows(
+    lin: Any,
+    group: int,
+    segment: int,
+    act: int,
+    act_bytes: int,
+    tokens: int,
+    rows: int,
+    rows_bytes: int,
+) -> None:
+    """Table rows of one segment: row_stride bytes per slot, in one plane or two.
 
-    act: i8[orders, slots * v], the activation vectors of one token and activation stage.
+    act: i8[Sa, orders, slots * v], the activation vectors of a token, every act_bytes; those of
+    activation stage s of token t give the rows at rows + (t * Sa + s) * rows_bytes.
     """
+    for n in range(tokens * lin.act_stages):
+        t, act_stage = n // lin.act_stages, n % lin.act_stages
+        vector = act + t * act_bytes + segment_vector(lin, segment, act_stage)
+        _make_rows_of(lin, group, segment, act_stage, vector, rows + n * rows_bytes)
+
+
+@inline
+def _make_rows_of(
+    lin: Any, group: int, segment: int, act_stage: int, vector: int, rows: int
+) -> None:
     v = lin.vec_len
     place = group * lin.stream_slots + segment_place(lin, segment)
     book = lin.weight_codebook + place * lin.slot_bytes
     shifts = lin.shift + act_stage * lin.groups * lin.stream_slots + place
-    vector = act + segment_vector(lin, segment)
     wide = segment_wide(lin, segment)
     bits = lin.table_bits if wide else min(lin.table_bits, 8)
     limit = 1 << (bits - 1)

@@ -194,16 +194,23 @@ def _low_bytes(first: Vector, second: Vector) -> Vector:
 
 
 @inline
-def _pair_entries(book: int, vectors: int, factors: int, mask: Vector) -> tuple[Vector, Vector]:
+def _pair_spread(words: int, mask: Vector) -> Vector:
+    """The 16-bit words of two slots, each in a half of the vector."""
+    return bitcast(i16x16, pshufb(bitcast(i8x32, splat(i32x8, load_i32(words))), mask))
+
+
+@inline
+def _pair_entries(
+    book0: Vector, book1: Vector, vectors: int, factor: Vector, mask: Vector
+) -> tuple[Vector, Vector]:
     """Rounded dot products of two slots before saturation, 8 centroids of each per vector.
 
     A byte product needs one unsigned factor, so the activation's sign moves to the centroid.
     """
-    a = pshufb(bitcast(i8x32, splat(i32x8, load_i32(vectors))), mask)
-    factor = bitcast(i16x16, pshufb(bitcast(i8x32, splat(i32x8, load_i32(factors))), mask))
+    a = bitcast(i8x32, _pair_spread(vectors, mask))
     size = magnitude(a)
-    dot0 = maddubs(size, signed(load(i8x32, book), a))
-    dot1 = maddubs(size, signed(load(i8x32, book + 32), a))
+    dot0 = maddubs(size, signed(book0, a))
+    dot1 = maddubs(size, signed(book1, a))
     return mulhrs(outward(dot0), factor), mulhrs(outward(dot1), factor)
 
 
@@ -213,7 +220,17 @@ def _biased_bytes(first: Vector, second: Vector) -> Vector:
     return bxor(packsswb(first, second), splat(i8x32, 0x80))
 
 
-make_rows = make_make_rows(2, 16, i16x16, _pair_mask, _pair_entries, _biased_bytes, _low_bytes)
+make_rows = make_make_rows(
+    2,
+    16,
+    i8x32,
+    i16x16,
+    _pair_mask,
+    _pair_spread,
+    _pair_entries,
+    _biased_bytes,
+    _low_bytes,
+)
 
 
 # ---------------------------------------------------------------- lookup

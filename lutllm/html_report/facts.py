@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lutllm.artifact import Artifact, artifact_hash, content_files, read_json
 from lutllm.config import QuantConfig
@@ -24,11 +25,15 @@ _PARTS = (
     ("norms", ("norm.weight",)),
 )
 OTHER = "tokenizer and configuration"
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """One artifact. report: its report.json, empty where there is none."""
+    """One artifact. report: its report.json, empty where there is none.
+
+    distillation: steps, and divergence on held-out text behind them.
+    """
 
     name: str
     model: ModelConfig
@@ -37,6 +42,7 @@ class Facts:
     report: dict[str, Any]
     part_bytes: dict[str, int]
     errors: list[LinearError]
+    distillation: list[tuple[int, float]]
     usage: list[Usage]
     estimate: dict[str, Any] | None
 
@@ -72,20 +78,28 @@ def read_facts(
         artifact_hash(artifact.path),
         report,
         part_bytes(artifact),
-        _errors(report_path, report),
+        _read(report_path, report, "layers", linear_errors),
+        _read(report_path, report, "distillation", _held_out_curve),
         [centroid_usage(linear) for linear in artifact.linears()] if usage else [],
         estimate,
     )
 
 
-def _errors(path: Path, report: dict[str, Any]) -> list[LinearError]:
+def _read(
+    path: Path, report: dict[str, Any], key: str, parse: Callable[[Any], list[_Item]]
+) -> list[_Item]:
+    """What `parse` makes of an entry of a report, an empty list where there is none."""
     try:
-        return linear_errors(report.get("layers", []))
-    except (KeyError, TypeError) as cause:
+        return parse(report[key]) if report.get(key) else []
+    except (AttributeError, KeyError, TypeError, ValueError) as cause:
         raise ArtifactError(
-            f"{path}: 'layers' does not have the form that lutllm quantize writes ({cause!r}); "
+            f"{path}: {key!r} does not have the form that lutllm quantize writes ({cause!r}); "
             "quantize again or remove the file"
         ) from None
+
+
+def _held_out_curve(record: dict[str, Any]) -> list[tuple[int, float]]:
+    return [(int(step), float(value)) for step, value in record.get("held_out_curve", [])]
 
 
 def part_bytes(artifact: Artifact) -> dict[str, int]:

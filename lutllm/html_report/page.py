@@ -43,6 +43,7 @@ def render(artifacts: list[Facts]) -> str:
         tally={word: sum(e.verdict == word for e in first.errors) for word in charts.SYMBOLS},
         rules=RULES,
         usage=usage_rows(first),
+        distillation=distillation_plot(first),
         pareto=pareto_plot(artifacts),
     )
 
@@ -87,6 +88,14 @@ def usage_rows(facts: Facts) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def distillation_plot(facts: Facts) -> Any:
+    """Divergence on held-out text against steps; None where there was no distillation."""
+    if len(facts.distillation) < 2:
+        return None
+    points = [charts.Point(f"{value:.3f}", step, value) for step, value in facts.distillation]
+    return charts.scatter(points, "steps", "divergence from the float model, nats")
 
 
 def pareto_plot(artifacts: list[Facts]) -> Any:

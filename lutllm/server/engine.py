@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from lutllm.emulator.model import CHUNK, LutModel, check_finite
+from lutllm.emulator.generation import check_finite
+from lutllm.emulator.model import CHUNK, LutModel
 from lutllm.emulator.sampling import Sampling
 from lutllm.server.stops import StopFilter
 

@@ -1,0 +1,243 @@
+"""A checkpoint becomes an artifact: `quantize`, and what it would take."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lutllm import recipes
+from lutllm.api.evaluating import artifact_perplexity
+from lutllm.api.source import CTX, Source
+from lutllm.artifact import artifact_hash, read_json, write_json
+from lutllm.config import QuantConfig
+from lutllm.errors import ConfigError
+from lutllm.model_card import write_model_card
+from lutllm.recipes import AUTO, DEFAULT_RECIPE
+from lutllm.version import __version__
+
+if TYPE_CHECKING:
+    from lutllm.checkpoint import Checkpoint
+    from lutllm.tokenizer import Tokenizer
+    from quant.pipeline import CalibrationConfig
+
+
+def choose_recipe(
+    source: Source,
+    *,
+    max_bits: float | None = None,
+    max_mb: float | None = None,
+    head: str | None = None,
+) -> dict[str, Any]:
+    """The most accurate recipe within a budget of size, and why (`quant.recipe_choice`).
+
+    max_bits  bits per weight of the linears, codebooks and scales included
+    max_mb    size of the artifact in MB (10^6 bytes), without the tokenizer
+    head      "int8" or "source", in place of the recipe's
+    Accuracy is what docs/ACCURACY.md records of the recipes. Returns recipe, bits_per_weight,
+    artifact_bytes, recorded_ratio and reason; ConfigError where no recipe fits.
+    """
+    from lutllm.checkpoint import open_checkpoint
+    from quant import recipe_choice
+
+    budget = recipe_choice.SizeBudget(max_bits, max_mb)
+    return recipe_choice.choose_recipe(open_checkpoint(source), budget, head).to_dict()
+
+
+def _configured(
+    source: Source,
+    config: QuantConfig | None,
+    recipe: str | None,
+    max_bits: float | None,
+    max_mb: float | None,
+) -> tuple[QuantConfig, dict[str, Any]]:
+    """The configuration asked for, and "recipe_choice" for the result where it was chosen."""
+    if config is not None and recipe is not None:
+        raise ConfigError("config and recipe are both given; leave one out")
+    if recipe == AUTO:
+        choice = choose_recipe(source, max_bits=max_bits, max_mb=max_mb)
+        return recipes.recipe(choice["recipe"]).quant(), {"recipe_choice": choice}
+    if max_bits is not None or max_mb is not None:
+        raise ConfigError(f"max_bits and max_mb are a budget of recipe {AUTO!r}; leave them out")
+    return config or recipes.recipe(recipe or DEFAULT_RECIPE).quant(), {}
+
+
+def plan(
+    source: Source,
+    config: QuantConfig | None = None,
+    *,
+    recipe: str | None = None,
+    max_bits: float | None = None,
+    max_mb: float | None = None,
+    calib_tokens: int = 8192,
+) -> dict[str, Any]:
+    """What quantizing `source` would take: seconds, peak memory, artifact size.
+
+    config, recipe, max_bits, max_mb  as for `quantize`
+    """
+    from lutllm.checkpoint import open_checkpoint
+    from quant import pipeline
+
+    config, choice = _configured(source, config, recipe, max_bits, max_mb)
+    checkpoint = open_checkpoint(source)
+    calibration = pipeline.CalibrationConfig(calib_tokens, _context(checkpoint, calib_tokens))
+    return pipeline.plan(checkpoint, config, calibration) | choice
+
+
+def quantize(
+    source: Source,
+    out: Source,
+    config: QuantConfig | None = None,
+    *,
+    recipe: str | None = None,
+    max_bits: float | None = None,
+    max_mb: float | None = None,
+    calib: Source | None = None,
+    calib_tokens: int = 8192,
+    eval_text: Source | None = None,
+    eval_tokens: int = 4096,
+    bits: float | None = None,
+    distill_minutes: float = 0,
+    resume: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Quantize a checkpoint into the artifact folder `out` and return its report.
+
+    source       Hugging Face folder, GGUF file or hub id
+    config       None takes `recipe`
+    recipe       a name; None takes the published setting, "auto" the most accurate one within
+                 max_bits and max_mb (`choose_recipe`), which "recipe_choice" in the result explains
+    calib        calibration text; None takes the one that ships with lutllm
+    eval_text    text for perplexity before and after; None takes the end of the calibration text,
+                 which is then not calibrated on
+    eval_tokens  how many of its tokens, 0 to leave the perplexities out
+    bits         index bits a weight on average: the weight stages of every linear are chosen by
+                 measured sensitivity (`quant.mixed`); None leaves them as in config
+    distill_minutes  time to train codebooks, scales and norms towards the float model, which
+                 then has to fit in memory
+    resume       continue a run that was interrupted, from its last finished layer
+    """
+    from lutllm.checkpoint import open_checkpoint
+    from lutllm.emulator.runner import table_engine
+    from quant import pipeline
+
+    begun = time.monotonic()
+    if recipe == AUTO and bits is not None:
+        raise ConfigError("bits and recipe 'auto' both choose index bits; leave one out")
+    config, choice = _configured(source, config, recipe, max_bits, max_mb)
+    out = Path(out)
+    checkpoint = open_checkpoint(source)
+    calibration = pipeline.CalibrationConfig(calib_tokens, _context(checkpoint, calib_tokens))
+    tokenizer = checkpoint.tokenizer()
+    calib_ids, windows = _texts(tokenizer, calib, calibration, eval_text, eval_tokens)
+    allocation = None
+    if bits is not None:
+        config, allocation = _mixed(checkpoint, config, bits, calib_ids, calibration, progress)
+    inputs = {
+        "lutllm_version": __version__,
+        "source": checkpoint.source,
+        "quantization": config.to_dict(),
+        "distill_minutes": distill_minutes,
+        "calibration": {
+            "tokens": calibration.tokens,
+            "ctx": calibration.ctx,
+            "text_sha256": hashlib.sha256(calib_ids.tobytes()).hexdigest(),
+        },
+    }
+    report = _finished(out, inputs) if resume else None
+    if report is None:
+        report = pipeline.quantize(
+            checkpoint,
+            out,
+            config,
+            calib_ids,
+            calibration=calibration,
+            engine=table_engine(),
+            distill_minutes=distill_minutes,
+            resume=resume,
+            progress=progress,
+        )
+        report |= inputs | {"allocation": allocation}
+        write_json(out / "report.json", report)
+    report |= _perplexities(checkpoint, out, windows, progress)
+    report["peak_rss_bytes"] = pipeline.peak_rss_bytes()
+    report["seconds"] = round(time.monotonic() - begun, 1)
+    write_json(out / "report.json", report)
+    write_model_card(out, report)
+    return report | choice
+
+
+def _mixed(
+    checkpoint: Checkpoint,
+    config: QuantConfig,
+    bits: float,
+    calib_ids: np.ndarray,
+    calibration: CalibrationConfig,
+    progress: bool,
+) -> tuple[QuantConfig, dict[str, Any]]:
+    from calib.text import windows
+    from quant.mixed import mixed_precision
+
+    return mixed_precision(checkpoint, config, bits, windows(calib_ids, calibration.ctx), progress)
+
+
+def _finished(out: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """The report of an artifact made of the same inputs, whose run ended in its evaluation."""
+    if not (out / "report.json").is_file() or out.with_name(out.name + ".partial").exists():
+        return None
+    report = read_json(out / "report.json")
+    same = all(report.get(key) == value for key, value in inputs.items())
+    return report if same and report.get("artifact_hash") == artifact_hash(out) else None
+
+
+def _context(checkpoint: Checkpoint, calib_tokens: int) -> int:
+    """Tokens per window: CTX, or fewer where the model is made for fewer."""
+    ctx = min(CTX, checkpoint.model.max_position_embeddings)
+    if calib_tokens < ctx:
+        raise ConfigError(
+            f"calib_tokens is {calib_tokens}; at least one window of {ctx} tokens is needed"
+        )
+    return ctx
+
+
+def _texts(
+    tokenizer: Tokenizer,
+    calib: Source | None,
+    calibration: CalibrationConfig,
+    eval_text: Source | None,
+    eval_tokens: int,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Calibration ids i64[T] and evaluation windows i64[N, ctx], None where there is no text."""
+    from calib.text import default_text, read_text, windows
+
+    text = default_text() if calib is None else read_text(calib)
+    ids = np.array(tokenizer.encode(text), np.int64)
+    ctx = calibration.ctx
+    if eval_tokens == 0:
+        return ids, None
+    if eval_text is not None:
+        held_out = np.array(tokenizer.encode(read_text(eval_text)), np.int64)
+        return ids, windows(held_out, ctx, max(eval_tokens, ctx))
+    spare = min(eval_tokens, len(ids) - calibration.tokens) // ctx * ctx
+    if spare < ctx:
+        return ids, None
+    return ids[:-spare], windows(ids[-spare:], ctx)
+
+
+def _perplexities(
+    checkpoint: Checkpoint, out: Path, windows: np.ndarray | None, progress: bool
+) -> dict[str, Any]:
+    """perplexity_before and _after with their standard errors, None without windows."""
+    from calib.evaluate import perplexity_of_checkpoint
+
+    names = ("perplexity", "stderr")
+    if windows is None:
+        return {f"{name}_{when}": None for name in names for when in ("before", "after")}
+    before = perplexity_of_checkpoint(checkpoint, windows, progress)
+    after = artifact_perplexity(out, windows, progress)
+    values = {"before": before.to_dict(), "after": after.to_dict()}
+    found = {f"{name}_{when}": values[when][name] for name in names for when in values}
+    return found | {"evaluation": {"tokens": before.tokens, "ctx": before.ctx}}
