@@ -1,9 +1,10 @@
-"""The block diagram of an engine, as boxes and arrows for `templates/design.svg.j2`."""
+"""Block diagrams of an engine and of the decoder, for `templates/design.svg.j2`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fpga.decoder_design import DecoderDesign
 from fpga.design import EngineDesign
 
 BOX_WIDTH, BOX_HEIGHT = 172, 46
@@ -129,3 +130,51 @@ def engine_diagram(engine: EngineDesign) -> Diagram:
     else:
         arrows.append(Arrow(gather, rows, "positions"))
     return Diagram(f"{engine.name}: {config.channels} channels", boxes, arrows)
+
+
+def decoder_diagram(decoder: DecoderDesign) -> Diagram:
+    """The schedule of a token from top to bottom, beside the memory that a step reads."""
+    model, config = decoder.model, decoder.config
+    heads = f"{model.num_attention_heads} heads, {model.num_key_value_heads} of keys"
+    vocab = f"{config.vocab_ports} ports: {decoder.head_kind} rows"
+    caches = f"{2 * config.kv_ports} ports: {decoder.context} positions"
+    norm = ("residual, norm", f"{model.hidden_size} values", "", "")
+    screen = [("lm_head", f"{decoder.slices} slices, coarse logits", "engine ports", "tables")]
+    steps = [
+        ("embed", "one row a token", "vocab_*", vocab),
+        norm,
+        _projection(decoder, "qkv_proj"),
+        ("rotary, attention", heads, "key, value caches", caches),
+        _projection(decoder, "o_proj"),
+        norm,
+        _projection(decoder, "gate_up_proj"),
+        ("SwiGLU", f"{model.intermediate_size} values", "", ""),
+        _projection(decoder, "down_proj"),
+        ("residual, final norm", f"{model.hidden_size} values", "", ""),
+        *(screen if decoder.screened else []),
+        ("head", f"{model.vocab_size} words", "vocab_*", vocab),
+        ("arg-max", "the next token", "", ""),
+    ]
+    boxes: list[Box] = []
+    arrows: list[Arrow] = []
+    before: Box | None = None
+    for row, (name, text, port, memory) in enumerate(steps):
+        box = Box(name, text, 1, row)
+        if before:
+            arrows.append(Arrow(before, box, ""))
+        if port:
+            source = Box(port, memory, 0, row, "port")
+            boxes.append(source)
+            arrows.append(Arrow(source, box, ""))
+        boxes.append(box)
+        before = box
+    title = f"{decoder.name}: from the first norm to down_proj for each of "
+    return Diagram(f"{title}{model.num_hidden_layers} layers", boxes, arrows)
+
+
+def _projection(decoder: DecoderDesign, name: str) -> tuple[str, str, str, str]:
+    """The step of a linear: its size, and which engines run it in some layer."""
+    shapes = [s for s in decoder.model.linears() if s.name.endswith(f".{name}")]
+    owners = [e.name for e in decoder.engines if any(s.name in e.slots for s in shapes)]
+    size = f"{shapes[0].in_features} -> {shapes[0].out_features}"
+    return name, size, "engine ports", ", ".join(owners)

@@ -47,7 +47,7 @@ def golden_arrays(linear: LutLinear, x: np.ndarray) -> dict[str, np.ndarray]:
     arrays = {"x": x, "acc": acc, "y": intmath.dequantize(acc, token_scale, linear)}
     if linear.act_codebook is not None:
         x_int, _ = intmath.quantize_activation(x, linear)
-        arrays["codes"] = intmath.search(x_int, linear.act_codebook)
+        arrays["codes"] = intmath.search(x_int, linear.act_codebook, linear.config.metric)
     return arrays
 
 

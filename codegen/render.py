@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from codegen.diagram import engine_diagram
+from codegen.diagram import decoder_diagram, engine_diagram
 from fpga.decoder_design import DecoderDesign
 from fpga.design import EngineDesign
 from fpga.device import Device
@@ -22,6 +22,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 #: Headers of the simulation, by their path in a design.
 SIMULATION_HEADERS = ("ap_int.h", "hls_stream.h", "hls_burst_maxi.h", "testbench.h")
 DECODER_HEADERS = ("decoder_testbench.h",)
+#: What clang-tidy checks.
+LINT_RULES = ".clang-tidy"
+#: Header of the host programs.
+HOST_HEADER = "host/board.h"
 _INCLUDE = re.compile(r'^#include "([\w./]+)"\n', re.MULTILINE)
 
 
@@ -203,6 +207,13 @@ def decoder_sources(decoder: DecoderDesign, device: Device, header: str) -> dict
         f"hls/{name}.cpp": amalgamate(top, LIBRARY, configs),
         f"hls/{name}.cfg": render("kernel.cfg.j2", engine=decoder, device=device, header=header),
         f"sim/{name}_testbench.cpp": render("decoder_testbench.cpp.j2", **values),
+        f"{name}.svg": render("design.svg.j2", diagram=decoder_diagram(decoder), header=header),
+        "host/decoder.cpp": render(
+            "decoder_host.cpp.j2",
+            arguments=_host_arguments(decoder),
+            logit_beats=decoder.run_beats()["logits"],
+            **values,
+        ),
         f"{name}_system.cfg": render(
             "system.cfg.j2",
             engines=[decoder],
@@ -215,6 +226,18 @@ def decoder_sources(decoder: DecoderDesign, device: Device, header: str) -> dict
     for path in DECODER_HEADERS:
         out[f"sim/{path}"] = (LIBRARY / "sim" / path).read_text(encoding="utf-8")
     return out
+
+
+def _host_arguments(decoder: DecoderDesign) -> list[tuple[str, int, str]]:
+    """(argument, beats or 0 where an image fills it, path of that in images/) of all memory
+    arguments before the ids, in order.
+    """
+    out = []
+    for engine in decoder.engines:
+        for name, _ in _memory_arguments(engine)[:-2]:  # x and y stay on chip
+            out.append((f"{engine.name}_{name}", 0, f"{engine.name}/{name}.bin"))
+    out += [(name, 0, f"{decoder.name}/{name}.bin") for name in decoder.image_beats()]
+    return [*out, *((name, decoder.run_beats()[name], "") for name in decoder.cache_names)]
 
 
 def design_sources(
@@ -236,6 +259,8 @@ def design_sources(
         out |= decoder_sources(decoder, device, header)
     for name in included_headers("lut_linear.h"):
         out[f"src/lutllm/{name}"] = (LIBRARY / name).read_text(encoding="utf-8")
+    out[LINT_RULES] = (LIBRARY / LINT_RULES).read_text(encoding="utf-8")
+    out[HOST_HEADER] = (LIBRARY / HOST_HEADER).read_text(encoding="utf-8")
     for name in SIMULATION_HEADERS:
         out[f"sim/{name}"] = (LIBRARY / "sim" / name).read_text(encoding="utf-8")
     values = {

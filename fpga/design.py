@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lutllm.config import LutConfig, reject_unknown
+from lutllm.config import METRICS, LutConfig, reject_unknown
 from lutllm.errors import ConfigError
 
 ROW_MODES = ("auto", "table", "online")
@@ -483,6 +483,12 @@ class EngineDesign:
         max_subs = max(widest, ceil_div(config.max_outputs, self.lanes))
         rows: list[tuple[str, str, Any, str]] = [
             ("bool", "SEARCH", self.search, "activations are coded by a search"),
+            (
+                "int",
+                "METRIC",
+                METRICS.index(lut.metric),
+                "of the search: 0 squared distance, 1 largest difference",
+            ),
             ("bool", "ONLINE_ROWS", self.online_rows, "rows are computed, not read"),
             ("int", "VEC_LEN", lut.vec_len, "channels per position"),
             ("int", "ACT_CENTROIDS", lut.act_centroids, "per activation codebook"),

@@ -16,6 +16,9 @@ from lutllm.errors import ConfigError
 
 FORMAT_VERSION = 1
 SCHEMES = ("co", "weight")
+#: How far an activation is from a centroid: the sum of squares of the differences ("l2"), or the
+#: largest of them ("chebyshev"), which needs no multiplication.
+METRICS = ("l2", "chebyshev")
 #: How embedding and output head are stored: in the type of the checkpoint; as int8 rows; or as int8
 #: rows with the LUT linear HEAD_LINEAR, which finds the words whose rows are worth reading.
 HEADS = ("source", "int8", "lut")
@@ -65,6 +68,7 @@ class LutConfig:
     table_bits      width of a signed table entry
     wide_stages     the first weight stages, with entries of table_bits; later ones have 8 at most
     block_positions positions that share one accumulator exponent
+    metric          one of METRICS, by which activations find their centroid (scheme "co")
     """
 
     scheme: str = "co"
@@ -77,10 +81,13 @@ class LutConfig:
     table_bits: int = 8
     wide_stages: int = 1
     block_positions: int = 16
+    metric: str = "l2"
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
             raise ConfigError(f"scheme is {self.scheme!r}; choose one of {', '.join(SCHEMES)}")
+        if self.metric not in METRICS:
+            raise ConfigError(f"metric is {self.metric!r}; choose one of {', '.join(METRICS)}")
         for name, low, high in (
             ("vec_len", 1, 8),
             ("act_centroids", 2, 256),
@@ -97,6 +104,11 @@ class LutConfig:
             raise ConfigError(
                 f"act_stages is {self.act_stages} in scheme 'weight', which does not code "
                 "activations; set it to 1 or use scheme 'co'"
+            )
+        if self.scheme == "weight" and self.metric != "l2":
+            raise ConfigError(
+                f"metric is {self.metric!r} in scheme 'weight', which does not search; leave it at "
+                "'l2' or use scheme 'co'"
             )
 
     @property

@@ -21,7 +21,7 @@ def activation_codes(x: np.ndarray, linear: LutLinear) -> np.ndarray:
     x_int, _ = intmath.quantize_activation(x, linear)
     if linear.act_codebook is None:
         return x_int.astype(np.int8)
-    return intmath.search(x_int, linear.act_codebook)
+    return intmath.search(x_int, linear.act_codebook, linear.config.metric)
 
 
 def compare_runs(

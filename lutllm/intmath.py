@@ -54,10 +54,11 @@ def quantize_activation(x: np.ndarray, linear: LutLinear) -> tuple[np.ndarray, n
     return x_int.reshape(len(x), -1, linear.config.vec_len), token_scale
 
 
-def search(x_int: np.ndarray, act_codebook: np.ndarray) -> np.ndarray:
+def search(x_int: np.ndarray, act_codebook: np.ndarray, metric: str) -> np.ndarray:
     """Nearest activation centroid per position and stage; ties go to the lowest index.
 
-    x_int: i32[T, P, v]; act_codebook: i8[Sa, P, Ka, v]. Returns codes u8[T, Sa, P].
+    x_int: i32[T, P, v]; act_codebook: i8[Sa, P, Ka, v]; metric: of `lutllm.config.METRICS`.
+    Returns codes u8[T, Sa, P].
     Stage t codes the rest left by the stages before, on a grid 8^t times finer.
     """
     stages = len(act_codebook)
@@ -65,7 +66,11 @@ def search(x_int: np.ndarray, act_codebook: np.ndarray) -> np.ndarray:
     codes = np.empty((len(x_int), stages, x_int.shape[1]), np.uint8)
     for t in range(stages):
         centroids = act_codebook[t].astype(np.int32) << (STAGE_BITS * (stages - 1 - t))
-        distance = ((rest[:, :, None, :] - centroids[None]) ** 2).sum(axis=-1)
+        difference = rest[:, :, None, :] - centroids[None]
+        if metric == "chebyshev":
+            distance = np.abs(difference).max(axis=-1)
+        else:
+            distance = (difference**2).sum(axis=-1)
         codes[:, t] = distance.argmin(axis=-1)
         rest = rest - _pick(centroids, codes[:, t])
     return codes
@@ -131,7 +136,7 @@ def accumulate(x: np.ndarray, linear: LutLinear) -> tuple[np.ndarray, np.ndarray
     if linear.config.scheme == "weight":
         return lookup_accumulate(table_rows(x_int, linear, 0), linear, 0), token_scale
     assert linear.act_codebook is not None
-    codes = search(x_int, linear.act_codebook)
+    codes = search(x_int, linear.act_codebook, linear.config.metric)
     acc = np.zeros((len(x), linear.out_features), np.int32)
     for t in range(linear.config.act_stages):
         chosen = _pick(linear.act_codebook[t].astype(np.int32), codes[:, t])

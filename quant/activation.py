@@ -110,19 +110,23 @@ def _fit_codebooks(
 
     Returns i8[Sa, P, Ka, v] and rho f32[P].
     """
+    chebyshev = config.metric == "chebyshev"
     rest = np.ascontiguousarray(points)
     unit = np.ones(len(points), np.float32)
     stages = []
     for t in range(config.act_stages):
-        centroids = kmeans(rest, config.act_centroids, _ITERATIONS, seed + 7919 * t, weights)
+        centroids = kmeans(
+            rest, config.act_centroids, _ITERATIONS, seed + 7919 * t, weights, chebyshev
+        )
         if t == 0:
-            usage = code_usage(assign(rest, centroids), config.act_centroids, weights)
+            codes = assign(rest, centroids, chebyshev)
+            usage = code_usage(codes, config.act_centroids, weights)
             unit = _integer_unit(centroids, usage)
         fine = unit[:, None, None] * np.float32(1 << (STAGE_BITS * t))
         integers = np.clip(np.rint(centroids * fine), -127, 127).astype(np.int8)
         stages.append(integers)
         rounded = integers / fine
-        rest = rest - take_centroids(rounded, assign(rest, rounded))
+        rest = rest - take_centroids(rounded, assign(rest, rounded, chebyshev))
     return np.stack(stages), unit
 
 
@@ -171,21 +175,26 @@ def _token_scaled_rho(y: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True, parallel=True)
-def _assign_batch(points: np.ndarray, centroids: np.ndarray, codes: np.ndarray) -> None:
+def _assign_batch(
+    points: np.ndarray, centroids: np.ndarray, codes: np.ndarray, chebyshev: bool
+) -> None:
     n = points.shape[2]
     for p in prange(points.shape[0]):
         best = np.empty(n, np.float32)
         found = np.empty(n, np.int32)
-        assign_one(points[p], centroids[p], found, best)
+        assign_one(points[p], centroids[p], found, best, chebyshev)
         for i in range(n):
             codes[p, i] = found[i]
 
 
-def assign(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Nearest centroid, lowest index on ties. f32[P, v, n], f32[P, K, v] -> u8[P, n]."""
+def assign(points: np.ndarray, centroids: np.ndarray, chebyshev: bool = False) -> np.ndarray:
+    """Nearest centroid, lowest index on ties. f32[P, v, n], f32[P, K, v] -> u8[P, n].
+
+    chebyshev: by the largest difference instead of the sum of squares.
+    """
     codes = np.empty((len(points), points.shape[2]), np.uint8)
     centroids = np.ascontiguousarray(centroids, np.float32)
-    _assign_batch(np.ascontiguousarray(points, np.float32), centroids, codes)
+    _assign_batch(np.ascontiguousarray(points, np.float32), centroids, codes, chebyshev)
     return codes
 
 
@@ -208,7 +217,7 @@ def input_codes(x: torch.Tensor, code: InputCode, config: LutConfig) -> list[np.
     """Activation codes of each stage, u8[P, T], scheme "co".
 
     The search compares float32 squares, which are exact for one stage; with more stages a near tie
-    may fall differently from `lutllm.intmath.search`.
+    may fall differently from `lutllm.intmath.search`. Chebyshev distances are always exact.
     """
     assert code.codebook is not None
     scale = code.column_norm * code.rho.reshape(-1)
@@ -219,7 +228,7 @@ def input_codes(x: torch.Tensor, code: InputCode, config: LutConfig) -> list[np.
     codes = []
     for t in range(config.act_stages):
         centroids = code.codebook[t] / np.float32(1 << (STAGE_BITS * t))
-        codes.append(assign(rest, centroids))
+        codes.append(assign(rest, centroids, config.metric == "chebyshev"))
         if t + 1 < config.act_stages:
             rest -= take_centroids(centroids, codes[t])
     return codes

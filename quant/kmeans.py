@@ -44,6 +44,18 @@ def _distances(points: np.ndarray, centroid: np.ndarray, out: np.ndarray) -> Non
 
 
 @njit(cache=True)
+def _largest_differences(points: np.ndarray, centroid: np.ndarray, out: np.ndarray) -> None:
+    """Chebyshev distances, as `_distances`."""
+    c = centroid[0]
+    for i in range(out.size):
+        out[i] = abs(points[0, i] - c)
+    for j in range(1, points.shape[0]):
+        c = centroid[j]
+        for i in range(out.size):
+            out[i] = max(out[i], abs(points[j, i] - c))
+
+
+@njit(cache=True)
 def _keep_closer(dist: np.ndarray, k: int, codes: np.ndarray, best: np.ndarray) -> None:
     """Where dist < best, take centroid k. All arrays [n]."""
     code = np.int32(k)
@@ -53,9 +65,20 @@ def _keep_closer(dist: np.ndarray, k: int, codes: np.ndarray, best: np.ndarray) 
         best[i] = dist[i] if closer else best[i]
 
 
+@njit(inline="always")
+def _pair_distance(d0: np.float32, d1: np.float32, chebyshev: bool) -> np.float32:
+    """Of two differences."""
+    return max(abs(d0), abs(d1)) if chebyshev else d0 * d0 + d1 * d1
+
+
 @njit(cache=True)
 def _pair_chunk(
-    x0: np.ndarray, x1: np.ndarray, quads: np.ndarray, codes: np.ndarray, best: np.ndarray
+    x0: np.ndarray,
+    x1: np.ndarray,
+    quads: np.ndarray,
+    codes: np.ndarray,
+    best: np.ndarray,
+    chebyshev: bool,
 ) -> None:
     """`assign_one` for a chunk of two-dimensional points. quads: f32[K / 4, 4, 2].
 
@@ -74,10 +97,10 @@ def _pair_chunk(
         )
         for i in range(x0.size):
             u, w = x0[i], x1[i]
-            da = (u - a0) * (u - a0) + (w - a1) * (w - a1)
-            db = (u - b0) * (u - b0) + (w - b1) * (w - b1)
-            de = (u - e0) * (u - e0) + (w - e1) * (w - e1)
-            df = (u - f0) * (u - f0) + (w - f1) * (w - f1)
+            da = _pair_distance(u - a0, w - a1, chebyshev)
+            db = _pair_distance(u - b0, w - b1, chebyshev)
+            de = _pair_distance(u - e0, w - e1, chebyshev)
+            df = _pair_distance(u - f0, w - f1, chebyshev)
             left = db < da
             d, k = (db if left else da), (k1 if left else k0)
             right = df < de
@@ -102,12 +125,16 @@ def _in_quads(centroids: np.ndarray) -> np.ndarray:
 
 @njit(cache=True)
 def assign_one(
-    points: np.ndarray, centroids: np.ndarray, codes: np.ndarray, best: np.ndarray
+    points: np.ndarray,
+    centroids: np.ndarray,
+    codes: np.ndarray,
+    best: np.ndarray,
+    chebyshev: bool = False,
 ) -> None:
     """Nearest centroid of each point, lowest index on ties.
 
     points: f32[v, n]; centroids: f32[K, v]; codes: i32[n] out; best: f32[n] out, the squared
-    distances. Works in chunks that stay in the first-level cache.
+    distances, or the largest differences. Works in chunks that stay in the first-level cache.
     """
     v, n = points.shape
     dist = np.empty(_CHUNK, np.float32)
@@ -122,10 +149,14 @@ def assign_one(
                 quads,
                 codes[start:stop],
                 best[start:stop],
+                chebyshev,
             )
             continue
         for k in range(centroids.shape[0]):
-            _distances(points[:, start:stop], centroids[k], dist[: stop - start])
+            if chebyshev:
+                _largest_differences(points[:, start:stop], centroids[k], dist[: stop - start])
+            else:
+                _distances(points[:, start:stop], centroids[k], dist[: stop - start])
             _keep_closer(dist[: stop - start], k, codes[start:stop], best[start:stop])
 
 
@@ -203,22 +234,29 @@ def lloyd_one(
     centroids: np.ndarray,
     codes: np.ndarray,
     iterations: int,
+    chebyshev: bool = False,
 ) -> None:
     """Weighted Lloyd iterations from the given centroids, which are updated in place.
 
-    points: f32[v, n]; weights: f32[n]; centroids: f32[K, v]; codes: i32[n] out.
+    points: f32[v, n]; weights: f32[n]; centroids: f32[K, v]; codes: i32[n] out. Whatever the
+    distance that points are assigned by, the mean has the least squared error.
     """
     n = points.shape[1]
     best = np.empty(n, np.float32)
     for _ in range(iterations):
-        assign_one(points, centroids, codes, best)
+        assign_one(points, centroids, codes, best, chebyshev)
         update_one(points, weights, codes, best, centroids)
-    assign_one(points, centroids, codes, best)
+    assign_one(points, centroids, codes, best, chebyshev)
 
 
 @njit(cache=True, parallel=True)
 def _kmeans_batch(
-    points: np.ndarray, weights: np.ndarray, centroids: np.ndarray, iterations: int, seed: int
+    points: np.ndarray,
+    weights: np.ndarray,
+    centroids: np.ndarray,
+    iterations: int,
+    seed: int,
+    chebyshev: bool,
 ) -> None:
     """points: f32[P, v, n]; weights: f32[n]; centroids: f32[P, K, v] out."""
     n = points.shape[2]
@@ -228,7 +266,7 @@ def _kmeans_batch(
         _next_random(state)
         codes = np.empty(n, np.int32)
         seed_one(points[p], weights, centroids[p], state)
-        lloyd_one(points[p], weights, centroids[p], codes, iterations)
+        lloyd_one(points[p], weights, centroids[p], codes, iterations, chebyshev)
 
 
 def use_faiss(count: int, vec_len: int) -> bool:
@@ -242,17 +280,19 @@ def kmeans(
     iterations: int,
     seed: int,
     weights: np.ndarray | None = None,
+    chebyshev: bool = False,
 ) -> np.ndarray:
     """One codebook per position. points: f32[P, v, n] -> centroids f32[P, count, v].
 
-    weights: f32[n], how much each point counts; None counts all alike.
+    weights: f32[n], how much each point counts; None counts all alike. chebyshev: points belong to
+    the centroid with the least largest difference, which faiss does not know.
 
     k-means++ seeds and Lloyd iterations (Lloyd 1982; Arthur and Vassilvitskii 2007). The same
     seed gives the same result with any number of threads.
     """
     positions, vec_len, n = points.shape
     weights = np.ones(n, np.float32) if weights is None else weights.astype(np.float32)
-    if use_faiss(count, vec_len) and n >= count:
+    if not chebyshev and use_faiss(count, vec_len) and n >= count:
         return np.stack(
             [
                 _kmeans_faiss(points[p], weights, count, iterations, seed + p)
@@ -260,7 +300,8 @@ def kmeans(
             ]
         )
     centroids = np.empty((positions, count, vec_len), np.float32)
-    _kmeans_batch(np.ascontiguousarray(points, np.float32), weights, centroids, iterations, seed)
+    points = np.ascontiguousarray(points, np.float32)
+    _kmeans_batch(points, weights, centroids, iterations, seed, chebyshev)
     return centroids
 
 

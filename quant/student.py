@@ -194,7 +194,12 @@ class _RoundedActivation(torch.autograd.Function):
 
 @njit(cache=True, parallel=True)
 def _code_tokens(
-    z: np.ndarray, centroids: np.ndarray, fine: np.float32, codes: np.ndarray, out: np.ndarray
+    z: np.ndarray,
+    centroids: np.ndarray,
+    fine: np.float32,
+    chebyshev: bool,
+    codes: np.ndarray,
+    out: np.ndarray,
 ) -> None:
     """Slots rounded to the finest grid and coded stage by stage, as `quant.activation.input_codes`.
 
@@ -215,7 +220,7 @@ def _code_tokens(
         found, best = np.empty(tokens, np.int32), np.empty(tokens, np.float32)
         for s in range(stages):
             book = centroids[s, p]
-            assign_one(rest, book, found, best)
+            assign_one(rest, book, found, best, chebyshev)
             for t in range(tokens):
                 codes[s, p, t] = found[t]
                 for j in range(vec_len):
@@ -244,11 +249,14 @@ class _CodedActivation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, z: torch.Tensor, centroids: torch.Tensor, fine: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, z: torch.Tensor, centroids: torch.Tensor, fine: float, chebyshev: bool
+    ) -> torch.Tensor:
         stages, positions = centroids.shape[:2]
         ctx.codes = np.empty((stages, positions, len(z)), np.uint8)
         out = torch.empty_like(z)
-        _code_tokens(z.numpy(), centroids.numpy(), np.float32(fine), ctx.codes, out.numpy())
+        books, codes = centroids.numpy(), ctx.codes
+        _code_tokens(z.numpy(), books, np.float32(fine), chebyshev, codes, out.numpy())
         ctx.save_for_backward(centroids)
         return out
 
@@ -258,7 +266,7 @@ class _CodedActivation(torch.autograd.Function):
         (centroids,) = ctx.saved_tensors
         out = torch.empty_like(centroids)
         _collect_centroids(grad.contiguous().numpy(), ctx.codes, out.numpy())
-        return grad, out, None
+        return grad, out, None, None
 
 
 def _decoded(
@@ -371,7 +379,8 @@ class StudentLinear:
             top = z.detach().abs().amax(1).clamp(min=1e-30)
             return _RoundedActivation.apply(z, (127 / top)[:, None], self._dtype), top / 127
         centroids = self.act_integers() * self._act_unit
-        coded = _CodedActivation.apply(z / self._fine, centroids, self._fine)
+        by_chebyshev = config.metric == "chebyshev"
+        coded = _CodedActivation.apply(z / self._fine, centroids, self._fine, by_chebyshev)
         return coded.to(self._dtype), torch.ones(len(z))
 
     def trained(self) -> LutLinear:

@@ -1,6 +1,6 @@
 """The tables of docs/PERFORMANCE_MODEL.md, as Markdown.
 
-python scripts/performance_tables.py validation|netlist|steps|designs|models|devices
+python scripts/performance_tables.py validation|netlist|steps|designs|metrics|models|devices
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from fpga.performance.designs import decoder_design
 from fpga.performance.estimate import Estimate, Setting
 from fpga.performance.explore import Budget, Candidate, Space, explore
 from fpga.performance.published import PUBLISHED_INT8, PUBLISHED_NETLIST, PublishedModel
-from fpga.performance.resources import NAMES, add_up
-from lutllm.config import QuantConfig
+from fpga.performance.resources import NAMES, add_up, utilisation
+from lutllm.config import METRICS, QuantConfig
 from lutllm.recipes import recipe, with_head
 
 #: A head coded like the layers; `tiny` with entries of 8 bits, of which twice as many fit.
@@ -145,6 +145,31 @@ def designs() -> None:
     table(_DESIGN_HEAD, rows)
 
 
+def metrics() -> None:
+    """What the search of the balanced `paper` design at 300 MHz takes, by metric."""
+    rows = []
+    v80, model = load_device("v80"), read_source(MODEL).model
+    found = explore(model, v80, Space({"paper": QUANTS["paper"]}, (300.0,)), GOALS).chosen
+    assert found is not None
+    for metric in METRICS:
+        lut = dataclasses.replace(recipe("paper").config, metric=metric)
+        quant = with_head(QuantConfig(lut), "engine")
+        design = decoder_design(model, quant, found.engine, found.design.config)
+        estimate = Estimate(design, Setting(v80, clock_mhz=300.0))
+        search = estimate.blocks["centroid_search"].to_dict()
+        shares = utilisation(estimate.resources, v80)
+        rows.append(
+            (
+                metric,
+                *(f"{search[name]:,}" for name in ("lut", "ff", "dsp")),
+                " / ".join(f"{shares[name]:.1%}" for name in ("lut", "dsp")),
+                f"{estimate.power.watts.value:.0f}",
+            )
+        )
+    heads = ("metric", "search LUT", "search FF", "search DSP", "whole kernel LUT / DSP", "W")
+    table(heads, rows)
+
+
 def _best_of(label: str, device: str, model: str, clock: float) -> list[str]:
     """The balanced design of the better recipe, or why there is none."""
     board, shape = load_device(device), read_source(model).model
@@ -173,7 +198,7 @@ def devices() -> None:
 
 
 TABLES: dict[str, Callable[[], None]] = {
-    f.__name__: f for f in (validation, netlist, steps, designs, models, devices)
+    f.__name__: f for f in (validation, netlist, steps, designs, metrics, models, devices)
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lutllm.artifact import Artifact, artifact_hash, file_digest, write_json
+from lutllm.config import LutConfig, QuantConfig
 from lutllm.errors import ArtifactError
 from lutllm.tensorfile import TensorFile, bf16_to_f32, f32_to_bf16, write_tensors
 from tests.make_artifact import tiny_config, write_artifact
@@ -40,6 +41,20 @@ def test_arrays_are_views_of_the_file(original: Path) -> None:
         base = base.base
     assert isinstance(base, np.memmap)
     assert not linear.weight_codes.flags.writeable
+
+
+def test_the_metric_is_kept(tmp_path: Path) -> None:
+    quant = QuantConfig(LutConfig(metric="chebyshev"))
+    folder = write_artifact(tmp_path / "art", tiny_config("qwen3"), quant)
+    assert Artifact.open(folder).quant == quant
+    assert {linear.config.metric for linear in Artifact.open(folder).linears()} == {"chebyshev"}
+
+
+def test_artifacts_from_before_the_metric(folder: Path) -> None:
+    default = LutConfig().to_dict()
+    del default["metric"]
+    edit_config(folder, default=default)
+    assert Artifact.open(folder).quant.default.metric == "l2"
 
 
 def edit_index(folder: Path, change: Any) -> None:

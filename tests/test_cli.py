@@ -63,6 +63,7 @@ def test_recipe_and_sizes():
         vec_len=4, act_centroids=32, weight_centroids=8, act_stages=2, block_positions=4
     )
     assert parse_config(*words.split()).default == expected
+    assert parse_config("--metric", "chebyshev").default.metric == "chebyshev"
 
 
 def test_overrides():
@@ -88,6 +89,7 @@ def test_malformed_override(text):
         (["--recipe", "best"], "no recipe 'best'; choose one of"),
         (["--vec-len", "0"], "vec_len is 0"),
         (["--scheme", "weight", "--act-stages", "2"], "act_stages is 2"),
+        (["--recipe", "tiny", "--metric", "chebyshev"], "metric is 'chebyshev' in scheme 'weight'"),
         (["--override", "*:colour=1"], "unknown field 'colour'"),
         ([], "no output folder; add -o OUT"),
     ],

@@ -6,10 +6,12 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from codegen.csim import compile_testbench, trusted_sources
 from codegen.csim_decoder import golden_of, relative_errors, run_decoder, run_program
 from codegen.decoder_golden import DecoderGolden
 from codegen.decoder_images import plan_decoder
+from codegen.explain import explain
 from codegen.export import export
 from codegen.lint import lint_kernel
 from codegen.manifest import MANIFEST, file_entry, read_design
@@ -314,7 +317,7 @@ def test_changed_table_entry_is_found(
     x = np.fromfile(copy / f"golden/decoder/{linear.name}.bin", "<f4").reshape(-1, 72)
     x_int, _ = intmath.quantize_activation(x, linear)
     assert linear.act_codebook is not None
-    code = int(intmath.search(x_int, linear.act_codebook).reshape(len(x), -1)[0, 5])
+    code = int(intmath.search(x_int, linear.act_codebook, "l2").reshape(len(x), -1)[0, 5])
     engine = read_design(copy).engines[0]
     k, slot = engine.slots[linear.name]
     kind = engine.kinds[k]
@@ -555,6 +558,30 @@ def record_files(root: Path) -> list[str]:
     return [entry["path"] for entry in manifest["files"]]
 
 
+def test_explanation_names_diagrams_and_ports(
+    designs: Callable[[str], tuple[Path, Path]],
+) -> None:
+    root = designs("mixed")[0]
+    lines = explain(root)
+    assert lines[0] == f"block diagram of decoder: {root / 'decoder.svg'}"
+    text = "\n".join(lines)
+    sizes = {path.name: path.stat().st_size for path in (root / "images/decoder").iterdir()}
+    assert f"vocab_0 {sizes['vocab_0.bin']:,}" in text
+    assert text.count("memory of ") == 2
+
+
+@pytest.mark.parametrize("name", ["mixed", "screened"])
+def test_block_diagram_shows_the_schedule(
+    designs: Callable[[str], tuple[Path, Path]], name: str
+) -> None:
+    root = ElementTree.fromstring((designs(name)[0] / "decoder.svg").read_text())
+    texts = [node.text for node in root.iter() if node.tag.endswith("text")]
+    steps = ["embed", "qkv_proj", "rotary, attention", "o_proj", "gate_up_proj", "down_proj"]
+    steps += ["lm_head"] * (name == "screened") + ["head", "arg-max"]
+    assert [text for text in texts if text in steps] == steps
+    assert name != "mixed" or "lut_linear_1" in texts  # what o_proj runs on
+
+
 def test_no_lint_problems(designs: Callable[[str], tuple[Path, Path]]) -> None:
     for name in MODELS:
         root = designs(name)[0]
@@ -562,6 +589,15 @@ def test_no_lint_problems(designs: Callable[[str], tuple[Path, Path]]) -> None:
             assert lint_kernel(path, (root / path).read_text()) == []
         lines = (root / "src/decoder.cpp").read_text().split("\n")
         assert [s for s in lines if len(s) > 110 and "#pragma" not in s] == []
+
+
+@pytest.mark.skipif(shutil.which("clang-tidy") is None, reason="needs clang-tidy")
+@pytest.mark.parametrize("name", ["mixed", "screened apart"])
+def test_clang_tidy_finds_nothing(designs: Callable[[str], tuple[Path, Path]], name: str) -> None:
+    found = subprocess.run(
+        ["make", "lint"], cwd=designs(name)[0], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout
 
 
 def test_errors_that_are_not_numbers_count() -> None:

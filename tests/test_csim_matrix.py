@@ -38,6 +38,23 @@ MATRIX: dict[str, tuple[LutConfig, EngineConfig, list[Shape]]] = {
         EngineConfig(channels=4, centroid_ports=1, rows="online", max_tokens=4),
         RAGGED,
     ),
+    "chebyshev": (
+        LutConfig(metric="chebyshev"),
+        EngineConfig(max_tokens=5),
+        [(70, 130, True), (256, 1200, False)],
+    ),
+    "chebyshev, two activation stages, rows on line": (
+        LutConfig(metric="chebyshev", act_stages=2, vec_len=4, act_centroids=20, group_size=64),
+        EngineConfig(
+            channels=8,
+            rows="online",
+            search_segments=3,
+            search_chain=1,
+            lanes_per_cycle=32,
+            max_tokens=4,
+        ),
+        RAGGED,
+    ),
     "16-bit entries, two stages": (
         LutConfig(
             scheme="weight",

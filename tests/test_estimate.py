@@ -373,12 +373,31 @@ def test_resources_of_a_search_and_a_lookup():
     blocks = {b.function: b for b in EngineResources(engines[0]).blocks()}
     assert blocks["centroid_search"].count.value == 16
     assert blocks["centroid_search"].each.dsp.value == 8 * 2  # elements x vec_len
+    chebyshev = dataclasses.replace(engines[0].lut, metric="chebyshev")
+    other = EngineResources(dataclasses.replace(engines[0], lut=chebyshev)).blocks()
+    assert {b.function: b for b in other}["centroid_search"].each.dsp.value == 0
     assert blocks["lookup"].each.dsp.value == 128 / 4  # four lanes of 12 bits in 48
     assert blocks["rows_from_tables"].each.uram.value == 2 * 4  # two tables, 256 bits wide
     online = model_engines(model(), WEIGHT, EngineConfig())
     blocks = {b.function: b for b in EngineResources(online[0]).blocks()}
     assert blocks["rows_online"].each.dsp.value == 16 * 2 / 4  # one row in four cycles
     assert "centroid_search" not in blocks
+
+
+def test_linears_of_another_metric_get_an_engine_of_their_own():
+    quant = QuantConfig(overrides={"*.o_proj": {"metric": "chebyshev"}})
+    engines = model_engines(model(), quant, EngineConfig())
+    assert [design.lut.metric for design in engines] == ["l2", "chebyshev"]
+    assert [kind.name for kind in engines[1].kinds] == ["o_proj"]
+
+
+@pytest.mark.parametrize(("metric", "luts"), [("l2", 97), ("chebyshev", 98)])
+def test_search_logic_agrees_with_open_synthesis(metric, luts):
+    """yosys: LUTs of one element with its comparison, two components of 8 bits."""
+    lut, config = LutConfig(metric=metric), EngineConfig(search_segments=1, search_chain=64)
+    engine = model_engines(model(), QuantConfig(lut), config)[0]
+    search = {b.function: b for b in EngineResources(engine).blocks()}["centroid_search"]
+    assert search.each.lut.value / 64 == pytest.approx(luts, rel=0.15)
 
 
 def test_matcher_logic_agrees_with_open_synthesis():

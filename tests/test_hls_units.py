@@ -76,6 +76,16 @@ CONFIGS = {
         ),
         EngineConfig(channels=8, lanes_per_cycle=12, gather_lanes=4),
     ),
+    "chebyshev": (
+        LutConfig(metric="chebyshev", vec_len=3, act_centroids=50, group_size=16, act_stages=2),
+        EngineConfig(
+            channels=8, centroid_ports=2, search_segments=5, search_chain=2, lanes_per_cycle=16
+        ),
+    ),
+    "chebyshev, one channel": (
+        LutConfig(metric="chebyshev", vec_len=1, act_centroids=9, group_size=16),
+        EngineConfig(channels=8, search_segments=1, search_chain=3, lanes_per_cycle=16),
+    ),
     "coded online": (
         LutConfig(act_stages=2, group_size=32, weight_centroids=20, table_bits=7),
         EngineConfig(channels=8, lanes_per_cycle=8, rows="online"),
@@ -131,7 +141,7 @@ def run_search(
 
 
 def expected_items(engine: EngineDesign, x: np.ndarray, codebook: np.ndarray, sw: int) -> list[int]:
-    codes = intmath.search(x, codebook)  # [T, Sa, P]
+    codes = intmath.search(x, codebook, engine.lut.metric)  # [T, Sa, P]
     items = []
     for p in range(codebook.shape[1]):
         for _ in range(sw):

@@ -16,7 +16,7 @@ import pytest
 from numba import njit
 
 from lutllm import intmath
-from lutllm.config import LutConfig
+from lutllm.config import METRICS, LutConfig
 from lutllm.emulator import jit
 from lutllm.emulator.cpu import ENV, ISA, SETS, choose_isa, compiler_target
 from lutllm.emulator.layout import QUAD, SEGMENT, UNIT, Arena, cut_panels, cut_segments, pack
@@ -38,6 +38,15 @@ CASES: list[tuple[dict[str, Any], int, int, int]] = [
     ({"act_stages": 2}, 130, 100, 1),
     ({"act_stages": 2, "act_centroids": 256}, 64, 100, 17),
     ({"act_stages": 3}, 66, 70, 2),
+    ({"metric": "chebyshev"}, 64, 200, 5),
+    ({"metric": "chebyshev"}, 576, 576, 1),
+    ({"metric": "chebyshev"}, 192, 300, 40),
+    ({"metric": "chebyshev", "act_stages": 2, "weight_stages": 2}, 130, 100, 3),
+    ({"metric": "chebyshev", "act_stages": 2, "act_centroids": 256}, 64, 100, 17),
+    ({"metric": "chebyshev", "act_stages": 2}, 130, 100, 1),
+    ({"metric": "chebyshev", "act_stages": 3}, 66, 70, 7),
+    ({"metric": "chebyshev", "vec_len": 3, "act_centroids": 33}, 99, 192, 6),
+    ({"metric": "chebyshev", "vec_len": 1}, 33, 70, 2),
     ({"scheme": "weight"}, 96, 192, 3),
     ({"scheme": "weight"}, 96, 192, 1),
     ({"scheme": "weight", "weight_stages": 2, "group_size": 100}, 97, 230, 2),
@@ -83,6 +92,11 @@ CASES: list[tuple[dict[str, Any], int, int, int]] = [
 ]
 
 
+def _codes(x_int: np.ndarray, linear: LutLinear) -> np.ndarray:
+    assert linear.act_codebook is not None
+    return intmath.search(x_int, linear.act_codebook, linear.config.metric)
+
+
 def check(linear: LutLinear, x: np.ndarray, team: Team) -> None:
     """Codes, accumulators and outputs of the kernels equal those of intmath."""
     got = run_linear(pack(linear), x, team)
@@ -90,8 +104,7 @@ def check(linear: LutLinear, x: np.ndarray, team: Team) -> None:
     if linear.config.scheme == "weight":
         np.testing.assert_array_equal(got["token_scale"], token_scale)
     else:
-        assert linear.act_codebook is not None
-        np.testing.assert_array_equal(got["codes"], intmath.search(x_int, linear.act_codebook))
+        np.testing.assert_array_equal(got["codes"], _codes(x_int, linear))
     sums, _ = intmath.accumulate(x, linear)
     np.testing.assert_array_equal(got["accumulators"], sums)
     np.testing.assert_array_equal(got["y"], intmath.dequantize(sums, token_scale, linear))
@@ -130,6 +143,7 @@ def random_cases(count: int) -> Iterator[tuple[LutConfig, int, int, int]]:
         scheme = str(rng.choice(["co", "weight"]))
         config = LutConfig(
             scheme=scheme,
+            metric="l2" if scheme == "weight" else str(rng.choice(METRICS)),
             vec_len=int(rng.choice([1, 2, 2, 2, 3])),
             act_centroids=int(rng.integers(2, 257)),
             weight_centroids=int(rng.choice([2, 9, 16, 16, 33, 256])),
@@ -180,6 +194,14 @@ def extreme(config: LutConfig, table_shift: int, block_shift: int) -> LutLinear:
 def test_saturation_and_extreme_shifts(scheme, bits, shifts):
     linear = extreme(LutConfig(scheme=scheme, table_bits=bits), *shifts)
     check(linear, random_input(3, 40) * 100, TEAMS[2])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_search_at_its_bounds(metric, stages):
+    """Inputs far beyond the centroids: the largest distances and rests."""
+    linear = extreme(LutConfig(act_stages=stages, metric=metric), 8, 0)
+    check(linear, random_input(3, 40) * 1000, TEAMS[1])
 
 
 @pytest.mark.parametrize("positions", [4, 108, SEGMENT + UNIT])

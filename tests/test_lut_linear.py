@@ -67,6 +67,7 @@ def test_a_tiny_token_is_zero(size: float) -> None:
 CONFIGS = [
     LutConfig(group_size=48),
     LutConfig(group_size=64, act_stages=2, weight_stages=2),
+    LutConfig(metric="chebyshev", group_size=64, act_stages=2),
     LutConfig(scheme="weight", vec_len=3, weight_centroids=30, group_size=100),
 ]
 
@@ -81,7 +82,7 @@ def dense(x: np.ndarray, linear: LutLinear) -> np.ndarray:
     codes = linear.unpack_weight_codes()
     parts: list[np.ndarray] = [x_int]
     if linear.act_codebook is not None:
-        found = intmath.search(x_int, linear.act_codebook)
+        found = intmath.search(x_int, linear.act_codebook, linear.config.metric)
         p = np.arange(linear.num_positions)
         parts = [linear.act_codebook[t][p, found[:, t]] for t in range(config.act_stages)]
     y = np.zeros((len(x), linear.out_features))
@@ -116,7 +117,7 @@ def test_tables_equal_the_dense_product_up_to_rounding(config: LutConfig) -> Non
 
 
 def test_weight_scheme_ignores_the_size_of_a_token() -> None:
-    linear = random_linear(CONFIGS[2], 37, 110)
+    linear = random_linear(CONFIGS[-1], 37, 110)
     x = random_input(3, 37)
     first, _ = intmath.accumulate(x, linear)
     second, _ = intmath.accumulate(x * np.float32(4), linear)
@@ -125,8 +126,16 @@ def test_weight_scheme_ignores_the_size_of_a_token() -> None:
 
 def test_search_takes_the_lowest_of_equals() -> None:
     book = np.array([[[[5, 0], [5, 0], [-5, 0]]]], np.int8)
-    codes = intmath.search(np.array([[[4, 1]], [[0, 7]]], np.int32), book)
+    codes = intmath.search(np.array([[[4, 1]], [[0, 7]]], np.int32), book, "l2")
     assert codes[:, 0, 0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("metric", "found"), [("l2", [1, 2]), ("chebyshev", [0, 2])])
+def test_metrics_differ(metric: str, found: list[int]) -> None:
+    """(4, 4) and (5, 0) are 32 and 25 from (0, 0) by squares, 4 and 5 by the largest difference."""
+    book = np.array([[[[4, 4], [5, 0], [-4, 4]]]], np.int8)
+    codes = intmath.search(np.array([[[0, 0]], [[-4, 3]]], np.int32), book, metric)
+    assert codes[:, 0, 0].tolist() == found
 
 
 def damage(linear: LutLinear, key: str, value: Any) -> LutLinear:
@@ -182,6 +191,8 @@ def test_configuration_round_trips_and_refuses() -> None:
         ({"vec_len": 0}, "vec_len is 0"),
         ({"act_centroids": 300}, "act_centroids is 300"),
         ({"scheme": "weight", "act_stages": 2}, "act_stages is 2"),
+        ({"metric": "l1"}, "metric is 'l1'; choose one of l2, chebyshev"),
+        ({"scheme": "weight", "metric": "chebyshev"}, "'weight', which does not search"),
         ({"vec_len": True}, "vec_len is True"),
     ]:
         with pytest.raises(ConfigError, match=message):

@@ -31,6 +31,8 @@ LINEARS = {
     "published": (LutConfig(), 72, 100),
     "two stages each": (LutConfig(act_stages=2, weight_stages=2, group_size=33), 73, 101),
     "three stages, long vectors": (LutConfig(act_stages=3, vec_len=8), 80, 70),
+    "chebyshev": (LutConfig(metric="chebyshev", act_stages=2), 73, 101),
+    "chebyshev, three stages": (LutConfig(metric="chebyshev", act_stages=3, vec_len=5), 41, 70),
     "codes of a byte": (LutConfig(weight_centroids=20, vec_len=3, block_positions=3), 50, 90),
     "weight": (LutConfig(scheme="weight", block_positions=4), 73, 101),
     "weight, two stages": (LutConfig(scheme="weight", weight_stages=2, group_size=33), 64, 96),
@@ -57,7 +59,9 @@ def test_every_integer_of_a_linear_is_equal(tmp_path, name, tokens):
     y, acc, codes = open_session(tmp_path, threads=1).run(None, {"x": x})
     x_int, token_scale = intmath.quantize_activation(x, linear)
     if config.scheme == "co":
-        np.testing.assert_array_equal(codes, intmath.search(x_int, linear.act_codebook))
+        np.testing.assert_array_equal(
+            codes, intmath.search(x_int, linear.act_codebook, config.metric)
+        )
     else:
         np.testing.assert_array_equal(codes, x_int)
     sums, _ = intmath.accumulate(x, linear)

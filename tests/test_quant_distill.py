@@ -13,7 +13,7 @@ from calib.decoder import FloatDecoder, rms_norm
 from lutllm import intmath
 from lutllm.artifact import EMBEDDING, Artifact, artifact_hash
 from lutllm.checkpoint import Checkpoint, open_checkpoint
-from lutllm.config import LutConfig, QuantConfig
+from lutllm.config import METRICS, LutConfig, QuantConfig
 from lutllm.emulator.runner import table_engine
 from lutllm.emulator.team import Team
 from lutllm.intmath import lut_linear
@@ -119,9 +119,11 @@ def test_gradients_in_bfloat16_are_those_in_float32() -> None:
         assert relative_error(b, a) < 1e-4
 
 
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("stages", [1, 2])
-def test_activation_centroids_get_the_gradient_of_their_tokens(stages: int) -> None:
-    linear = random_linear(LutConfig(act_stages=stages, act_centroids=5, group_size=48), 20, 70)
+def test_activation_centroids_get_the_gradient_of_their_tokens(stages: int, metric: str) -> None:
+    config = LutConfig(act_stages=stages, act_centroids=5, group_size=48, metric=metric)
+    linear = random_linear(config, 20, 70)
     student = StudentLinear(linear)
     x = torch.from_numpy(random_input(9, 20)).requires_grad_()
     probe = torch.randn(9, 70, generator=torch.Generator().manual_seed(0))
@@ -129,7 +131,8 @@ def test_activation_centroids_get_the_gradient_of_their_tokens(stages: int) -> N
 
     # The same with the codes of intmath and torch indexing.
     x_int, _ = intmath.quantize_activation(x.detach().numpy(), linear)
-    codes = torch.from_numpy(intmath.search(x_int, linear.act_codebook).astype(np.int64))
+    found = intmath.search(x_int, linear.act_codebook, metric)
+    codes = torch.from_numpy(found.astype(np.int64))
     books = student.act_books.detach().clone().requires_grad_()
     centroids = books * student._act_rms * student._act_unit
     p = torch.arange(linear.num_positions)[None]

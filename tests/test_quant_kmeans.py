@@ -68,5 +68,16 @@ def test_assign_is_the_nearest_and_lowest(vec_len: int) -> None:
     points = rng.integers(-9, 10, (3, vec_len, 700)).astype(np.float32)
     centroids = rng.integers(-9, 10, (3, 21, vec_len)).astype(np.float32)
     centroids[:, 20] = centroids[:, 3]
-    gaps = ((points.transpose(0, 2, 1)[:, :, None] - centroids[:, None]) ** 2).sum(-1)
-    assert np.array_equal(assign(points, centroids), gaps.argmin(-1))
+    gaps = points.transpose(0, 2, 1)[:, :, None] - centroids[:, None]
+    assert np.array_equal(assign(points, centroids), (gaps**2).sum(-1).argmin(-1))
+    largest = np.abs(gaps).max(-1)
+    assert np.array_equal(assign(points, centroids, chebyshev=True), largest.argmin(-1))
+
+
+def test_chebyshev_centroids_are_the_means_of_their_points() -> None:
+    points = np.random.default_rng(3).standard_normal((1, 2, 900)).astype(np.float32)
+    centroids = kmeans(points, 6, 200, seed=0, chebyshev=True)
+    codes = assign(points, centroids, chebyshev=True)[0]
+    for k in range(6):
+        mean = points[0][:, codes == k].mean(1)
+        assert np.allclose(mean, centroids[0, k], atol=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lutllm.config import LutConfig
+from lutllm.config import METRICS, LutConfig
 from lutllm.intmath import lut_linear
 from lutllm.lut_linear import accumulator_bound
 from lutllm.model_config import LinearShape
@@ -99,17 +99,18 @@ def test_slot_order_is_a_permutation(vec_len: int) -> None:
     assert sorted(perm[perm >= 0]) == list(range(23))
 
 
-def test_calibration_codes_are_the_artifact_codes() -> None:
+@pytest.mark.parametrize("metric", METRICS)
+def test_calibration_codes_are_the_artifact_codes(metric: str) -> None:
     """The search in calibration finds the codes that the integer definition finds."""
     from lutllm.intmath import quantize_activation, search
 
     x, weight = data()
-    config = LutConfig(group_size=64)
+    config = LutConfig(group_size=64, metric=metric)
     result = run(config)
     code = fit_input(x, weight, config, seed=0)
     x_int, _ = quantize_activation(x.numpy(), result.linear)
     assert np.array_equal(code.codebook, result.linear.act_codebook)
-    expected = search(x_int, result.linear.act_codebook)[:, 0]
+    expected = search(x_int, result.linear.act_codebook, metric)[:, 0]
     assert np.array_equal(input_codes(x, code, config)[0].T, expected)
 
 

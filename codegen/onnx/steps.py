@@ -72,7 +72,7 @@ def search(g: Body, x_int: str, act_codebook: str, config: LutConfig) -> tuple[s
     """Nearest activation centroids. x_int: f32[P, T, v]; act_codebook: i8[Sa, P, Ka, v].
 
     Returns codes u8[T, Sa, P] and for every stage the chosen centroids f32[P, T, v].
-    The nearest centroid has the least |c|^2 - 2 rest . c; ArgMin takes the first on a tie.
+    ArgMin takes the first on a tie.
     """
     stages = config.act_stages
     kind = exact_type(_distance_bound(config))
@@ -82,7 +82,7 @@ def search(g: Body, x_int: str, act_codebook: str, config: LutConfig) -> tuple[s
         unit = 1 << (STAGE_BITS * (stages - 1 - t))
         book = g.cast(pick(g, act_codebook, t), kind)
         centroids = g("Mul", book, g.constant(unit, numpy_type(kind)))
-        code = g("ArgMin", _distances(g, rest, centroids, kind), axis=2, keepdims=0)
+        code = g("ArgMin", _distances(g, rest, centroids, config), axis=2, keepdims=0)
         index = g("Unsqueeze", code, g.constant([2], np.int64))
         chosen.append(g.cast(g("GatherND", book, index, batch_dims=1), TensorProto.FLOAT))
         rest = g("Sub", rest, g("GatherND", centroids, index, batch_dims=1))
@@ -91,8 +91,15 @@ def search(g: Body, x_int: str, act_codebook: str, config: LutConfig) -> tuple[s
     return g.cast(joined, TensorProto.UINT8), chosen
 
 
-def _distances(g: Body, rest: str, centroids: str, kind: int) -> str:
-    """rest: [P, T, v], centroids: [P, Ka, v] -> [P, T, Ka], less |rest|^2."""
+def _distances(g: Body, rest: str, centroids: str, config: LutConfig) -> str:
+    """rest: [P, T, v], centroids: [P, Ka, v] -> [P, T, Ka], from the nearest centroid up."""
+    if config.metric == "chebyshev":
+        return _largest_differences(g, rest, centroids, config.vec_len)
+    return _squared_distances(g, rest, centroids, exact_type(_distance_bound(config)))
+
+
+def _squared_distances(g: Body, rest: str, centroids: str, kind: int) -> str:
+    """rest: [P, T, v], centroids: [P, Ka, v] -> |c|^2 - 2 rest . c, [P, T, Ka]."""
     last = g.constant([2], np.int64)
     squares = g("ReduceSum", g("Mul", centroids, centroids), last, keepdims=1)
     doubled = g("Mul", centroids, g.constant(-2, numpy_type(kind)))
@@ -100,11 +107,28 @@ def _distances(g: Body, rest: str, centroids: str, kind: int) -> str:
     return g("Add", products, g("Transpose", squares, perm=[0, 2, 1]))
 
 
+def _largest_differences(g: Body, rest: str, centroids: str, vec_len: int) -> str:
+    """Chebyshev distances of the same. One channel at a time: a difference of all would have
+    P*T*Ka*v elements.
+    """
+    by_channel = g("Transpose", centroids, perm=[0, 2, 1])
+    differences = []
+    for j in range(vec_len):
+        at = g.constant([j], np.int64)
+        x, c = g("Gather", rest, at, axis=2), g("Gather", by_channel, at, axis=1)
+        differences.append(g("Abs", g("Sub", x, c)))
+    return str(g("Max", *differences))
+
+
 def _distance_bound(config: LutConfig) -> int:
-    """Largest |c|^2 + 2 |rest . c|. A later rest is within the first one plus all centroids."""
+    """Largest |c|^2 + 2 |rest . c|, or |rest| + |c|. A later rest is within the first one plus all
+    centroids.
+    """
     unit = 1 << (STAGE_BITS * (config.act_stages - 1))
     centroid = CENTROID_LIMIT * unit
     rest = ACT_LIMIT * unit + config.act_stages * centroid
+    if config.metric == "chebyshev":
+        return rest + centroid
     return config.vec_len * centroid * (centroid + 2 * rest)
 
 

@@ -5,8 +5,10 @@
 // look-ups of its row (prefill) or the beats of its indices (decode). Centroids arrive pass by pass
 // at the pace of their port, are used as they arrive by the first token and kept for the others.
 //
-// Score of centroid c for x: sum over components of c * (2x - c) = |x|^2 - |x - c|^2. The largest
-// wins, the lowest index among equals.
+// Score of centroid c for x, by the METRIC of the engine; the largest wins, the lowest index among
+// equals:
+//   L2         sum over components of c * (2x - c) = |x|^2 - |x - c|^2
+//   CHEBYSHEV  -1 - the largest |x - c| of a component: no multipliers
 #pragma once
 
 #include "engine.h"
@@ -18,12 +20,15 @@ struct SearchTypes {
     // The rest after a stage may exceed the first grid by one bit.
     static constexpr int REST_BITS = E::ACT_BITS + (E::MAX_ACT_STAGES > 1 ? 1 : 0);
     static constexpr int CENTROID_BITS = 8 + E::STAGE_BITS * (E::MAX_ACT_STAGES - 1);
-    static constexpr int TERM_BITS = max_of(REST_BITS + 1, CENTROID_BITS) + 1;  // 2x - c
-    static constexpr int SCORE_BITS = CENTROID_BITS + TERM_BITS + bits_for(E::VEC_LEN);
+    static constexpr int TERM_BITS = max_of(REST_BITS + 1, CENTROID_BITS) + 1;    // 2x - c
+    static constexpr int DIFFERENCE_BITS = max_of(REST_BITS, CENTROID_BITS) + 1;  // x - c
+    static constexpr int SCORE_BITS =
+        E::METRIC == CHEBYSHEV ? DIFFERENCE_BITS : CENTROID_BITS + TERM_BITS + bits_for(E::VEC_LEN);
     static_assert(SCORE_BITS <= 64, "scores fit 64 bits");
 
     typedef ap_int<REST_BITS> rest_t;
     typedef ap_int<CENTROID_BITS> scaled_t;
+    typedef ap_int<DIFFERENCE_BITS> difference_t;
     typedef ap_int<SCORE_BITS> score_t;
     struct best_t {
         score_t score;
@@ -35,22 +40,51 @@ struct SearchTypes {
     };
 };
 
+// Component k of a centroid on the grid of its stage.
+template <class E>
+typename SearchTypes<E>::scaled_t component(ap_uint<E::VECTOR_BITS> centroid, int k, int shift) {
+#pragma HLS INLINE
+    const ap_int<8> stored = centroid.range(8 * k + 7, 8 * k);
+    return typename SearchTypes<E>::scaled_t(stored) << shift;
+}
+
+template <class E>
+typename SearchTypes<E>::score_t squared_score(const typename SearchTypes<E>::vector_t& x,
+                                               ap_uint<E::VECTOR_BITS> centroid, int shift) {
+#pragma HLS INLINE
+    typename SearchTypes<E>::score_t score = 0;
+component_loop:
+    for (int k = 0; k < E::VEC_LEN; k++) {
+#pragma HLS UNROLL
+        const typename SearchTypes<E>::scaled_t c = component<E>(centroid, k, shift);
+        const ap_int<SearchTypes<E>::TERM_BITS> term = x.value[k] + x.value[k] - c;
+        score += c * term;
+    }
+    return score;
+}
+
+template <class E>
+typename SearchTypes<E>::score_t chebyshev_score(const typename SearchTypes<E>::vector_t& x,
+                                                 ap_uint<E::VECTOR_BITS> centroid, int shift) {
+#pragma HLS INLINE
+    typename SearchTypes<E>::difference_t largest = 0;
+component_loop:
+    for (int k = 0; k < E::VEC_LEN; k++) {
+#pragma HLS UNROLL
+        typename SearchTypes<E>::difference_t size = x.value[k] - component<E>(centroid, k, shift);
+        if (size < 0) size = -size;
+        if (size > largest) largest = size;
+    }
+    return -1 - largest;  // every bit inverted
+}
+
 // One processing element.
 template <class E>
 typename SearchTypes<E>::score_t score_centroid(const typename SearchTypes<E>::vector_t& x,
                                                 ap_uint<E::VECTOR_BITS> centroid, int shift) {
 #pragma HLS INLINE
-    typedef SearchTypes<E> types;
-    typename types::score_t score = 0;
-component_loop:
-    for (int k = 0; k < E::VEC_LEN; k++) {
-#pragma HLS UNROLL
-        const ap_int<8> stored = centroid.range(8 * k + 7, 8 * k);
-        const typename types::scaled_t c = typename types::scaled_t(stored) << shift;
-        const ap_int<types::TERM_BITS> term = x.value[k] + x.value[k] - c;
-        score += c * term;
-    }
-    return score;
+    return E::METRIC == CHEBYSHEV ? chebyshev_score<E>(x, centroid, shift)
+                                  : squared_score<E>(x, centroid, shift);
 }
 
 // Best of the PES centroids of one pass; `first` is the code of the first of them.
@@ -131,9 +165,7 @@ search_loop:
         if (E::MAX_ACT_STAGES > 1) {
             for (int k = 0; k < E::VEC_LEN; k++) {
 #pragma HLS UNROLL
-                const ap_int<8> stored = best.centroid.range(8 * k + 7, 8 * k);
-                const typename types::scaled_t c = typename types::scaled_t(stored) << shift;
-                rest[token].value[k] = x.value[k] - c;
+                rest[token].value[k] = x.value[k] - component<E>(best.centroid, k, shift);
             }
         }
         if (advance(token, call.tokens)) advance(stage, call.act_stages);

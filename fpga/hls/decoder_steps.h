@@ -48,11 +48,10 @@ struct Model : Decoder<C> {
     static constexpr int FINAL_NORM = C::NORM_BASE + C::LAYERS * C::NORM_BEATS;
     static constexpr int NORMS = 2 * C::LAYERS + 1;  // of vectors, the final one last
     static constexpr int MAX_X_WORDS =
-        max_of(C::MIN_WORDS, max_of(wide::HIDDEN_BEATS, max_of(Base::ATTENDED_WORDS,
-                                                               wide::INTERMEDIATE_BEATS)));
-    static constexpr int MAX_Y_WORDS =
-        max_of(QKV_HEADS * wide::HEAD_BEATS, max_of(2 * wide::INTERMEDIATE_BEATS,
-                                                    wide::HIDDEN_BEATS));
+        max_of(C::MIN_WORDS,
+               max_of(wide::HIDDEN_BEATS, max_of(Base::ATTENDED_WORDS, wide::INTERMEDIATE_BEATS)));
+    static constexpr int MAX_Y_WORDS = max_of(
+        QKV_HEADS * wide::HEAD_BEATS, max_of(2 * wide::INTERMEDIATE_BEATS, wide::HIDDEN_BEATS));
     // Words of results: those of all tokens of a run, or the coarse logits of a token.
     static constexpr int Y_WORDS =
         max_of(C::MAX_TOKENS * MAX_Y_WORDS, C::SLICES * ceil_div(C::SLICE_WIDTH, wide::FLOATS));
@@ -185,8 +184,7 @@ void load_norms(const typename D::beat_t* constants, typename D::word_t* norms) 
 load_loop:
     for (int i = 0; i < D::NORMS * STEPS; i++) {
 #pragma HLS PIPELINE II=1
-        norms[at][lane] =
-            step < D::HIDDEN_BEATS ? constants[from + step] : typename D::beat_t(0);
+        norms[at][lane] = step < D::HIDDEN_BEATS ? constants[from + step] : typename D::beat_t(0);
         if (advance(lane, D::VECTOR_LANES)) at++;
         if (advance(step, STEPS)) {
             const bool next_layer = advance(of_layer, 2);
@@ -528,7 +526,11 @@ struct LargestOf<1> {
 };
 
 constexpr int common_divisor(int a, int b) {
-    return b == 0 ? a : common_divisor(b, a % b);
+    for (int rest = 0; b != 0; b = rest) {
+        rest = a % b;
+        a = b;
+    }
+    return a;
 }
 
 // Logits in the order of the words to memory, and the word of the largest, the lowest of equals.

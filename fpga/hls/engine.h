@@ -28,11 +28,19 @@ constexpr int max_of(int a, int b) {
 }
 // Bits that tell `count` values apart, at least one.
 constexpr int bits_for(int count) {
-    return count <= 2 ? 1 : 1 + bits_for((count + 1) / 2);
+    int bits = 1;
+    for (int n = count; n > 2; n = (n + 1) / 2) bits++;
+    return bits;
 }
 constexpr int power_of_two_at_least(int n) {
-    return n <= 1 ? 1 : 2 * power_of_two_at_least((n + 1) / 2);
+    int power = 1;
+    for (; power < n; power *= 2) {
+    }
+    return power;
 }
+
+// How far an activation is from a centroid: the METRIC of an engine.
+enum Metric { L2 = 0, CHEBYSHEV = 1 };
 
 // How words of BITS bits lie in memory beats: several to a beat, or one over several beats.
 template <int BITS, int AXI_BITS>
@@ -116,8 +124,8 @@ struct LinearCall {
     int subs;    // sub-blocks of LANES outputs
     int act_stages;
     int weight_stages;
-    int table_bits;   // of an entry of the first weight stages, where rows are computed
-    int wide_stages;  // how many these are
+    int table_bits;     // of an entry of the first weight stages, where rows are computed
+    int wide_stages;    // how many these are
     int in_beats;       // beats of one token's input, float32, in memory
     int in_words;       // the same in words of VECTOR_LANES beats, as it comes
     int channel_base;   // first beat of the linear in the memory of every channel
@@ -139,7 +147,7 @@ struct Engine : C {
     // Activations: the integer grid of the search, or 8 bits where rows are computed from them.
     static constexpr int STAGE_BITS = 3;  // one more activation stage refines the grid by 2^3
     static constexpr int ACT_BITS = C::SEARCH ? 10 + STAGE_BITS * (C::MAX_ACT_STAGES - 1) : 8;
-    static constexpr int FLOATS = C::AXI_BITS / 32;         // per beat
+    static constexpr int FLOATS = C::AXI_BITS / 32;  // per beat
     // Floats come and go in words of VECTOR_LANES beats; a token's input and a sub-block's results
     // start on one.
     static constexpr int WIDE_BITS = C::AXI_BITS * C::VECTOR_LANES;
@@ -147,7 +155,7 @@ struct Engine : C {
     static constexpr int MAX_IN_WORDS =
         max_of(ceil_div(C::MAX_IN_BEATS, C::VECTOR_LANES), C::MIN_DISTANCE);
     static constexpr int OUT_WORDS = ceil_div(C::LANES, WIDE_FLOATS);  // of one sub-block
-    static constexpr int SLOTS = C::CHANNELS * C::VEC_LEN;  // activations of one round
+    static constexpr int SLOTS = C::CHANNELS * C::VEC_LEN;             // activations of one round
     static constexpr int GATHER_STEPS = ceil_div(SLOTS, C::GATHER_LANES);
     static constexpr int GATHER_INDEX_BITS = 16;
     static constexpr int NO_CHANNEL = (1 << GATHER_INDEX_BITS) - 1;  // the slot is padding: zero
@@ -183,8 +191,8 @@ struct Engine : C {
 
     typedef ap_uint<C::AXI_BITS> beat_t;
     typedef ap_uint<C::AXI_BITS * C::PARAMETER_PORTS> param_row_t;  // a beat of every port
-    typedef ap_uint<WIDE_BITS> wide_t;        // WIDE_FLOATS float32
-    typedef ap_uint<ACT_BITS * WIDE_FLOATS> quantized_t;  // as many integers
+    typedef ap_uint<WIDE_BITS> wide_t;                              // WIDE_FLOATS float32
+    typedef ap_uint<ACT_BITS * WIDE_FLOATS> quantized_t;            // as many integers
     typedef ap_uint<GATHER_INDEX_BITS * C::GATHER_LANES> gather_t;
     typedef ap_uint<ACT_BITS * C::VEC_LEN> act_t;  // x_int of one position
     typedef ap_uint<PES_BITS> centroids_t;
@@ -218,8 +226,7 @@ struct Engine : C {
                        : MAX_ROW_BEATS;
 
     // Records whose codebooks are held beside their indices, ahead of the look-ups.
-    static constexpr int HELD_RECORDS =
-        C::ONLINE_ROWS ? max_of(1, C::INDEX_FIFO / C::MAX_SUBS) : 1;
+    static constexpr int HELD_RECORDS = C::ONLINE_ROWS ? max_of(1, C::INDEX_FIFO / C::MAX_SUBS) : 1;
 
     // Streams: deep enough that no process waits for a later one.
     typedef hls::stream<beat_t, 2> param_beats;
@@ -228,11 +235,12 @@ struct Engine : C {
     typedef hls::stream<beat_t, max_of(C::BEAT_FIFO, MAX_LEAD_BEATS * HELD_RECORDS)> lead_beats;
     // The shifts of all stages of a record come before its codebooks, and those of the next record
     // may come before the last of them is used.
-    typedef hls::stream<beat_t, 2 * C::MAX_ACT_STAGES * shift_packing::beats(MAX_GROUPS)> record_shifts;
+    typedef hls::stream<beat_t, 2 * C::MAX_ACT_STAGES * shift_packing::beats(MAX_GROUPS)>
+        record_shifts;
     typedef hls::stream<beat_t, 4> codebook_beats;
     typedef hls::stream<wide_t, max_of(4, C::BEAT_FIFO / C::VECTOR_LANES)> words;
     typedef hls::stream<wide_t, MAX_IN_WORDS + 2> token_words;
-    typedef hls::stream<wide_t, MAX_IN_WORDS> input_words;  // one for every input
+    typedef hls::stream<wide_t, MAX_IN_WORDS> input_words;              // one for every input
     typedef hls::stream<wide_t, C::MAX_SUBS * OUT_WORDS> output_words;  // one for every output
     typedef hls::stream<float, C::MAX_TOKENS> token_floats;
     typedef hls::stream<quantized_t, 4> quantizeds;
@@ -260,8 +268,7 @@ struct Engine : C {
     static_assert(WORD_BITS <= DSP_BITS, "the lanes of a word fit one DSP adder");
     static_assert(ROW_BITS <= AP_INT_MAX_W && INDEX_BITS <= AP_INT_MAX_W &&
                       (!C::SEARCH || CENTROID_SHARE * PES_BITS <= AP_INT_MAX_W) &&
-                      WIDE_BITS <= AP_INT_MAX_W &&
-                      C::AXI_BITS * C::PARAMETER_PORTS <= AP_INT_MAX_W,
+                      WIDE_BITS <= AP_INT_MAX_W && C::AXI_BITS * C::PARAMETER_PORTS <= AP_INT_MAX_W,
                   "words are at most AP_INT_MAX_W bits wide");
     static_assert(C::AXI_BITS % 64 == 0, "beats are whole 64-bit words");
     static_assert(C::MAX_IN_BEATS * FLOATS < NO_CHANNEL, "a gather index names any input channel");

@@ -1,7 +1,7 @@
 // int8_head.h: the output head of int8 rows with one scale each.
 //
-// A row is HIDDEN_SIZE bytes, zeros, and in its last four bytes the float32 scale. The arithmetic is
-// that of lutllm/int8_rows.py: the vector becomes integers once, sums of products are exact, and
+// A row is HIDDEN_SIZE bytes, zeros, and in its last four bytes the float32 scale. The arithmetic
+// is that of lutllm/int8_rows.py: the vector becomes integers once, sums of products are exact, and
 // a logit is float(sum) * scale of the row * scale of the vector.
 #pragma once
 
@@ -98,6 +98,20 @@ product_loop:
     return sum;
 }
 
+// Adds a stored beat of a row to its sum; true after the last one, whose logit goes out.
+template <class D>
+bool score_beat(const typename D::beat_t& raw,
+                const typename Int8Vector<D>::codes_t (&x)[D::HEAD_ROW_BEATS], float token_scale,
+                int& beat, int& total, typename D::floats& logits) {
+#pragma HLS INLINE
+    const int sum = multiply_beat<D>(raw, x[beat]);
+    total = beat == 0 ? sum : total + sum;
+    if (!advance(beat, D::HEAD_ROW_BEATS)) return false;
+    const float scaled = static_cast<float>(total) * row_scale<D>(raw);
+    logits.write(scaled * token_scale);
+    return true;
+}
+
 // Logits of the words behind one port: a stored beat a cycle.
 template <class D>
 void score_int8_words(hls::burst_maxi<typename D::beat_t> rows, typename D::beats& in,
@@ -111,12 +125,7 @@ word_loop:
     for (int i = 0; i < words * D::HEAD_ROW_BEATS; i++) {
 #pragma HLS PIPELINE II=1
         const typename D::beat_t raw = rows.read();
-        const int sum = multiply_beat<D>(raw, x[beat]);
-        total = beat == 0 ? sum : total + sum;
-        if (advance(beat, D::HEAD_ROW_BEATS)) {
-            const float scaled = static_cast<float>(total) * row_scale<D>(raw);
-            logits.write(scaled * token_scale);
-        }
+        score_beat<D>(raw, x, token_scale, beat, total, logits);
     }
 }
 

@@ -181,8 +181,8 @@ end_loop:
     }
 }
 
-// Logits of the rows of one port that are asked for: a stored beat a cycle, ROWS_AHEAD requests under
-// way, so that a row's latency hides behind the rows before it.
+// Logits of the rows of one port that are asked for: a stored beat a cycle, ROWS_AHEAD requests
+// under way, so that a row's latency hides behind the rows before it.
 template <class D>
 void score_near_words(hls::burst_maxi<typename D::beat_t> rows, typename D::beats& in,
                       typename Screen<D>::rows& wanted, typename D::floats& logits) {
@@ -205,18 +205,12 @@ beat_loop:
         }
         if (under_way == 0) break;
         const typename D::beat_t raw = rows.read();
-        const int sum = multiply_beat<D>(raw, x[beat]);
-        total = beat == 0 ? sum : total + sum;
-        if (advance(beat, D::HEAD_ROW_BEATS)) {
-            const float scaled = static_cast<float>(total) * row_scale<D>(raw);
-            logits.write(scaled * token_scale);
-            under_way--;
-        }
+        if (score_beat<D>(raw, x, token_scale, beat, total, logits)) under_way--;
     }
 }
 
-// Exact logits in place of the coarse ones in memory, and the word of the largest of all logits, the
-// lowest of equals.
+// Exact logits in place of the coarse ones in memory, and the word of the largest of all logits,
+// the lowest of equals.
 template <class D>
 void settle_words(typename Screen<D>::picks& picks, typename D::floats (&exact)[D::VOCAB_PORTS],
                   typename Screen<D>::choices& far, typename D::beat_t* logits, int& chosen) {

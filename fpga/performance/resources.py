@@ -262,16 +262,24 @@ class EngineResources:
         )
 
     def _search(self) -> Resources:
-        """Multipliers in DSPs; subtraction, sum, comparison and selection in LUTs."""
+        """Multipliers of squares in DSPs; subtraction, sum, largest, comparison and selection in
+        LUTs.
+        """
         design, lut = self.design, self.design.lut
+        chebyshev = lut.metric == "chebyshev"
         centroid = 8 + STAGE_BITS * (lut.act_stages - 1)
         act = ACT_BITS + STAGE_BITS * (lut.act_stages - 1) + (lut.act_stages > 1)
-        term = max(act + 1, centroid) + 1
-        score = centroid + term + bits_for(lut.vec_len)
+        if chebyshev:  # difference and magnitude; the larger of two is a comparison and a choice
+            term = score = max(act, centroid) + 1
+            operators = lut.vec_len * 2 * term + (lut.vec_len - 1) * term
+        else:
+            term = max(act + 1, centroid) + 1
+            score = centroid + term + bits_for(lut.vec_len)
+            operators = lut.vec_len * term + (lut.vec_len - 1) * score
         best = score + bits_for(lut.act_centroids) + 8 * lut.vec_len
         element = given(
             "element_lut",
-            lut.vec_len * term + (lut.vec_len - 1) * score + score / 2 + best / 2,
+            operators + score / 2 + best / 2,
             "lut",
             f"terms of {term} bits, scores of {score}",
         )
@@ -281,7 +289,7 @@ class EngineResources:
         rest = self.costs.memory_lut(act * lut.vec_len, design.config.max_tokens)
         return self._logic(
             pes * element + select + given("rest_buffer", rest if lut.act_stages > 1 else 0, "lut"),
-            dsp=pes * given("multipliers_per_element", lut.vec_len),
+            dsp=pes * given("multipliers_per_element", 0 if chebyshev else lut.vec_len),
         )
 
     def _read_centroids(self) -> Resources:

@@ -31,6 +31,7 @@ def export(
     golden_tokens: int = 32,
     prompt_tokens: int = 16,
     new_tokens: int = 16,
+    explained: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Write FPGA kernels, memory images and a testbench for an artifact into `out`.
@@ -41,7 +42,9 @@ def export(
                    that the emulator gives them for the first golden_tokens tokens of our text
     prompt_tokens  tokens of our text that the decoder continues in C simulation
     new_tokens     by so many tokens of its own
+    explained      return "explanation": lines that name the block diagrams and map the memory
     """
+    from codegen.explain import explain
     from codegen.export import export as run_export
 
     choices = _choices(design)
@@ -49,7 +52,7 @@ def export(
     ids = _golden_words(model, max(golden_tokens, prompt_tokens))
     inputs = _golden_inputs(model, ids[:golden_tokens], golden_layers)
     run = golden_run(model, ids[:prompt_tokens], new_tokens)
-    return run_export(
+    found = run_export(
         artifact,
         out,
         device=device,
@@ -61,6 +64,7 @@ def export(
         decoder_golden=run,
         progress=progress,
     )
+    return {**found, "explanation": explain(out)} if explained else found
 
 
 def _choices(design: Source | dict[str, Any] | None) -> DesignChoices:

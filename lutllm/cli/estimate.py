@@ -17,7 +17,7 @@ from lutllm.cli.common import (
     positive,
     table,
 )
-from lutllm.config import SCHEMES, LutConfig, QuantConfig
+from lutllm.config import METRICS, SCHEMES, LutConfig, QuantConfig
 from lutllm.recipes import DEFAULT_RECIPE, HEAD_CHOICES, RECIPES, recipe, with_head
 
 _SIZES = (
@@ -83,6 +83,7 @@ def add_quantization(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(RECIPES)
     group.add_argument("--recipe", metavar="NAME", help=f"{names} (default {DEFAULT_RECIPE})")
     group.add_argument("--scheme", choices=SCHEMES)
+    group.add_argument("--metric", choices=METRICS, help="of the centroid search")
     for name in _SIZES:
         group.add_argument(f"--{name.replace('_', '-')}", type=natural, metavar="N")
     group.add_argument("--table-bits", type=natural, metavar="N", help="of all linears")
@@ -91,7 +92,7 @@ def add_quantization(parser: argparse.ArgumentParser) -> None:
 
 def quantization(args: argparse.Namespace) -> QuantConfig | None:
     """The quantization asked for; None where no option was given."""
-    names = ("scheme", *_SIZES)
+    names = ("scheme", "metric", *_SIZES)
     changes = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.recipe is None and args.head is None and args.table_bits is None and not changes:
         return None

@@ -13,7 +13,7 @@ from lutllm.errors import ConfigError
 FORMATS = ("hls", "onnx")
 #: options of one format: the value that says "not given"
 _ONLY: dict[str, dict[str, Any]] = {
-    "hls": {"device": None, "design": None, "golden_layers": None},
+    "hls": {"device": None, "design": None, "golden_layers": None, "explain": False},
     "onnx": {"layer": None, "check": 0},
 }
 
@@ -36,6 +36,9 @@ def add_parser(commands: Any) -> None:
         type=positive,
         metavar="N",
         help="decoder layers that C simulation can check (default 1)",
+    )
+    hls.add_argument(
+        "--explain", action="store_true", help="name the block diagrams and print the memory map"
     )
     onnx = parser.add_argument_group("format onnx")
     onnx.add_argument("--layer", metavar="NAME", help="one linear instead of the model")
@@ -60,13 +63,14 @@ def run(args: argparse.Namespace) -> Outcome:
         device=args.device or "v80",
         design=args.design,
         golden_layers=args.golden_layers or 1,
+        explained=args.explain,
         progress=not args.quiet,
     )
-    return Outcome(
-        found,
+    done = (
         f"{args.out}: {len(found['files'])} files for {found['device']}, "
-        f"{format_bytes(found['image_bytes'])} of memory images; next: lutllm csim {args.out}",
+        f"{format_bytes(found['image_bytes'])} of memory images; next: lutllm csim {args.out}"
     )
+    return Outcome(found, "\n".join([*found.get("explanation", []), done]))
 
 
 def _refuse_other_options(args: argparse.Namespace) -> None:

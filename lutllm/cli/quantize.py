@@ -19,7 +19,7 @@ from lutllm.cli.common import (
     positive,
     table,
 )
-from lutllm.config import SCHEMES, LutConfig, QuantConfig
+from lutllm.config import METRICS, SCHEMES, LutConfig, QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.progress import format_seconds
 from lutllm.recipes import (
@@ -72,6 +72,12 @@ def add_parser(commands: Any) -> None:
         "--scheme",
         choices=SCHEMES,
         help="co: code activations and weights; weight: code weights only",
+    )
+    setting.add_argument(
+        "--metric",
+        choices=METRICS,
+        help="of the search for an activation's centroid: l2: squared distance (default); "
+        "chebyshev: largest difference, an FPGA needs no multipliers for it",
     )
     for option, meaning in _SIZES.items():
         setting.add_argument(f"--{option}", type=int, metavar="N", help=meaning)
@@ -200,7 +206,7 @@ def _choice(args: argparse.Namespace) -> Result:
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:
     """Fields of LutConfig that options of their own set."""
-    names = ("scheme", *(option.replace("-", "_") for option in _SIZES))
+    names = ("scheme", "metric", *(option.replace("-", "_") for option in _SIZES))
     return {n: v for n in names if (v := getattr(args, n)) is not None}
 
 

@@ -1,10 +1,11 @@
 """Coding of activations for the vector kernel sets: pairs of channels, UNIT slots at a time.
 
-Only the search itself is a set's own, see `make_code_slots`.
+Only the search itself is a set's own, see `Search`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from lutllm.config import ACT_LIMIT, STAGE_BITS
@@ -41,8 +42,6 @@ from lutllm.emulator.simd import (
     vmin,
 )
 
-#: Bits below the score that hold the centroid's number while searching.
-INDEX_BITS = 8
 #: Tokens from which taking the activation codebook apart pays.
 EXPAND_TOKENS = 4
 #: Tokens whose nearest centroids are searched together, at most.
@@ -135,17 +134,59 @@ def _take(book: int, shift: int, numbers: int, chosen: int, rest: int) -> None:
             store(rest + 2 * i, sub(load(i16x16, rest + 2 * i), taken))
 
 
-def make_code_slots(nearest: Any, expand: Any, nearest_some: Any, at_once: int) -> Any:
-    """The function `code_slots` of a kernel set, from its searches of one block of UNIT slots.
+@dataclass(frozen=True)
+class Search:
+    """The searches of a kernel set for one block of UNIT slots, by one distance.
 
-    With c' = c << shift, |x - c'|^2 is least where c . (c' - 2 x) is; the centroid's number in the
-    INDEX_BITS below makes the lowest of equals win. x: i16[UNIT, 2] at `rest`, numbers i32[UNIT].
+    x: i16[UNIT, 2] at `rest`, numbers of centroids i32[UNIT] at `out`.
 
     nearest(book, count, shift, rest, out): for one token, from the codebook as it is
     expand(book, count, shift, out): 128 bytes for each centroid, what does not depend on x
     nearest_some(expanded, count, rest, rest_bytes, tokens, out): for 1 to `at_once` tokens;
         numbers of token t at out + 4 UNIT t
     """
+
+    nearest: Any
+    expand: Any
+    nearest_some: Any
+    at_once: int
+
+
+def make_code_slots(squared: Search, chebyshev: Search) -> Any:
+    """The function `code_slots` of a kernel set."""
+    by_squares, by_largest = _make_coding(squared), _make_coding(chebyshev)
+
+    @inline
+    def code_slots(
+        lin: Any,
+        tokens: int,
+        x: int,
+        x_bytes: int,
+        first: int,
+        end: int,
+        act: int,
+        act_bytes: int,
+        codes: int,
+        scratch: int,
+    ) -> None:
+        """As `plain.code_slots`.
+
+        scratch: NUMBERS_BYTES, 128 for each centroid, 4 for each slot of each token.
+        """
+        if not lin.fast_search:
+            plain.code_slots(lin, tokens, x, x_bytes, first, end, act, act_bytes, codes, scratch)
+        elif lin.chebyshev:
+            by_largest(lin, tokens, x, x_bytes, first, end, act, act_bytes, codes, scratch)
+        else:
+            by_squares(lin, tokens, x, x_bytes, first, end, act, act_bytes, codes, scratch)
+
+    return code_slots
+
+
+def _make_coding(search: Search) -> Any:
+    """`code_slots` where the layout is that of vector searches."""
+    nearest, expand, nearest_some = search.nearest, search.expand, search.nearest_some
+    at_once = search.at_once
     assert at_once <= SEARCH_TOKENS
 
     @inline
@@ -181,13 +222,6 @@ def make_code_slots(nearest: Any, expand: Any, nearest_some: Any, at_once: int) 
         codes: int,
         scratch: int,
     ) -> None:
-        """As `plain.code_slots`.
-
-        scratch: NUMBERS_BYTES, 128 for each centroid, 4 for each slot of each token.
-        """
-        if not lin.fast_search:
-            plain.code_slots(lin, tokens, x, x_bytes, first, end, act, act_bytes, codes, scratch)
-            return
         expanded = scratch + NUMBERS_BYTES
         rests = expanded + 128 * lin.act_centroids
         rest_bytes = 4 * (end - first)

@@ -17,11 +17,12 @@ from numba.core import cgutils
 
 from lutllm.emulator import plain
 from lutllm.emulator.activations import (
-    INDEX_BITS,
+    Search,
     largest_input,
     make_code_slots,
     quantize_slots,
 )
+from lutllm.emulator.distances import INDEX_BITS, Distance, make_chebyshev, make_squared
 from lutllm.emulator.jit import inline
 from lutllm.emulator.layout import AHEAD, LARGE, QUAD, SEGMENT, SEGMENT_COLUMNS, TILE, UNIT
 from lutllm.emulator.plain import (
@@ -33,7 +34,6 @@ from lutllm.emulator.rows import make_make_rows, outward
 from lutllm.emulator.simd import (
     Vector,
     absolute,
-    add,
     band,
     bitcast,
     broadcast,
@@ -51,12 +51,10 @@ from lutllm.emulator.simd import (
     prefetch,
     prefetch_at,
     sext,
-    shl,
     signed_as,
     splat,
     store,
     store_at,
-    sub,
     vmin,
 )
 from lutllm.emulator.simd_x86 import (
@@ -79,62 +77,56 @@ SPLIT_VECTORS = 3
 # ---------------------------------------------------------------- search
 
 
-@inline
-def _nearest(book: int, count: int, shift: int, rest: int, out: int) -> None:
-    """For one token, see `make_code_slots`."""
-    x = shl(load(i16x32, rest), 1)
-    best = splat(i32x16, 0x7FFFFFFF)
-    none = splat(i32x16, 0)
-    for k in range(count):
-        at = book + k * 2 * UNIT
-        prefetch(at + AHEAD // 2)
-        c = sext(i16x32, load(i8x32, at))
-        score = dpwssd512(none, c, sub(shl(c, shift), x))
-        best = vmin(best, add(shl(score, INDEX_BITS), splat(i32x16, k)))
-    store(out, band(best, splat(i32x16, (1 << INDEX_BITS) - 1)))
+def _make_search(distance: Distance) -> Search:
+    prepared, fixed, key, whole = distance.prepared, distance.fixed, distance.key, distance.whole
+
+    @inline
+    def nearest(book: int, count: int, shift: int, rest: int, out: int) -> None:
+        x = prepared(load(i16x32, rest))
+        best = splat(i32x16, 0x7FFFFFFF)
+        for k in range(count):
+            at = book + k * 2 * UNIT
+            prefetch(at + AHEAD // 2)
+            best = vmin(best, whole(sext(i16x32, load(i8x32, at)), shift, k, x))
+        store(out, band(best, splat(i32x16, (1 << INDEX_BITS) - 1)))
+
+    @inline
+    def expand(book: int, count: int, shift: int, out: int) -> None:
+        """For every centroid of a block the words i16[16, 2] and own i32[16] of its distance."""
+        for k in range(count):
+            words, own = fixed(sext(i16x32, load(i8x32, book + k * 2 * UNIT)), shift, k)
+            store(out + 128 * k, words)
+            store(out + 128 * k + 64, own)
+
+    @inline
+    def nearest_some(
+        expanded: int, count: int, rest: int, rest_bytes: int, tokens: int, out: int
+    ) -> None:
+        """Of fewer than 4 tokens the last is searched again."""
+        last = tokens - 1
+        x0 = prepared(load(i16x32, rest))
+        x1 = prepared(load(i16x32, rest + min(1, last) * rest_bytes))
+        x2 = prepared(load(i16x32, rest + min(2, last) * rest_bytes))
+        x3 = prepared(load(i16x32, rest + min(3, last) * rest_bytes))
+        best0 = best1 = best2 = best3 = splat(i32x16, 0x7FFFFFFF)
+        for k in range(count):
+            c, own = load(i16x32, expanded + 128 * k), load(i32x16, expanded + 128 * k + 64)
+            best0 = vmin(best0, key(c, own, x0))
+            best1 = vmin(best1, key(c, own, x1))
+            best2 = vmin(best2, key(c, own, x2))
+            best3 = vmin(best3, key(c, own, x3))
+        mask = splat(i32x16, (1 << INDEX_BITS) - 1)
+        store(out, band(best0, mask))
+        store(out + 64, band(best1, mask))
+        store(out + 128, band(best2, mask))
+        store(out + 192, band(best3, mask))
+
+    return Search(nearest, expand, nearest_some, 4)
 
 
-@inline
-def _expand(book: int, count: int, shift: int, out: int) -> None:
-    """For every centroid of a block: 256 c as i16[16, 2], (c . c') 256 + k as i32[16]."""
-    none = splat(i32x16, 0)
-    for k in range(count):
-        c = sext(i16x32, load(i8x32, book + k * 2 * UNIT))
-        own = shl(dpwssd512(none, c, shl(c, shift)), INDEX_BITS)
-        store(out + 128 * k, shl(c, INDEX_BITS))
-        store(out + 128 * k + 64, add(own, splat(i32x16, k)))
-
-
-@inline
-def _minus_twice(rest: int) -> Vector:
-    return sub(splat(i16x32, 0), shl(load(i16x32, rest), 1))
-
-
-@inline
-def _nearest_some(
-    expanded: int, count: int, rest: int, rest_bytes: int, tokens: int, out: int
-) -> None:
-    """For 1 to 4 tokens; of fewer than 4 the last is searched again."""
-    last = tokens - 1
-    x0 = _minus_twice(rest)
-    x1 = _minus_twice(rest + min(1, last) * rest_bytes)
-    x2 = _minus_twice(rest + min(2, last) * rest_bytes)
-    x3 = _minus_twice(rest + min(3, last) * rest_bytes)
-    best0 = best1 = best2 = best3 = splat(i32x16, 0x7FFFFFFF)
-    for k in range(count):
-        c, own = load(i16x32, expanded + 128 * k), load(i32x16, expanded + 128 * k + 64)
-        best0 = vmin(best0, dpwssd512(own, c, x0))
-        best1 = vmin(best1, dpwssd512(own, c, x1))
-        best2 = vmin(best2, dpwssd512(own, c, x2))
-        best3 = vmin(best3, dpwssd512(own, c, x3))
-    mask = splat(i32x16, (1 << INDEX_BITS) - 1)
-    store(out, band(best0, mask))
-    store(out + 64, band(best1, mask))
-    store(out + 128, band(best2, mask))
-    store(out + 192, band(best3, mask))
-
-
-code_slots = make_code_slots(_nearest, _expand, _nearest_some, 4)
+code_slots = make_code_slots(
+    _make_search(make_squared(i16x32, i32x16, dpwssd512)), _make_search(make_chebyshev(i32x16))
+)
 
 
 # ---------------------------------------------------------------- rows

@@ -50,6 +50,7 @@ def record_type(fields: str, *floats: str) -> np.dtype:
 
 #: What a kernel knows of a linear: sizes, flags, and the addresses of its arrays (0 = absent).
 #: by_weight     1 in scheme "weight"
+#: chebyshev     1 where the search is by the largest difference, else by squares
 #: fast_*        1 where the layout is that of the vector kernels, see `Packing`
 #: slots         of the longest weight stage, whole UNITs; stream_slots: of all segments
 #: orders        slot orders: 1, or one for each weight stage
@@ -64,7 +65,8 @@ def record_type(fields: str, *floats: str) -> np.dtype:
 LINEAR = record_type(
     """
     in_features out_features vec_len act_centroids weight_centroids act_stages weight_stages
-    by_weight table_bits wide_stages slots orders stream_slots groups segments panels tiles
+    by_weight chebyshev table_bits wide_stages
+    slots orders stream_slots groups segments panels tiles
     fast_search fast_rows fast_lookup row_stride row_planes row_bias sum_bias slot_bytes code_bytes
     perm scale copies act_codebook weight_codebook shift codes segment_table panel_table
     output_scale bias
@@ -257,6 +259,7 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
         "act_stages": config.act_stages,
         "weight_stages": config.weight_stages,
         "by_weight": int(config.scheme == "weight"),
+        "chebyshev": int(config.metric == "chebyshev"),
         "table_bits": config.table_bits,
         "wide_stages": config.wide_stages,
         "slots": slot_position.shape[1],

@@ -130,7 +130,7 @@ def _code_slot(lin: Any, x: int, slot: int, act: int, codes: int, scratch: int) 
 
 @inline
 def _nearest(lin: Any, stage: int, slot: int, shift: int, vector: int) -> int:
-    """Number of the centroid with the least squared distance; the lowest of equals."""
+    """Number of the centroid with the least distance; the lowest of equals."""
     v = lin.vec_len
     book = lin.act_codebook + (stage * lin.slots + slot) * lin.act_centroids * v
     best, code = _FAR, 0
@@ -138,7 +138,7 @@ def _nearest(lin: Any, stage: int, slot: int, shift: int, vector: int) -> int:
         distance = np.int64(0)
         for i in range(v):
             rest = load_i32(vector + 4 * i) - (load_i8(book + k * v + i) << shift)
-            distance += rest * rest
+            distance = max(distance, abs(rest)) if lin.chebyshev else distance + rest * rest
         if distance < best:
             best, code = distance, k
     return code

@@ -25,12 +25,13 @@ from numba.core import cgutils
 
 from lutllm.emulator import plain
 from lutllm.emulator.activations import (
-    INDEX_BITS,
+    Search,
     largest_input,
     make_code_slots,
     quantize_slots,
 )
 from lutllm.emulator.cpu import ISA
+from lutllm.emulator.distances import INDEX_BITS, Distance, make_chebyshev, make_squared
 from lutllm.emulator.jit import inline
 from lutllm.emulator.layout import AHEAD, QUAD, SEGMENT, SEGMENT_COLUMNS, TILE, UNIT
 from lutllm.emulator.plain import (
@@ -115,67 +116,70 @@ def _pair_mask(typingctx: Any) -> Any:
 
 
 @inline
-def _nearest(book: int, count: int, shift: int, rest: int, out: int) -> None:
-    """Numbers i32[UNIT] at `out` of the nearest centroids for i16[UNIT, 2] at `rest`."""
-    x0 = shl(load(i16x16, rest), 1)
-    x1 = shl(load(i16x16, rest + 32), 1)
-    best0 = splat(i32x8, 0x7FFFFFFF)
-    best1 = best0
-    for k in range(count):
-        number = splat(i32x8, k)
-        at = book + k * 2 * UNIT
-        prefetch(at + AHEAD // 2)
-        c0 = sext(i16x16, load(i8x16, at))
-        c1 = sext(i16x16, load(i8x16, at + 16))
-        score0 = maddwd(c0, sub(shl(c0, shift), x0))
-        score1 = maddwd(c1, sub(shl(c1, shift), x1))
-        best0 = vmin(best0, add(shl(score0, INDEX_BITS), number))
-        best1 = vmin(best1, add(shl(score1, INDEX_BITS), number))
-    mask = splat(i32x8, (1 << INDEX_BITS) - 1)
-    store(out, band(best0, mask))
-    store(out + 32, band(best1, mask))
+def _dot(total: Vector, a: Vector, b: Vector) -> Vector:
+    return add(maddwd(a, b), total)
 
 
-@inline
-def _expand(book: int, count: int, shift: int, out: int) -> None:
-    """For every centroid and half of a block: 256 c as i16[8, 2], (c . c') 256 + k as i32[8]."""
-    for k in range(count):
-        for i in range(2):
-            c = sext(i16x16, load(i8x16, book + k * 2 * UNIT + 16 * i))
-            own = shl(maddwd(c, shl(c, shift)), INDEX_BITS)
-            at = out + 128 * k + 64 * i
-            store(at, shl(c, INDEX_BITS))
-            store(at + 32, add(own, splat(i32x8, k)))
+def _make_search(distance: Distance) -> Search:
+    """A block of UNIT slots is two vectors."""
+    prepared, fixed, key, whole = distance.prepared, distance.fixed, distance.key, distance.whole
+
+    @inline
+    def nearest(book: int, count: int, shift: int, rest: int, out: int) -> None:
+        x0 = prepared(load(i16x16, rest))
+        x1 = prepared(load(i16x16, rest + 32))
+        best0 = best1 = splat(i32x8, 0x7FFFFFFF)
+        for k in range(count):
+            at = book + k * 2 * UNIT
+            prefetch(at + AHEAD // 2)
+            best0 = vmin(best0, whole(sext(i16x16, load(i8x16, at)), shift, k, x0))
+            best1 = vmin(best1, whole(sext(i16x16, load(i8x16, at + 16)), shift, k, x1))
+        mask = splat(i32x8, (1 << INDEX_BITS) - 1)
+        store(out, band(best0, mask))
+        store(out + 32, band(best1, mask))
+
+    @inline
+    def expand(book: int, count: int, shift: int, out: int) -> None:
+        """For every centroid and half of a block the words i16[8, 2] and own i32[8] of its
+        distance.
+        """
+        for k in range(count):
+            for i in range(2):
+                c = sext(i16x16, load(i8x16, book + k * 2 * UNIT + 16 * i))
+                words, own = fixed(c, shift, k)
+                at = out + 128 * k + 64 * i
+                store(at, words)
+                store(at + 32, own)
+
+    @inline
+    def nearest_some(
+        expanded: int, count: int, rest: int, rest_bytes: int, tokens: int, out: int
+    ) -> None:
+        """One token is searched twice."""
+        other = rest + rest_bytes if tokens > 1 else rest
+        x0, x1 = prepared(load(i16x16, rest)), prepared(load(i16x16, rest + 32))
+        y0, y1 = prepared(load(i16x16, other)), prepared(load(i16x16, other + 32))
+        best0 = best1 = best2 = best3 = splat(i32x8, 0x7FFFFFFF)
+        for k in range(count):
+            at = expanded + 128 * k
+            c, own = load(i16x16, at), load(i32x8, at + 32)
+            best0 = vmin(best0, key(c, own, x0))
+            best2 = vmin(best2, key(c, own, y0))
+            c, own = load(i16x16, at + 64), load(i32x8, at + 96)
+            best1 = vmin(best1, key(c, own, x1))
+            best3 = vmin(best3, key(c, own, y1))
+        mask = splat(i32x8, (1 << INDEX_BITS) - 1)
+        store(out, band(best0, mask))
+        store(out + 32, band(best1, mask))
+        store(out + 64, band(best2, mask))
+        store(out + 96, band(best3, mask))
+
+    return Search(nearest, expand, nearest_some, 2)
 
 
-@inline
-def _nearest_some(
-    expanded: int, count: int, rest: int, rest_bytes: int, tokens: int, out: int
-) -> None:
-    """As `_nearest` for one token or two, with what does not depend on x made by `_expand`."""
-    other = rest + rest_bytes if tokens > 1 else rest
-    zero = splat(i16x16, 0)
-    x0 = sub(zero, shl(load(i16x16, rest), 1))
-    x1 = sub(zero, shl(load(i16x16, rest + 32), 1))
-    y0 = sub(zero, shl(load(i16x16, other), 1))
-    y1 = sub(zero, shl(load(i16x16, other + 32), 1))
-    best0 = best1 = best2 = best3 = splat(i32x8, 0x7FFFFFFF)
-    for k in range(count):
-        at = expanded + 128 * k
-        c, own = load(i16x16, at), load(i32x8, at + 32)
-        best0 = vmin(best0, add(maddwd(c, x0), own))
-        best2 = vmin(best2, add(maddwd(c, y0), own))
-        c, own = load(i16x16, at + 64), load(i32x8, at + 96)
-        best1 = vmin(best1, add(maddwd(c, x1), own))
-        best3 = vmin(best3, add(maddwd(c, y1), own))
-    mask = splat(i32x8, (1 << INDEX_BITS) - 1)
-    store(out, band(best0, mask))
-    store(out + 32, band(best1, mask))
-    store(out + 64, band(best2, mask))
-    store(out + 96, band(best3, mask))
-
-
-code_slots = make_code_slots(_nearest, _expand, _nearest_some, 2)
+code_slots = make_code_slots(
+    _make_search(make_squared(i16x16, i32x8, _dot)), _make_search(make_chebyshev(i32x8))
+)
 
 
 # ---------------------------------------------------------------- rows

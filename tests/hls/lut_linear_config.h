@@ -6,6 +6,7 @@
 // Engine<C> in engine.h derives everything else from these.
 struct Config {
     static constexpr bool SEARCH = true;  // activations are coded by a search
+    static constexpr int METRIC = 0;  // of the search: 0 squared distance, 1 largest difference
     static constexpr bool ONLINE_ROWS = false;  // rows are computed, not read
     static constexpr int VEC_LEN = 2;  // channels per position
     static constexpr int ACT_CENTROIDS = 64;  // per activation codebook
@@ -44,6 +45,7 @@ struct QkvProj {
     static constexpr int ACT_STAGES = 1;
     static constexpr int WEIGHT_STAGES = 1;
     static constexpr int TABLE_BITS = 8;
+    static constexpr int WIDE_STAGES = 1;
     static constexpr bool BIAS = true;
     static constexpr int CHANNEL_BASE = 0;
     static constexpr int CHANNEL_BEATS = 4088;
@@ -61,6 +63,7 @@ struct OProj {
     static constexpr int ACT_STAGES = 1;
     static constexpr int WEIGHT_STAGES = 1;
     static constexpr int TABLE_BITS = 8;
+    static constexpr int WIDE_STAGES = 1;
     static constexpr bool BIAS = false;
     static constexpr int CHANNEL_BASE = 98112;
     static constexpr int CHANNEL_BEATS = 2184;
@@ -78,6 +81,7 @@ struct GateUpProj {
     static constexpr int ACT_STAGES = 1;
     static constexpr int WEIGHT_STAGES = 1;
     static constexpr int TABLE_BITS = 8;
+    static constexpr int WIDE_STAGES = 1;
     static constexpr bool BIAS = false;
     static constexpr int CHANNEL_BASE = 150528;
     static constexpr int CHANNEL_BEATS = 22176;
@@ -95,6 +99,7 @@ struct DownProj {
     static constexpr int ACT_STAGES = 1;
     static constexpr int WEIGHT_STAGES = 1;
     static constexpr int TABLE_BITS = 8;
+    static constexpr int WIDE_STAGES = 1;
     static constexpr bool BIAS = false;
     static constexpr int CHANNEL_BASE = 682752;
     static constexpr int CHANNEL_BEATS = 11856;

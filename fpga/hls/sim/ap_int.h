@@ -67,6 +67,7 @@ struct ap_range_ref {
         }
         return *this;
     }
+    // Copies bits; those of itself, too. NOLINTNEXTLINE(bugprone-unhandled-self-assignment)
     ap_range_ref& operator=(const ap_range_ref& other) { return copy(*other.owner, other.lo); }
     template <int X>
     ap_range_ref& operator=(const ap_range_ref<X>& other) {
