@@ -68,6 +68,8 @@ _BLOCK = 4
 #: Rows that share a codebook where codebooks of several stages would take half a bit a weight and
 #: more. Measured: what it saves costs a fraction of what indices of as many bits would bring.
 _LARGE_GROUP = 1024
+#: With three stages, so that codebooks of a small model stay below half a bit a weight.
+_LARGEST_GROUP = 4096
 #: Where rounding table entries to 8 bits costs perplexity: down_proj reads activations with heavy
 #: tails, and attention amplifies errors in queries and keys. See docs/ACCURACY.md.
 _WIDE: dict[str, dict[str, Any]] = {
@@ -81,12 +83,12 @@ _WIDER = _WIDE | {
 }
 
 
-def _coded_wide(weight_stages: int) -> LutConfig:
+def _coded_wide(weight_stages: int, group_size: int) -> LutConfig:
     """Activations coded as well. One width for all linears: with stored tables an engine on a board
     has entries of one width, and two widths would be two engines."""
     return LutConfig(
         block_positions=_BLOCK,
-        group_size=_LARGE_GROUP,
+        group_size=group_size,
         act_stages=2,
         weight_stages=weight_stages,
         table_bits=16,
@@ -121,7 +123,7 @@ RECIPES = {
             scheme="weight",
             block_positions=_BLOCK,
             weight_stages=3,
-            group_size=_LARGE_GROUP,
+            group_size=_LARGEST_GROUP,
             table_bits=16,
             wide_stages=3,
         ),
@@ -132,10 +134,10 @@ RECIPES = {
         "as balanced, activations coded in two stages",
     ),
     "accurate-co": Recipe(
-        _coded_wide(weight_stages=2), "as accurate, activations coded in two stages"
+        _coded_wide(2, _LARGE_GROUP), "as accurate, activations coded in two stages"
     ),
     "lossless-co": Recipe(
-        _coded_wide(weight_stages=3), "as lossless, activations coded in two stages"
+        _coded_wide(3, _LARGEST_GROUP), "as lossless, activations coded in two stages"
     ),
 }
 DEFAULT_RECIPE = "paper"
