@@ -45,7 +45,8 @@ def embedded_artifact(config: str = "mixed") -> Path:
     from quant import pipeline
     from quant.linear import Effort
 
-    out = Path(_FOLDER.name) / config
+    out = Path(_FOLDER.name) / config / "tiny-lut"
+    out.parent.mkdir()
     checkpoint = open_checkpoint(MODEL)
     ids = np.array(checkpoint.tokenizer().encode(default_text()), np.int64)
     pipeline.quantize(
