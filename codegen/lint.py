@@ -1,8 +1,12 @@
-"""Checks of kernel sources without vendor tools: pragmas, labels, what cannot be synthesized."""
+"""Checks of kernel sources without vendor tools.
+
+Pragmas, labels of loops and their bounds, depths of streams, what cannot be synthesized.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 #: Directives of Vitis HLS 2025.1 that kernels use, with the options each may have (UG1399).
 DIRECTIVES: dict[str, set[str]] = {
@@ -63,6 +67,8 @@ def lint_kernel(name: str, text: str) -> list[str]:
             problems.append(f"{name}:{number}: {problem}")
     for number in _unlabelled_pipelines(lines):
         problems.append(f"{name}:{number}: a pipelined loop has no label")
+    for at, problem in [*_unbounded_loops(code), *_streams_without_depth(code)]:
+        problems.append(f"{name}:{code.count(chr(10), 0, at) + 1}: {problem}")
     return problems
 
 
@@ -108,3 +114,63 @@ def _unlabelled_pipelines(lines: list[str]) -> list[int]:
         if "HLS PIPELINE" in pragma and not (i and _LABELLED.match(lines[i - 1])):
             found.append(i + 1)
     return found
+
+
+def _enclosed(code: str, start: int, ends: str) -> str:
+    """What lies between the bracket at `start` and the one of `ends` ("()" or "<>") that fits."""
+    depth = 0
+    for i in range(start, len(code)):
+        depth += (code[i] == ends[0]) - (code[i] == ends[1])
+        if depth == 0:
+            return code[start + 1 : i]
+    return code[start + 1 :]
+
+
+def _unbounded_loops(code: str) -> Iterator[tuple[int, str]]:
+    """Places of `for` loops that do not count one variable towards a bound.
+
+    Loops of constexpr functions run in the compiler, and those over a range need no bound.
+    """
+    for match in re.finditer(r"\bfor\s*\(", code):
+        header = _enclosed(code, match.end() - 1, "()")
+        if ";" not in header or _in_constexpr(code[: match.start()]):
+            continue
+        _, condition, step = (part.strip() for part in header.split(";"))
+        counter = re.match(r"(?:\+\+|--)?(\w+)", step)
+        compared = re.match(r"(\w+)(?: \+ \w+)? (?:<|<=|>|>=) \S", condition)
+        if not counter or not compared or counter[1] != compared[1]:
+            yield match.start(), f"loops without a bound: for ({header})"
+
+
+def _in_constexpr(before: str) -> bool:
+    """Whether code that ends inside a function is in one that the compiler computes."""
+    heads = re.findall(
+        r"^(?:[ ]{4}static )?\w[^;{}]*\([^;{}]*\)\s*(?:const )?{", before, re.MULTILINE
+    )
+    return bool(heads) and "constexpr" in heads[-1]
+
+
+def _streams_without_depth(code: str) -> Iterator[tuple[int, str]]:
+    """Places of streams that say no depth, or one of less than two.
+
+    The default of Vitis HLS is 2, that of a simulation without bounds none: a depth that a design
+    counts on is one it names. A reference takes the depth of its stream.
+    """
+    for match in re.finditer(r"\bhls::stream<", code):
+        arguments = _enclosed(code, match.end() - 1, "<>")
+        if code[match.end() + len(arguments) + 1 :].lstrip().startswith("&"):
+            continue
+        depth = _last_argument(arguments)
+        if depth is None or (depth.isdigit() and int(depth) < 2):
+            said = "no depth" if depth is None else f"a depth of {depth}"
+            yield match.start(), f"a stream with {said}: hls::stream<{arguments}>"
+
+
+def _last_argument(arguments: str) -> str | None:
+    """The last of several template arguments; None of a single one."""
+    depth, comma = 0, -1
+    for i, letter in enumerate(arguments):
+        depth += (letter in "<(") - (letter in ">)")
+        if letter == "," and depth == 0:
+            comma = i
+    return None if comma < 0 else arguments[comma + 1 :].strip()

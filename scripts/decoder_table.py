@@ -26,6 +26,7 @@ HEADS = (
     "tokens equal",
     "rounded otherwise",
     "largest error of logits",
+    "on the kernel's inputs: tokens, rounded, error of inputs, logits",
 )
 
 
@@ -39,7 +40,8 @@ def row(artifact: Path, rows: str, prompt: int, new: int, out: Path) -> list[str
     design = DesignChoices(EngineConfig(rows=rows)).to_dict()
     lutllm.export(artifact, out, design=design, prompt_tokens=prompt, new_tokens=new)
     exported = time.monotonic() - begun
-    found = lutllm.csim(out, decoder=True)
+    found = lutllm.csim(out, decoder=True, artifact=artifact)
+    replay = found["replay"]
     own = [path for path in (out / "src").iterdir() if path.is_file()]
     compiled = found["seconds"] - found["simulated_seconds"]
     return [
@@ -51,6 +53,8 @@ def row(artifact: Path, rows: str, prompt: int, new: int, out: Path) -> list[str
         f"{found['tokens_equal']} of {found['tokens_compared']}",
         f"{found['flips']}",
         f"{found['max_logit_error']:.1e}",
+        f"{replay['tokens_equal']}, {replay['flips']}, "
+        f"{replay['max_input_error']:.1e}, {replay['max_logit_error']:.1e}",
     ]
 
 

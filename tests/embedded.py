@@ -1,7 +1,8 @@
 """The embedded model quantized in seconds, once for all tests of a process.
 
-Both schemes, one and two stages: layer 0 in scheme "weight" with two weight stages, the MLP of
-layer 1 with two activation stages, the rest in the published setting with fewer centroids.
+"mixed" has both schemes, one and two stages: layer 0 in scheme "weight" with two weight stages, the
+MLP of layer 1 with two activation stages, the rest in the published setting with fewer centroids.
+"co" and "weight" have one scheme each.
 """
 
 from __future__ import annotations
@@ -23,30 +24,35 @@ TOLERANCE = 1e-5
 #: Codes that may flip where the first one does. Found: 1.
 FIRST_FLIPS = 4
 _FOLDER = tempfile.TemporaryDirectory(prefix="lutllm-embedded-")
-CONFIG = QuantConfig(
-    LutConfig(block_positions=4, act_centroids=16),
-    {
-        "model.layers.0.*": {"scheme": "weight", "weight_stages": 2},
-        "model.layers.1.mlp.*": {"act_stages": 2},
-    },
-)
+CONFIGS = {
+    "mixed": QuantConfig(
+        LutConfig(block_positions=4, act_centroids=16),
+        {
+            "model.layers.0.*": {"scheme": "weight", "weight_stages": 2},
+            "model.layers.1.mlp.*": {"act_stages": 2},
+        },
+    ),
+    "co": QuantConfig(head="int8"),
+    "weight": QuantConfig(LutConfig(scheme="weight", block_positions=4), head="int8"),
+}
 
 
 @functools.cache
-def embedded_artifact() -> Path:
-    """An artifact of the embedded model, to be read only."""
+def embedded_artifact(config: str = "mixed") -> Path:
+    """An artifact of the embedded model, of one of CONFIGS, to be read only."""
     from calib.text import default_text
     from lutllm.checkpoint import open_checkpoint
     from quant import pipeline
     from quant.linear import Effort
 
-    out = Path(_FOLDER.name) / "tiny-lut"
+    out = Path(_FOLDER.name) / config / "tiny-lut"
+    out.parent.mkdir()
     checkpoint = open_checkpoint(MODEL)
     ids = np.array(checkpoint.tokenizer().encode(default_text()), np.int64)
     pipeline.quantize(
         checkpoint,
         out,
-        CONFIG,
+        CONFIGS[config],
         ids,
         calibration=pipeline.CalibrationConfig(1024, 512),
         effort=Effort(iterations=1, sweeps=0),

@@ -30,6 +30,7 @@ SHAPES: dict[str, tuple[str, tuple[int, ...], bool]] = {
     "qwen2.5-0.5b": ("qwen2", (896, 4864, 24, 14, 2, 64, 151936), True),
     "qwen2.5-1.5b": ("qwen2", (1536, 8960, 28, 12, 2, 128, 151936), True),
     "qwen3-0.6b": ("qwen3", (1024, 3072, 28, 16, 8, 128, 151936), True),
+    "qwen3-1.7b": ("qwen3", (2048, 6144, 28, 16, 8, 128, 151936), True),
     "smollm2-135m": ("llama", (576, 1536, 30, 9, 3, 64, 49152), True),
 }
 
@@ -182,6 +183,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-0.5b")
     parser.add_argument("--layers", type=int, help="fewer layers than the model has")
+    parser.add_argument("--words", type=int, help="a smaller vocabulary than the model has")
     parser.add_argument("--scheme", default="co")
     parser.add_argument("--weight-stages", type=int, default=1)
     parser.add_argument("--act-stages", type=int, default=1)
@@ -191,6 +193,8 @@ def main() -> None:
     arch, sizes, tied = SHAPES[args.shape]
     if args.layers:
         sizes = (*sizes[:2], args.layers, *sizes[3:])
+    if args.words:
+        sizes = (*sizes[:-1], args.words)
     lut = LutConfig(
         scheme=args.scheme, weight_stages=args.weight_stages, act_stages=args.act_stages
     )

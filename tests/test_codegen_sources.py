@@ -182,3 +182,42 @@ def test_block_diagram_is_well_formed(sources: dict[str, str]) -> None:
     for name in ("search", "lookup", "accumulate", "8 elements, 8 cycles a code"):
         assert name in texts
     assert "![lut_linear](lut_linear.svg)" in sources["README.md"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ";;",
+        "int i = 0; ready; i++",
+        "int i = 0; i != n; i++",
+        "int i = 0; i < n; k++",
+        "int rest = 0; b != 0; b = rest",
+    ],
+)
+def test_lint_finds_loops_without_a_bound(header: str) -> None:
+    text = f"void f(int n) {{\n    for ({header}) {{\n    }}\n}}\n"
+    assert lint_kernel("f.cpp", text) == [f"f.cpp:2: loops without a bound: for ({header})"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "void f(int n) {\n    for (int i = 0; i < n * E::LANES; i += 2) {\n    }\n}\n",
+        "void f(int n) {\n    for (int i = n - 1; i >= 0; i--) {\n    }\n}\n",
+        "void f(int n) {\n    for (int s = 0; s + step < N; s += 2 * step) {\n    }\n}\n",
+        "constexpr int f(int b) {\n    for (int r = 0; b != 0; b = r) {\n    }\n    return b;\n}\n",
+        "void f(hls::stream<ap_uint<8> >& in) {\n    hls::stream<float, 4> out;\n}\n",
+    ],
+)
+def test_lint_lets_counted_loops_and_deep_streams_pass(text: str) -> None:
+    assert lint_kernel("f.cpp", text) == []
+
+
+@pytest.mark.parametrize(
+    ("stream", "said"),
+    [("ap_uint<8>", "no depth"), ("pair<int, int>", "no depth"), ("float, 1", "a depth of 1")],
+)
+def test_lint_finds_streams_without_a_depth(stream: str, said: str) -> None:
+    text = f"void f() {{\n    hls::stream<{stream}> out;\n}}\n"
+    wanted = f"f.cpp:2: a stream with {said}: hls::stream<{stream}>"
+    assert lint_kernel("f.cpp", text) == [wanted]

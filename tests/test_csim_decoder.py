@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+import lutllm
 from codegen.csim import compile_testbench, trusted_sources
-from codegen.csim_decoder import golden_of, relative_errors, run_decoder, run_program
+from codegen.csim_decoder import TOLERANCE, golden_of, run_decoder, run_program
+from codegen.decoder_compare import (
+    compare,
+    compare_replay,
+    relative_errors,
+    token_difference,
+)
 from codegen.decoder_golden import DecoderGolden
 from codegen.decoder_images import plan_decoder
 from codegen.explain import explain
@@ -172,9 +181,14 @@ def designs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[P
 def test_tokens_are_those_of_the_reference(
     designs: Callable[[str], tuple[Path, Path]], name: str
 ) -> None:
-    found = run_decoder(designs(name)[0])
+    root, source = designs(name)
+    found = lutllm.csim(root, decoder=True, artifact=source)
     assert found["first_divergence"] is None
     assert found["tokens_compared"] == TOKENS
+    replay = found["replay"]  # on the kernel's inputs: no flip explains anything
+    assert replay["first_divergence"] is None
+    assert replay["tokens_equal"] + len(replay["ties"]) == TOKENS
+    assert replay["max_input_error"] < 1e-5
     if found["flips"] == 0:  # a value at the border of two integers may depend on the machine
         assert found["tokens_equal"] == TOKENS
         assert found["max_logit_error"] < 1e-5
@@ -188,6 +202,80 @@ def results(root: Path, out: Path) -> dict[str, bytes]:
     out.mkdir()
     run_program(program, design, golden_of(design), out)
     return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_flip_hides_nothing_on_the_kernels_inputs(
+    designs: Callable[[str], tuple[Path, Path]],
+) -> None:
+    """A change after a flip is explained beside another run, and found beside a replayed one."""
+    design = read_design(designs("coded")[0])
+    golden = golden_of(design)
+    inputs = {name: values.copy() for name, values in golden.inputs.items()}
+    first, *_, last = inputs
+    inputs[first][2] *= np.float32(1 + 1e-5)
+    inputs[last][5] *= np.float32(1.01)
+    found = dataclasses.replace(golden, inputs=inputs)
+    fine = mock.patch(  # roundings so fine that the first change flips some
+        "codegen.decoder_compare._rounded", lambda design, name, x: np.rint(x * 1e6)
+    )
+    with fine:
+        beside = compare(design, golden, found, TOLERANCE)
+        replayed = compare_replay(design, golden, found, TOLERANCE)
+    assert beside["first_flip"]["position"] == 2
+    assert beside["first_divergence"] is None
+    assert replayed["first_divergence"] is not None
+    assert replayed["first_divergence"]["step"] == f"input of {last}"
+    assert replayed["first_divergence"]["position"] == 5
+
+
+def test_artifact_must_be_that_of_the_design(
+    designs: Callable[[str], tuple[Path, Path]],
+) -> None:
+    with pytest.raises(ConfigError, match=r"not the artifact that .* was exported from"):
+        lutllm.csim(designs("coded")[0], decoder=True, artifact=designs("online")[1])
+    with pytest.raises(ConfigError, match="set decoder as well"):
+        lutllm.csim(designs("coded")[0], artifact=designs("coded")[1])
+
+
+def choice(logits: list[float], token: int) -> DecoderGolden:
+    """A run that chose one token from these logits."""
+    return DecoderGolden(np.array([0]), np.array([token]), np.array([logits], np.float32), {})
+
+
+@pytest.mark.parametrize(
+    ("own", "token", "flipped", "verdict"),
+    [
+        ([1.00001, 1.00003, -8.0], 1, False, "tie"),
+        ([1.00001, 1.00003, -8.0], 1, True, "tie"),
+        ([0.5, 1.0, -8.0], 1, True, "after a flip"),
+        ([0.5, 1.0, -8.0], 1, False, "mismatch"),
+        ([1.00002, 1.00001, -8.0], 1, True, "mismatch"),  # not the largest of its own
+        ([1.00003, 1.00001, -8.0], 2, True, "mismatch"),
+        ([1.0, 1.0, -8.0], 1, True, "mismatch"),  # the lowest of equals is right
+        ([np.nan, 1.0, -8.0], 1, False, "mismatch"),
+    ],
+)
+def test_other_token_is_a_tie_or_follows_a_flip_or_is_wrong(
+    own: list[float], token: int, flipped: bool, verdict: str
+) -> None:
+    wanted = choice([1.00002, 1.00001, -8.0], 0)
+    found = token_difference(wanted, choice(own, token), 0, TOLERANCE, flipped)
+    assert found is not None
+    assert (found["expected"], found["found"], found["verdict"]) == (0, token, verdict)
+    assert token_difference(wanted, wanted, 0, TOLERANCE, flipped) is None
+
+
+def test_word_that_is_not_the_largest_is_found(copy: Path) -> None:
+    """Whatever flipped before: the kernel's choice is held against its own logits."""
+    modify(
+        copy,
+        "if (i == 0 || largest.logit > best.logit) best = largest;",
+        "if (i == 0 || largest.logit < best.logit) best = largest;",
+    )
+    found = run_decoder(copy, allow_modified=True)
+    assert found["token_difference"]["verdict"] == "mismatch"
+    assert found["first_divergence"]["step"] == "token"
+    assert found["max_logit_error"] < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["mixed", "int8", "screened"])
@@ -591,13 +679,38 @@ def test_no_lint_problems(designs: Callable[[str], tuple[Path, Path]]) -> None:
         assert [s for s in lines if len(s) > 110 and "#pragma" not in s] == []
 
 
-@pytest.mark.skipif(shutil.which("clang-tidy") is None, reason="needs clang-tidy")
+#: Where the clang-tidy of the extra `dev` lies, beside this Python; then any other.
+TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def make_lint(root: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "lint"],
+        cwd=root,
+        env={**os.environ, "PATH": TOOLS},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+needs_clang_tidy = pytest.mark.skipif(
+    shutil.which("clang-tidy", path=TOOLS) is None, reason="needs clang-tidy"
+)
+
+
+@needs_clang_tidy
 @pytest.mark.parametrize("name", ["mixed", "screened apart"])
 def test_clang_tidy_finds_nothing(designs: Callable[[str], tuple[Path, Path]], name: str) -> None:
-    found = subprocess.run(
-        ["make", "lint"], cwd=designs(name)[0], capture_output=True, text=True, check=False
-    )
+    found = make_lint(designs(name)[0])
     assert found.returncode == 0, found.stdout
+
+
+@needs_clang_tidy
+def test_clang_tidy_finds_a_fault(copy: Path) -> None:
+    """An integer division where a float is wanted: the rules of a design are in force."""
+    modify(copy, "int chosen = 0;", "int chosen = 0; const float half = D::HIDDEN_SIZE / 2;")
+    assert make_lint(copy).returncode != 0
 
 
 def test_errors_that_are_not_numbers_count() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -220,16 +221,28 @@ def test_engine_is_exact(tmp_path: Path, name: str) -> None:
     assert found["tokens_equal"] == found["tokens_compared"] > 0
 
 
-@pytest.mark.skipif(
-    "LUTLLM_AP_TYPES" not in os.environ, reason="LUTLLM_AP_TYPES names no folder of ap_int.h"
-)
-@pytest.mark.parametrize("name", MATRIX)
+def open_ap_types() -> str | None:
+    """The folder of ap_int.h that LUTLLM_AP_TYPES names, else that of the package hls4ml."""
+    package = importlib.util.find_spec("hls4ml")
+    if package is None or package.origin is None:
+        return os.environ.get("LUTLLM_AP_TYPES")
+    inside = Path(package.origin).parent / "templates/vivado/ap_types"
+    return os.environ.get("LUTLLM_AP_TYPES", str(inside))
+
+
+#: All where LUTLLM_AP_TYPES is set; else a few, since these headers take long to compile.
+OPEN_TYPES = list(MATRIX) if "LUTLLM_AP_TYPES" in os.environ else list(MATRIX)[::8]
+
+
+@pytest.mark.skipif(open_ap_types() is None, reason="needs hls4ml or LUTLLM_AP_TYPES")
+@pytest.mark.parametrize("name", OPEN_TYPES)
 def test_engine_is_exact_with_open_ap_types(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same sources with the open ap_types headers instead of our ap_int.h."""
     design = export(tmp_path / "design", name)
-    open_headers = os.environ["LUTLLM_AP_TYPES"]
+    open_headers = open_ap_types()
+    assert open_headers is not None
 
     def compile_with_open_headers(sources: dict[str, str], main: str) -> Path:
         kept = {path: text for path, text in sources.items() if path != "sim/ap_int.h"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from lutllm import recipes
 from lutllm.api.running import load
 from lutllm.api.source import Source
-from lutllm.artifact import Artifact
+from lutllm.artifact import Artifact, artifact_hash
 from lutllm.config import HEAD_LINEAR, QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.recipes import DEFAULT_RECIPE
@@ -204,19 +205,43 @@ def csim(
     tokens: int | None = None,
     layers: int | None = None,
     decoder: bool = False,
+    artifact: Source | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Compile the kernels in an exported folder with g++ and compare them with the emulator.
 
     decoder  run the whole model on the golden prompt instead of single linears; `tokens` are then
              the tokens it chooses (codegen/csim_decoder.py)
+    artifact what the decoder was exported from: each of its steps is compared from the inputs that
+             the kernel had, too, so that no rounding of a step before it hides a difference
     """
     if decoder:
         from codegen.csim_decoder import run_decoder
 
         if layers is not None:
             raise ConfigError("layers is set; the decoder runs all layers: leave it out")
-        return run_decoder(folder, new_tokens=tokens)
+        replay = None if artifact is None else _replay_of(artifact, folder)
+        return run_decoder(folder, new_tokens=tokens, replay=replay)
+    if artifact is not None:
+        raise ConfigError("artifact is set; it is compared with a decoder: set decoder as well")
     from codegen.csim import run_csim
 
     return run_csim(folder, tokens=tokens, layers=layers, progress=progress)
+
+
+def _replay_of(source: Source, folder: Source) -> Callable[[DecoderGolden], DecoderGolden]:
+    """What the artifact gives on the inputs of a run of the decoder in a design `folder`."""
+    from codegen.decoder_golden import DecoderGolden
+    from codegen.manifest import read_design
+    from lutllm.emulator.replay import replay
+
+    artifact = Artifact.open(source)
+    if read_design(folder).artifact_hash != artifact_hash(artifact.path):
+        raise ConfigError(f"{source}: not the artifact that {folder} was exported from")
+
+    def run(found: DecoderGolden) -> DecoderGolden:
+        words = [*found.prompt, *found.tokens[:-1]]
+        logits, inputs = replay(artifact, words, found.inputs, len(found.tokens))
+        return DecoderGolden(found.prompt, logits.argmax(axis=1), logits, inputs)
+
+    return run
