@@ -73,5 +73,5 @@ def test_an_artifact_holds_one_matrix(source: Path, tmp_path: Path) -> None:
 def test_other_matrices_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one matrix already; leave tie_head out"):
         lutllm.plan(MODEL, tie_head=True)
-    with pytest.raises(ConfigError, match="differ by 30% of the head; up to 15%"):
+    with pytest.raises(ConfigError, match="differ by 29% of the head; up to 15%"):
         lutllm.plan(untied(tmp_path / "model", 0.31), tie_head=True)
