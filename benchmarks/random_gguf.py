@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
-from benchmarks.llamacpp_accuracy import requantize
+from benchmarks.baseline_accuracy import requantize
 from tests.make_artifact import SHAPES
 
 #: Names of `SHAPES` by their architecture's keys in the file.

@@ -19,6 +19,7 @@ from lutllm.errors import ArtifactError, CheckpointError, ConfigError
 from lutllm.int8_rows import ROW_LIMIT, dequantize_rows
 from lutllm.lut_linear import LutLinear, array_specs
 from lutllm.model_config import LinearShape, ModelConfig
+from lutllm.pages import release_view
 from lutllm.tensorfile import TensorFile, bf16_to_f32
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -247,9 +248,16 @@ class Artifact:
         return linear
 
     def linears(self) -> Iterator[LutLinear]:
-        """The LUT linears of the decoder layers, validated, in the order the model runs them."""
+        """The LUT linears of the decoder layers, validated, in the order the model runs them.
+
+        Memory stays at about one of them where none is kept: pages of each are given back when the
+        next is asked for. Arrays that are kept read theirs again.
+        """
         for shape in self.model.linears():
-            yield self.linear(shape)
+            linear = self.linear(shape)
+            yield linear
+            for array in linear.arrays().values():
+                release_view(array)
 
     def head_linear(self) -> LutLinear | None:
         """The LUT linear before the rows of the head, validated; None where there is none."""

@@ -344,6 +344,17 @@ def test_pages_of_packed_files_are_given_back(tmp_path):
     assert resident_bytes(tmp_path)["layer-0.safetensors"] < size / 4
 
 
+def test_reading_linears_in_turn_holds_pages_of_one(tmp_path):
+    if not Path("/proc/self/smaps").exists():
+        pytest.skip("needs /proc")
+    write_artifact(tmp_path, tiny_config("llama", intermediate_size=8000, num_hidden_layers=3))
+    size = (tmp_path / "layer-0.safetensors").stat().st_size
+    artifact = Artifact.open(tmp_path)
+    for _ in artifact.linears():
+        assert sum(resident_bytes(tmp_path).values()) < 1.5 * size
+    assert sum(resident_bytes(tmp_path).values()) < size
+
+
 def test_bench_reports_speed_and_its_bound(one, monkeypatch):
     monkeypatch.setattr("lutllm.emulator.bench.BANDWIDTH_BYTES", 1 << 20)
     report = bench(one, prompt_tokens=12, decode_tokens=3, repeats=2)

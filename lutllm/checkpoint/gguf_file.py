@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from lutllm.checkpoint.pages import release
 from lutllm.errors import CheckpointError
+from lutllm.pages import release
 from lutllm.tensorfile import bf16_to_f32
 
 _MAGIC = b"GGUF"

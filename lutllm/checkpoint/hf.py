@@ -10,8 +10,8 @@ import numpy as np
 
 from lutllm.artifact import INDEX_NAME, TOKENIZER_FILES, read_json, write_json
 from lutllm.checkpoint.base import FLOAT_KINDS, Checkpoint, check_tensors
-from lutllm.checkpoint.pages import release_view
 from lutllm.errors import CheckpointError
+from lutllm.pages import release_view
 from lutllm.tensorfile import TensorFile, bf16_to_f32
 
 _SINGLE_NAME = "model.safetensors"

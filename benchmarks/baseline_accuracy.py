@@ -1,11 +1,14 @@
-"""What llama.cpp's own quantizations of a GGUF file cost, on the windows `lutllm eval` uses.
+"""What other quantizations of a model cost, on the windows `lutllm eval` uses.
 
-    python benchmarks/llamacpp_accuracy.py GGUF --text FILE [--types Q4_0,Q3_K_M,Q2_K] [--json]
+    python benchmarks/baseline_accuracy.py SRC --text FILE [--types RTN3,RTN4,Q4_0,Q2_K] [--json]
 
-Needs `pip install llama-cpp-python`. Every type is made from the file by llama.cpp itself without
-an importance matrix, and compared with the float values of the file: perplexity ratio, KL
-divergence, top-1 agreement as of `lutllm eval --reference`. bits: of a weight of the decoder
-layers, all of their tensors counted; megabytes: of the whole file.
+RTN3 and the like: the weights of the decoder layers rounded to 3 bits between the least and the
+largest of each row and 64 channels, nothing fitted, all else as it is; with a scale and a zero
+point of 16 bits a group. Of a file that has few bits already, its own grid is not used.
+Other types are llama.cpp's, made by its own quantizer from the GGUF file SRC without an importance
+matrix (`pip install llama-cpp-python`). All are compared with the float values of SRC: perplexity
+ratio, KL divergence, top-1 agreement as of `lutllm eval --reference`. bits: of a weight of the
+decoder layers, all of their tensors counted; megabytes: of the whole file.
 """
 
 from __future__ import annotations
@@ -23,8 +26,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from calib.compare import compare
+from calib.decoder import FloatDecoder, ResidentDecoder
 from calib.text import read_text, windows
 from lutllm.checkpoint import Checkpoint, open_checkpoint
+from quant.baseline import GROUP_CHANNELS, round_to_nearest
 
 
 def requantize(source: Path, kind: str, out: Path) -> None:
@@ -52,7 +57,18 @@ def layer_bits(path: Path) -> float:
     return 8 * sum(int(t.n_bytes) for t in tensors) / weights
 
 
-def measure(path: Path, checkpoint: Checkpoint, ids: np.ndarray, threads: int) -> dict[str, Any]:
+def measure_rounding(bits: int, checkpoint: Checkpoint, ids: np.ndarray) -> dict[str, Any]:
+    """Distance to `checkpoint` on windows i64[N, ctx] of its weights rounded to nearest."""
+    rounded = ResidentDecoder(FloatDecoder(checkpoint))
+    for layer in rounded.layers:
+        layer.weight = {name: round_to_nearest(w, bits) for name, w in layer.weight.items()}
+    found = compare(checkpoint, rounded.logits, ids, progress=True)
+    return {"bits": bits + 32 / GROUP_CHANNELS, **found.to_dict()}
+
+
+def measure_llama(
+    path: Path, checkpoint: Checkpoint, ids: np.ndarray, threads: int
+) -> dict[str, Any]:
     """Bytes of the file and its distance to `checkpoint` on windows i64[N, ctx]."""
     from llama_cpp import Llama
 
@@ -81,32 +97,35 @@ def measure(path: Path, checkpoint: Checkpoint, ids: np.ndarray, threads: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("gguf", type=Path)
+    parser.add_argument("source", metavar="SRC")
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--types", default="Q4_0,Q3_K_M,Q2_K")
+    parser.add_argument("--types", default="RTN2,RTN3,RTN4")
     parser.add_argument("--max-tokens", type=int, default=8192)
     parser.add_argument("--ctx", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    checkpoint = open_checkpoint(args.gguf)
+    checkpoint = open_checkpoint(args.source)
     ids = np.array(checkpoint.tokenizer().encode(read_text(args.text)), np.int64)
     chosen = windows(ids, args.ctx, args.max_tokens)
     rows = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for kind in args.types.split(","):
-            made = Path(folder) / f"{kind}.gguf"
-            requantize(args.gguf, kind, made)
-            rows[kind] = measure(made, checkpoint, chosen, args.threads)
-            made.unlink()
-            if not args.json:
-                row = rows[kind]
-                print(
-                    f"{kind}: {row['bits']:.2f} bits, {row['megabytes']:.0f} MB, "
-                    f"ratio {row['ratio']:.3f} +- {row['ratio_stderr']:.3f}, "
-                    f"KL {row['kl_divergence']:.3f}, top-1 {row['top1_agreement']:.1%}",
-                    flush=True,
-                )
+    for kind in args.types.split(","):
+        if kind.startswith("RTN"):
+            row = measure_rounding(int(kind.removeprefix("RTN")), checkpoint, chosen)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                made = Path(folder) / f"{kind}.gguf"
+                requantize(Path(args.source), kind, made)
+                row = measure_llama(made, checkpoint, chosen, args.threads)
+        rows[kind] = row
+        if not args.json:
+            size = f"{row['megabytes']:.0f} MB, " if "megabytes" in row else ""
+            print(
+                f"{kind}: {row['bits']:.2f} bits, {size}"
+                f"ratio {row['ratio']:.3f} +- {row['ratio_stderr']:.3f}, "
+                f"KL {row['kl_divergence']:.3f}, top-1 {row['top1_agreement']:.1%}",
+                flush=True,
+            )
     if args.json:
         print(json.dumps(rows))
 

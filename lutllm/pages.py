@@ -1,4 +1,4 @@
-"""Giving back the memory of a mapped file once its values were copied.
+"""Giving back memory: pages of a mapped file once its values were copied, and free heap.
 
 Pages of a mapped file stay resident until the system needs the space; a checkpoint read tensor by
 tensor would then seem to occupy its whole size.
@@ -6,6 +6,8 @@ tensor would then seem to occupy its whole size.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import mmap
 
 import numpy as np
@@ -28,3 +30,10 @@ def release_view(view: np.ndarray) -> None:
     if isinstance(mapped, mmap.mmap) and view.flags.c_contiguous:
         origin = np.frombuffer(mapped, np.uint8).ctypes.data
         release(mapped, view.ctypes.data - origin, view.nbytes)
+
+
+def trim_heap() -> None:
+    """Hand free memory of the C heap to the system, where its library can (glibc)."""
+    # elsewhere there is no such function, or no library to ask for it
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
