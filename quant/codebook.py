@@ -15,8 +15,13 @@ from numba import njit
 
 from quant.kmeans import assign_one, kmeans, lloyd_one, update_one
 
-#: Largest product of stage sizes whose sums are searched exhaustively.
+#: Sums of centroids, one of each stage, up to which codes of all stages are searched at once.
+#: Measured on normal vectors, three stages of 16: 3 dB less error than one stage at a time, and
+#: another one with centroids fitted to what the search finds.
 JOINT_LIMIT = 4096
+#: Sums up to which codes and centroids are improved so many times as often: it costs little there,
+#: and the error of two stages of 16 is still 5 % lower.
+_FEW_SUMS, _MORE_ROUNDS = 256, 3
 _MIN_EXPONENT, _MAX_EXPONENT = -60, 60
 
 
@@ -125,29 +130,40 @@ def _assign_stages(
 ) -> None:
     """Codes of all stages for the given centroids f32[S, K, v]; codes: i32[S, n] in and out.
 
-    One or two small stages are searched exhaustively, more stages one at a time in turn.
+    All stages at once where that is at most JOINT_LIMIT sums, else one at a time in turn.
     """
-    stages, count, v = centroids.shape
+    stages, count, _ = centroids.shape
     if stages == 1:
         assign_one(points, centroids[0], codes[0], best)
         return
-    if stages == 2 and count * count <= JOINT_LIMIT:
-        sums = np.empty((count * count, v), np.float32)
-        for a in range(count):
-            for b in range(count):
-                for j in range(v):
-                    sums[a * count + b, j] = centroids[0, a, j] + centroids[1, b, j]
+    if count**stages <= JOINT_LIMIT:
         joint = np.empty(points.shape[1], np.int32)
-        assign_one(points, sums, joint, best)
+        assign_one(points, _all_sums(centroids), joint, best)
         for i in range(joint.size):
-            codes[0, i] = joint[i] // count
-            codes[1, i] = joint[i] % count
+            code = joint[i]
+            for s in range(stages - 1, -1, -1):
+                codes[s, i] = code % count
+                code //= count
         return
     rest = np.empty_like(points)
     for _ in range(2):
         for s in range(stages):
             _subtract_stages(points, centroids, codes, s, rest)
             assign_one(rest, centroids[s], codes[s], best)
+
+
+@njit(cache=True)
+def _all_sums(centroids: np.ndarray) -> np.ndarray:
+    """f32[K^S, v]: centroids f32[S, K, v], one of each stage, the last changing fastest."""
+    stages, count, v = centroids.shape
+    sums = np.zeros((count**stages, v), np.float32)
+    for i in range(len(sums)):
+        code = i
+        for s in range(stages - 1, -1, -1):
+            for j in range(v):
+                sums[i, j] += centroids[s, code % count, j]
+            code //= count
+    return sums
 
 
 @njit(cache=True)
@@ -164,7 +180,7 @@ def fit_stages(
 
     points: f32[v, n]; weights: f32[n]; template: f32[K, v]; centroids: f32[S, K, v] in (when
     `warm`) and out; codes: i32[S, n] out. Stages start one on the rest of the other, then codes
-    and centroids are improved in turn.
+    of all and centroids of each are improved in turn, `iterations` times and more.
     """
     stages = centroids.shape[0]
     n = points.shape[1]
@@ -180,7 +196,8 @@ def fit_stages(
     if warm and stages == 1:
         lloyd_one(points, weights, centroids[0], codes[0], iterations)
     if stages > 1:
-        for _ in range(2 if not warm else 1):
+        few = len(template) ** stages <= _FEW_SUMS
+        for _ in range(_MORE_ROUNDS * iterations if few else iterations):
             _assign_stages(points, centroids, codes, best)
             for s in range(stages):
                 _subtract_stages(points, centroids, codes, s, rest)

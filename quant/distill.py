@@ -43,6 +43,8 @@ class DistillConfig:
 
     dtype: what matrices are multiplied in, None for what is fast on this processor.
 
+    warmup: share of the steps in which the rate rises; Adam's moments are rough at first.
+
     Norm weights and output scales learn at `scale_rate` times that rate, activation codebooks at
     `act_rate` times it.
     """
@@ -52,7 +54,7 @@ class DistillConfig:
     learning_rate: float = 1e-3
     scale_rate: float = 0.3
     act_rate: float = 0.3
-    warmup: int = 5
+    warmup: float = 0.05
     seed: int = 0
     dtype: torch.dtype | None = None
 
@@ -63,7 +65,7 @@ class DistillConfig:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then a cosine to 2 per cent."""
-        warm = min(1.0, (step + 1) / max(1, self.warmup))
+        warm = min(1.0, (step + 1) / max(1.0, self.warmup * self.steps))
         cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return self.learning_rate * warm * (0.98 * cosine + 0.02)
 

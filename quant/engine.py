@@ -21,8 +21,9 @@ class TableRunner(Protocol):
     def update(self, linear: LutLinear) -> None:
         """Take codebooks and output scale of `linear`; codes and shifts are those it had."""
 
-    def apply(self, x: np.ndarray) -> np.ndarray:
-        """`lutllm.intmath.lut_linear`: f32[T, D] -> f32[T, M]."""
+    def apply(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """`lutllm.intmath.lut_linear`: f32[T, D] -> f32[T, M], and in scheme "co" the activation
+        codes u8[T, Sa, P] that it found."""
 
 
 TableEngine = Callable[[LutLinear], TableRunner]

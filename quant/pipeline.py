@@ -199,7 +199,7 @@ def _quantize_layer(
             lacking=effort.correction * lacking if adds and effort.correction else None,
         )
         if engine is not None:
-            result.output = torch.from_numpy(engine(result.linear).apply(x.numpy()))
+            result.output = torch.from_numpy(engine(result.linear).apply(x.numpy())[0])
         if adds:
             lacking.add_(weights.apply(shape, x_float)).sub_(result.output)
         done.append(result.linear)

@@ -229,6 +229,20 @@ def _code_tokens(
 
 
 @njit(cache=True, parallel=True)
+def _sum_centroids(centroids: np.ndarray, codes: np.ndarray, out: np.ndarray) -> None:
+    """out f32[T, C] = sum over stages of centroids f32[Sa, P, Ka, v] at codes u8[Sa, P, T]."""
+    stages, positions, tokens = codes.shape
+    vec_len = centroids.shape[3]
+    for t in prange(tokens):
+        for p in range(positions):
+            for j in range(vec_len):
+                total = np.float32(0)
+                for s in range(stages):
+                    total += centroids[s, p, codes[s, p, t], j]
+                out[t, p * vec_len + j] = total
+
+
+@njit(cache=True, parallel=True)
 def _collect_centroids(gradient: np.ndarray, codes: np.ndarray, out: np.ndarray) -> None:
     """out f32[Sa, P, Ka, v] = sum over tokens of gradient f32[T, C] at codes u8[Sa, P, T]."""
     stages, positions, tokens = codes.shape
@@ -244,19 +258,27 @@ def _collect_centroids(gradient: np.ndarray, codes: np.ndarray, out: np.ndarray)
 class _CodedActivation(torch.autograd.Function):
     """Activations replaced by the centroids that code them, stage by stage.
 
-    The gradient goes straight through to the activations, and to every centroid from the tokens
-    that it stands for.
+    found: u8[T, Sa, P], the codes where they are known, None to search. The gradient goes straight
+    through to the activations, and to every centroid from the tokens that it stands for.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, z: torch.Tensor, centroids: torch.Tensor, fine: float, chebyshev: bool
+        ctx: Any,
+        z: torch.Tensor,
+        centroids: torch.Tensor,
+        fine: float,
+        chebyshev: bool,
+        found: np.ndarray | None,
     ) -> torch.Tensor:
-        stages, positions = centroids.shape[:2]
-        ctx.codes = np.empty((stages, positions, len(z)), np.uint8)
         out = torch.empty_like(z)
-        books, codes = centroids.numpy(), ctx.codes
-        _code_tokens(z.numpy(), books, np.float32(fine), chebyshev, codes, out.numpy())
+        books = centroids.numpy()
+        if found is None:
+            ctx.codes = np.empty((*centroids.shape[:2], len(z)), np.uint8)
+            _code_tokens(z.numpy(), books, np.float32(fine), chebyshev, ctx.codes, out.numpy())
+        else:
+            ctx.codes = np.ascontiguousarray(found.transpose(1, 2, 0))
+            _sum_centroids(books, ctx.codes, out.numpy())
         ctx.save_for_backward(centroids)
         return out
 
@@ -266,7 +288,7 @@ class _CodedActivation(torch.autograd.Function):
         (centroids,) = ctx.saved_tensors
         out = torch.empty_like(centroids)
         _collect_centroids(grad.contiguous().numpy(), ctx.codes, out.numpy())
-        return grad, out, None, None
+        return grad, out, None, None, None
 
 
 def _decoded(
@@ -354,25 +376,30 @@ class StudentLinear:
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """x: f32[T, D] -> f32[T, M]."""
-        z, token_scale = self._code(_Slots.apply(x, self._perm, self._scale))
+        rounded, codes = (None, None) if self._tables is None else self._through_tables(x)
+        z, token_scale = self._code(_Slots.apply(x, self._perm, self._scale), codes)
         books = self.integers() * self._unit
         scale = self._output_scale * self.gain
         group_size = self.linear.config.group_size
-        rounded = None if self._tables is None else self._through_tables(x)
         y = _CodedProduct.apply(z, books, scale, token_scale, self._codes, group_size, rounded)
         return y if self._bias is None else y + self._bias
 
     @torch.no_grad()
-    def _through_tables(self, x: torch.Tensor) -> torch.Tensor:
-        """What the stored integers give now, bias left out. f32[T, D] -> f32[T, M]."""
+    def _through_tables(self, x: torch.Tensor) -> tuple[torch.Tensor, np.ndarray | None]:
+        """What the stored integers give now, bias left out, and activation codes.
+
+        f32[T, D] -> f32[T, M], u8[T, Sa, P] or None.
+        """
         assert self._tables is not None
         self._tables.update(self._current())
-        return torch.from_numpy(self._tables.apply(x.detach().numpy()))
+        y, codes = self._tables.apply(x.detach().numpy())
+        return torch.from_numpy(y), codes
 
-    def _code(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _code(self, z: torch.Tensor, codes: np.ndarray | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Coded activations with straight-through gradients, and what one of them is worth.
 
-        z: f32[T, C] -> [T, C] in the type that matrices are multiplied in, f32[T].
+        z: f32[T, C] -> [T, C] in the type that matrices are multiplied in, f32[T]. codes: those of
+        scheme "co" where they are known.
         """
         config = self.linear.config
         if config.scheme == "weight":
@@ -380,7 +407,7 @@ class StudentLinear:
             return _RoundedActivation.apply(z, (127 / top)[:, None], self._dtype), top / 127
         centroids = self.act_integers() * self._act_unit
         by_chebyshev = config.metric == "chebyshev"
-        coded = _CodedActivation.apply(z / self._fine, centroids, self._fine, by_chebyshev)
+        coded = _CodedActivation.apply(z / self._fine, centroids, self._fine, by_chebyshev, codes)
         return coded.to(self._dtype), torch.ones(len(z))
 
     def trained(self) -> LutLinear:

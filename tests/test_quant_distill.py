@@ -252,7 +252,7 @@ def test_resumed_distillation_gives_the_same_result(
 
 
 def test_rate_warms_up_and_decays() -> None:
-    config = DistillConfig(steps=100, learning_rate=1.0, warmup=5)
+    config = DistillConfig(steps=100, learning_rate=1.0, warmup=0.05)
     rates = [config.rate(i) for i in range(100)]
     assert rates[0] < rates[2] < rates[4]
     assert rates[4] > rates[50] > rates[99] > 0
@@ -288,6 +288,24 @@ def test_student_with_an_engine_is_the_tables_to_the_bit(config: LutConfig) -> N
                 value -= 0.2 * value.abs().mean() * value.grad.sign()
 
 
+@pytest.mark.parametrize("metric", ["l2", "chebyshev"])
+@pytest.mark.parametrize("act_stages", [1, 2])
+def test_codes_of_the_engine_give_the_gradients_of_the_search(act_stages: int, metric: str) -> None:
+    x, _ = data()
+    linear = run(LutConfig(group_size=48, act_stages=act_stages, metric=metric)).linear
+    probe = torch.randn(40, linear.out_features, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for engine in (None, table_engine(Team(2))):
+        student = StudentLinear(linear, engine=engine)
+        inputs = x[:40].clone().requires_grad_()
+        (student.apply(inputs) * probe).sum().backward()
+        assert inputs.grad is not None
+        assert student.act_books is not None
+        gradients.append([inputs.grad, student.act_books.grad, student.books.grad])
+    for searched, found in zip(*gradients, strict=True):
+        assert torch.equal(searched, found)
+
+
 class _Reference:
     """A runner over the numpy definition."""
 
@@ -297,8 +315,8 @@ class _Reference:
     def update(self, linear: LutLinear) -> None:
         self.linear = linear
 
-    def apply(self, x: np.ndarray) -> np.ndarray:
-        return lut_linear(x, self.linear)
+    def apply(self, x: np.ndarray) -> tuple[np.ndarray, None]:
+        return lut_linear(x, self.linear), None
 
 
 def _reference_engine(linear: LutLinear) -> _Reference:

@@ -38,7 +38,7 @@ def replay(
 
     def apply(name: str, x: np.ndarray) -> np.ndarray:
         would_have[name] = x
-        return make(artifact.linear(shapes[name])).apply(inputs[name])
+        return make(artifact.linear(shapes[name])).apply(inputs[name])[0]
 
     rope = rope_tables(config, len(words))
     h = artifact.float32(EMBEDDING)[np.asarray(words)]

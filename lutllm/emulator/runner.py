@@ -23,9 +23,10 @@ class LinearRunner:
         """Take codebooks and output scale of `linear`; codes and shifts stay."""
         exchange_codebooks(self._packed, linear)
 
-    def apply(self, x: np.ndarray) -> np.ndarray:
-        """f32[T, D] -> f32[T, M]."""
-        return run_linear(self._packed, x, self._team)["y"]
+    def apply(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """f32[T, D] -> f32[T, M], and activation codes u8[T, Sa, P] in scheme "co"."""
+        found = run_linear(self._packed, x, self._team)
+        return found["y"], found.get("codes")
 
 
 def table_engine(team: Team | None = None) -> Callable[[LutLinear], LinearRunner]:
