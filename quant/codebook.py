@@ -167,6 +167,21 @@ def _all_sums(centroids: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True)
+def _rounds(sums: int, iterations: int) -> int:
+    """Times that codes of several stages and their centroids are improved."""
+    return _MORE_ROUNDS * iterations if sums <= _FEW_SUMS else iterations
+
+
+def searched_sums(count: int, stages: int, iterations: int) -> int:
+    """Centroids, or sums of them, that a vector is compared with in one call of `code_group`."""
+    if stages == 1:
+        return (iterations + 1) * count
+    sums = count**stages
+    searched = sums if sums <= JOINT_LIMIT else 2 * stages * count
+    return stages * iterations * count + (_rounds(sums, iterations) + 1) * searched
+
+
+@njit(cache=True)
 def fit_stages(
     points: np.ndarray,
     weights: np.ndarray,
@@ -196,8 +211,7 @@ def fit_stages(
     if warm and stages == 1:
         lloyd_one(points, weights, centroids[0], codes[0], iterations)
     if stages > 1:
-        few = len(template) ** stages <= _FEW_SUMS
-        for _ in range(_MORE_ROUNDS * iterations if few else iterations):
+        for _ in range(_rounds(len(template) ** stages, iterations)):
             _assign_stages(points, centroids, codes, best)
             for s in range(stages):
                 _subtract_stages(points, centroids, codes, s, rest)

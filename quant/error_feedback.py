@@ -23,6 +23,8 @@ from lutllm.errors import LutLLMError
 from quant.codebook import code_group, decode_group, gaussian_template, weighted_error
 
 _BLOCK_POSITIONS = 32
+#: Iterations of a codebook that is revisited.
+SWEEP_ITERATIONS = 3
 _LOWEST_EXPONENT = -60
 
 
@@ -229,7 +231,7 @@ def coordinate_descent(
     config: LutConfig,
     *,
     damping: float = 0.01,
-    iterations: int = 3,
+    iterations: int = SWEEP_ITERATIONS,
 ) -> None:
     """One sweep over all positions, each recoded with the others fixed; improves `coded` in place.
 

@@ -21,7 +21,9 @@ from quant.activation import (
     input_codes,
     round_input,
 )
+from quant.codebook import searched_sums
 from quant.error_feedback import (
+    SWEEP_ITERATIONS,
     CodedWeight,
     coordinate_descent,
     error_feedback,
@@ -52,6 +54,13 @@ class Effort:
     sweeps: int = 3
     row_scale: bool = True
     correction: float = 1.0
+
+
+def searches(config: LutConfig, effort: Effort) -> int:
+    """Centroids, or sums of them, that each vector of a weight is compared with in all."""
+    count, stages = config.weight_centroids, config.weight_stages
+    first = searched_sums(count, stages, effort.iterations)
+    return first + effort.sweeps * searched_sums(count, stages, SWEEP_ITERATIONS)
 
 
 @dataclass

@@ -39,7 +39,7 @@ from lutllm.version import __version__
 from quant.baseline import relative_error, round_to_nearest
 from quant.engine import TableEngine
 from quant.head import head_bytes, quantize_head, stored_tensors, stored_values
-from quant.linear import CHUNK_ROWS, Effort, QuantizedLinear, quantize_linear
+from quant.linear import CHUNK_ROWS, Effort, QuantizedLinear, quantize_linear, searches
 from quant.refine import refine
 from quant.workspace import Workspace, check_output
 
@@ -450,10 +450,11 @@ def estimate_seconds(
         d, m = shape.in_features, shape.out_features
         setting = config.for_linear(shape.name)
         dense = 2 * tokens * d * (2 * d + 2 * m) + 2 * d**3 + 14 * m * d * d
-        points = 16 * m * d * setting.weight_centroids ** min(2, setting.weight_stages)
+        # distances to centroids, or to their sums: nine operations' time each
+        found = m * d / setting.vec_len * searches(setting, _DEFAULT_EFFORT)
         if setting.scheme == "co":
-            points += 60 * 16 * d * min(tokens, 4096) * setting.act_centroids / 16
-        total += dense + 15 * points
+            found += 100 * d * min(tokens, 4096) * setting.act_centroids
+        total += dense + 9 * found
     return total / _measured_flops()
 
 
