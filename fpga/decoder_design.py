@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fpga.design import FLOAT_BITS, MIN_DISTANCE, EngineDesign, LayerKind, ceil_div
+from fpga.design import FLOAT_BITS, EngineDesign, LayerKind, ceil_div
 from fpga.head_slices import is_slice, slice_name
 from lutllm.config import HEAD_LINEAR, reject_unknown
 from lutllm.errors import ConfigError
@@ -312,7 +312,6 @@ class DecoderDesign:
             ("int", "AXI_BITS", self.axi_bits, "bits of a memory beat"),
             ("int", "MAX_TOKENS", self.max_tokens, "tokens of one run"),
             ("int", "VECTOR_LANES", config.vector_lanes, "beats of a word of vectors on chip"),
-            ("int", "MIN_WORDS", MIN_DISTANCE, "least words of a vector that an engine reads"),
             ("int", "LAYERS", model.num_hidden_layers, ""),
             ("int", "HIDDEN_SIZE", model.hidden_size, ""),
             ("int", "INTERMEDIATE_SIZE", model.intermediate_size, ""),

@@ -51,7 +51,6 @@ class Shape:
             "QUERY_TOKENS": 1,
             "KV_PORTS": 1,
             "VECTOR_LANES": self.vector_lanes,
-            "MIN_WORDS": 1,
             "MAX_TOKENS": 1,
             "LAYERS": 1,
             "CONTEXT": 8,

@@ -49,7 +49,6 @@ class Shape:
             "QUERY_TOKENS": self.query_tokens,
             "KV_PORTS": self.kv_ports,
             "VECTOR_LANES": self.vector_lanes,
-            "MIN_WORDS": 4,
             "MAX_TOKENS": self.max_tokens,
             "CAPACITY": self.capacity,
         }
@@ -222,7 +221,7 @@ def attend(program: Program, past: int, tokens: int, seed: int, spread: float = 
     found = run_attention(program, caches, q[past:], k, v)
     padded = -(-shape.head_dim // shape.floats) * shape.floats
     word = shape.vector_lanes * shape.floats
-    stride = max(4, -(-shape.heads * padded // word)) * word
+    stride = -(-shape.heads * padded // word) * word
     x = found[: tokens * stride].reshape(tokens, stride)
     assert not x[:, shape.heads * padded :].any()
     y = x[:, : shape.heads * padded].reshape(tokens, shape.heads, padded)[..., : shape.head_dim]

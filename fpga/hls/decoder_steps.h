@@ -1,10 +1,15 @@
-// decoder_steps.h: the steps of a decoder between two runs of a LUT linear engine.
+// decoder_steps.h: the steps of a decoder beside its LUT linear engines.
 //
-// Every step reads and writes buffers of float32 words on chip, VECTOR_LANES beats each: `hidden`
-// (the residual), `x` (what an engine reads, [token][at least MIN_WORDS words]) and `y` (what it
-// gave, each section of a token's results padded to whole words). One step follows another; inside,
-// each is dataflow. The buffers have two ports: a step may read two words in a cycle, or read one
-// and write one. Heads, which attention takes a beat at a time, are read and written in beats.
+// Engines and steps form a ring of streams of float32 words, VECTOR_LANES beats each:
+//
+//   engine -> pack -> deal -+-> residual -> norm ----------------------+-> inputs -> engine
+//                           +-> queries, keys, values -> attention ----+
+//                           +-> gate, up -> SwiGLU --------------------+
+//
+// Every process runs through all layers at its own pace: what an engine gives of one token is added,
+// normed and on its way back while it still gives that of the next. A vector starts on a word. The
+// residual `hidden` and the attended heads lie on chip for all tokens of a run, in buffers with a
+// bank for every beat: heads, which attention takes a beat at a time, are written as such.
 #pragma once
 
 #include "attention.h"
@@ -13,12 +18,9 @@
 #include "rotary.h"
 #include "swiglu.h"
 
-// A simulation may look at what enters each projection.
+// A simulation may look at what enters each projection: word `at` of a token's vector.
 #ifndef LUTLLM_TRACE
-#define LUTLLM_TRACE(projection, layer, x, run)
-#endif
-#ifndef LUTLLM_TRACE_HEAD
-#define LUTLLM_TRACE_HEAD(x)
+#define LUTLLM_TRACE(projection, layer, at, word)
 #endif
 
 namespace lutllm {
@@ -38,7 +40,7 @@ struct Sections {
 template <class C>
 struct Model : Decoder<C> {
     typedef Decoder<C> Base;
-    typedef Decoder<C, C::VECTOR_LANES> wide;  // the same in words
+    typedef typename Base::wide wide;          // the same in words
     typedef typename Banks<C>::word_t word_t;  // a word of a buffer
     static constexpr int QKV_HEADS = C::HEADS + 2 * C::KV_HEADS;
     static constexpr int ANGLE_BEATS = 2 * ceil_div(Base::HALF_DIM, Base::FLOATS);
@@ -47,19 +49,18 @@ struct Model : Decoder<C> {
     static constexpr int CACHE_BEATS = C::KV_HEADS * CACHE_ROWS * Base::HEAD_BEATS;  // of a layer
     static constexpr int FINAL_NORM = C::NORM_BASE + C::LAYERS * C::NORM_BEATS;
     static constexpr int NORMS = 2 * C::LAYERS + 1;  // of vectors, the final one last
-    static constexpr int MAX_X_WORDS =
-        max_of(C::MIN_WORDS,
-               max_of(wide::HIDDEN_BEATS, max_of(Base::ATTENDED_WORDS, wide::INTERMEDIATE_BEATS)));
-    static constexpr int MAX_Y_WORDS = max_of(
-        QKV_HEADS * wide::HEAD_BEATS, max_of(2 * wide::INTERMEDIATE_BEATS, wide::HIDDEN_BEATS));
-    // Words of results: those of all tokens of a run, or the coarse logits of a token.
-    static constexpr int Y_WORDS =
-        max_of(C::MAX_TOKENS * MAX_Y_WORDS, C::SLICES * ceil_div(C::SLICE_WIDTH, wide::FLOATS));
+    // Words of the coarse logits of a token.
+    static constexpr int COARSE_WORDS = C::SLICES * ceil_div(C::SLICE_WIDTH, wide::FLOATS);
     // Beats of a stored row; int8 rows end in a float32 scale (int8_head.h).
     static constexpr int HEAD_ROW_BEATS =
         ceil_div(C::HIDDEN_SIZE * C::HEAD_BITS + (C::HEAD_BITS == 8 ? 32 : 0), C::AXI_BITS);
     static constexpr int EMBED_ROW_BEATS =
         ceil_div(C::HIDDEN_SIZE * C::EMBED_BITS + (C::EMBED_BITS == 8 ? 32 : 0), C::AXI_BITS);
+    // Results that wait until what comes behind them is there too: the heads of a token, which move
+    // in words while attention takes beats, and gates until their ups.
+    typedef hls::stream<typename wide::beat_t, C::HEADS * wide::HEAD_BEATS> query_words;
+    typedef hls::stream<typename wide::beat_t, C::KV_HEADS * wide::HEAD_BEATS> key_words;
+    typedef hls::stream<typename wide::beat_t, wide::INTERMEDIATE_BEATS + 2> gate_words;
     static_assert(C::HEAD_DIM % Base::FLOATS == 0, "heads are whole beats");
 
     // First beat of the norms of a layer's queries, then keys.
@@ -82,13 +83,20 @@ struct Model : Decoder<C> {
     }
 };
 
-// What an engine reads, from a buffer on chip.
-template <class E>
-void send_input(const typename Banks<E>::word_t* x, typename E::words& out, LinearCall call) {
+// What an engine reads: vectors as they come, zero-padded to the words of a call.
+template <class E, class D>
+void send_vectors(typename D::wide::beats& in, typename E::words& out, Projection projection,
+                  int layer, LinearCall call) {
+    const int words = D::input_words(projection);
+    int at = 0;
 send_loop:
     for (int i = 0; i < call.tokens * call.in_words; i++) {
 #pragma HLS PIPELINE II=1
-        out.write(read_word(x[i]));
+        typename E::wide_t word = 0;
+        if (at < words) word = in.read();
+        LUTLLM_TRACE(projection, layer, at, word);
+        out.write(word);
+        advance(at, call.in_words);
     }
 }
 
@@ -121,19 +129,10 @@ move_loop:
     }
 }
 
-// Where words of results go one after another: a buffer on chip, or a stream.
-template <class E>
-struct BufferSink {
-    typename Banks<E>::word_t* next;
-    void write(const typename E::wide_t& word) {
-#pragma HLS INLINE
-        write_word(*next++, word);
-    }
-};
-
 // Results of an engine, [token][sub][LANES padded to words], to [token][section padded to words].
-template <class E, class D, class Sink>
-void pack_results(typename E::words& in, Sink& out, Sections sections, LinearCall call) {
+template <class E, class D>
+void pack_output(typename E::words& in, typename D::wide::beats& out, Sections sections,
+                 LinearCall call) {
     const int unit = packing_unit<E, D>(sections.size);
     const int steps = ceil_div(E::LANES, unit);
     typename E::wide_t word = 0, packed = 0;
@@ -166,14 +165,6 @@ pack_loop:
     }
 }
 
-// Results to y.
-template <class E, class D>
-void pack_output(typename E::words& in, typename Banks<E>::word_t* y, Sections sections,
-                 LinearCall call) {
-    BufferSink<E> sink = {y};
-    pack_results<E, D>(in, sink, sections, call);
-}
-
 // The norms of all vectors from `constants`, so that a norm need not wait for a beat at a time:
 // those of a layer's input and after attention, layer by layer, then the final one.
 template <class D>
@@ -202,18 +193,21 @@ load_loop:
     }
 }
 
-// Vectors of `words` words for an engine, zero-padded to MIN_WORDS.
 template <class D>
-void store_vectors(typename D::wide::beats& in, typename D::word_t* x, int vectors, int words) {
-    const int stride = max_of(words, D::MIN_WORDS);
-    int at = 0;
-store_loop:
-    for (int i = 0; i < vectors * stride; i++) {
+void forward_words(typename D::wide::beats& in, typename D::wide::beats& out, int count) {
+forward_loop:
+    for (int i = 0; i < count; i++) {
 #pragma HLS PIPELINE II=1
-        typename D::wide::beat_t word = 0;
-        if (at < words) word = in.read();
-        write_word(x[i], word);
-        advance(at, stride);
+        out.write(in.read());
+    }
+}
+
+template <class D>
+void store_words(typename D::wide::beats& in, typename D::word_t* to, int count) {
+store_loop:
+    for (int i = 0; i < count; i++) {
+#pragma HLS PIPELINE II=1
+        write_word(to[i], in.read());
     }
 }
 
@@ -268,90 +262,117 @@ embed_loop:
     }
 }
 
-// The residual, word by word; with `add`, after hidden += y.
+// Results of the projections to the steps that take them, layer by layer.
 template <class D>
-void update_residual(typename D::word_t* hidden, const typename D::word_t* y, bool add,
-                     typename D::wide::beats& out, int count) {
+void deal_results(typename D::wide::beats& in, typename D::wide::beats& added,
+                  typename D::query_words& q, typename D::key_words& k, typename D::key_words& v,
+                  typename D::gate_words& gate, typename D::wide::beats& up, TokenRun run) {
     typedef typename D::wide V;
-residual_loop:
-    for (int i = 0; i < count; i++) {
+    constexpr int KEYS = D::HEADS * V::HEAD_BEATS;
+    constexpr int VALUES = KEYS + D::KV_HEADS * V::HEAD_BEATS;
+    constexpr int HEADS_END = VALUES + D::KV_HEADS * V::HEAD_BEATS;
+layer_loop:
+    for (int layer = 0; layer < D::LAYERS; layer++) {
+        int at = 0;
+    heads_loop:
+        for (int i = 0; i < run.tokens * HEADS_END; i++) {
 #pragma HLS PIPELINE II=1
-        typename V::floats_t sum(read_word(hidden[i]));
-        const typename V::floats_t other(read_word(y[i]));
-    lane_loop:
-        for (int j = 0; j < V::FLOATS; j++) {
-#pragma HLS UNROLL
-            if (add) sum.value[j] = sum.value[j] + other.value[j];
-        }
-        const typename V::beat_t word = sum.pack();
-        write_word(hidden[i], word);
-        out.write(word);
-    }
-}
-
-// hidden (with `add`, after hidden += y) -> norm -> x. norm: the words of its weights.
-template <class D>
-void normalize(const typename D::word_t* norm, typename D::word_t* hidden,
-               const typename D::word_t* y, bool add, typename D::word_t* x, int tokens) {
-#pragma HLS DATAFLOW
-    typedef typename D::wide V;
-    typename V::beats in("in"), weights("weights"), out("out");
-    LUTLLM_REGION;
-    LUTLLM_PROCESS("hidden", update_residual<D>(hidden, y, add, in, tokens * V::HIDDEN_BEATS));
-    LUTLLM_PROCESS("weights", load_words<D>(norm, weights, V::HIDDEN_BEATS));
-    LUTLLM_PROCESS("norm", (rms_norm<V, V::HIDDEN_BEATS>(in, weights, out, tokens, V::HIDDEN_BEATS,
-                                                         D::HIDDEN_SIZE, D::EPS)));
-    LUTLLM_PROCESS("store", store_vectors<D>(out, x, tokens, V::HIDDEN_BEATS));
-}
-
-// y: [token][gate, up][words] -> two streams, a word of each in a cycle.
-template <class D>
-void split_gate_up(const typename D::word_t* y, typename D::wide::beats& gate,
-                   typename D::wide::beats& up, int tokens) {
-    constexpr int WORDS = D::wide::INTERMEDIATE_BEATS;
-    int word = 0, at = 0;
-split_loop:
-    for (int i = 0; i < tokens * WORDS; i++) {
-#pragma HLS PIPELINE II=1
-        gate.write(read_word(y[at]));
-        up.write(read_word(y[at + WORDS]));
-        at += advance(word, WORDS) ? WORDS + 1 : 1;
-    }
-}
-
-// silu(gate) * up, y -> x.
-template <class D>
-void activate(const typename D::word_t* y, typename D::word_t* x, int tokens) {
-#pragma HLS DATAFLOW
-    typedef typename D::wide V;
-    typename V::beats gate("gate"), up("up"), out("out");
-    LUTLLM_REGION;
-    LUTLLM_PROCESS("gate_up", split_gate_up<D>(y, gate, up, tokens));
-    LUTLLM_PROCESS("swiglu", swiglu<V>(gate, up, out, tokens * V::INTERMEDIATE_BEATS));
-    LUTLLM_PROCESS("store", store_vectors<D>(out, x, tokens, V::INTERMEDIATE_BEATS));
-}
-
-// y: [token][query heads, key heads, value heads], each from a word on -> three streams of beats; a
-// beat of the queries and one of keys or values in a cycle.
-template <class D>
-void split_heads(const typename D::word_t* y, typename D::beats& q, typename D::beats& k,
-                 typename D::beats& v, int tokens) {
-    constexpr int WORDS = D::wide::HEAD_BEATS;  // of a head
-    constexpr int STEPS = max_of(D::HEADS, 2 * D::KV_HEADS);
-    int beat = 0, head = 0, at = 0;
-split_loop:
-    for (int i = 0; i < tokens * STEPS * D::HEAD_BEATS; i++) {
-#pragma HLS PIPELINE II=1
-        const int word = beat / D::VECTOR_LANES, lane = beat % D::VECTOR_LANES;
-        if (head < D::HEADS) q.write(y[at + head * WORDS + word][lane]);
-        if (head < 2 * D::KV_HEADS) {
-            const typename D::beat_t value = y[at + (D::HEADS + head) * WORDS + word][lane];
-            if (head < D::KV_HEADS)
-                k.write(value);
+            const typename V::beat_t word = in.read();
+            if (at < KEYS)
+                q.write(word);
+            else if (at < VALUES)
+                k.write(word);
             else
-                v.write(value);
+                v.write(word);
+            advance(at, HEADS_END);
         }
-        if (advance(beat, D::HEAD_BEATS) && advance(head, STEPS)) at += D::QKV_HEADS * WORDS;
+        forward_words<D>(in, added, run.tokens * V::HIDDEN_BEATS);
+    gate_loop:
+        for (int i = 0; i < run.tokens * 2 * V::INTERMEDIATE_BEATS; i++) {
+#pragma HLS PIPELINE II=1
+            const typename V::beat_t word = in.read();
+            if (at < V::INTERMEDIATE_BEATS)
+                gate.write(word);
+            else
+                up.write(word);
+            advance(at, 2 * V::INTERMEDIATE_BEATS);
+        }
+        forward_words<D>(in, added, run.tokens * V::HIDDEN_BEATS);
+    }
+}
+
+// The residual of all tokens, for the norms of every layer in turn, after results were added to it;
+// for the final norm that of the last token alone, and only with `head`.
+template <class D>
+void add_results(typename D::word_t* hidden, typename D::wide::beats& added,
+                 typename D::wide::beats& out, TokenRun run, bool head) {
+    typedef typename D::wide V;
+norm_loop:
+    for (int n = 0; n < D::NORMS; n++) {
+        const int words = run.tokens * V::HIDDEN_BEATS;
+        const int unused = n + 1 < D::NORMS ? 0 : head ? words - V::HIDDEN_BEATS : words;
+    residual_loop:
+        for (int i = 0; i < words; i++) {
+#pragma HLS PIPELINE II=1
+            typename V::floats_t sum(read_word(hidden[i]));
+            if (n > 0) {  // the first norm is that of the embedding
+                const typename V::floats_t other(added.read());
+            lane_loop:
+                for (int j = 0; j < V::FLOATS; j++) {
+#pragma HLS UNROLL
+                    sum.value[j] = sum.value[j] + other.value[j];
+                }
+            }
+            const typename V::beat_t word = sum.pack();
+            write_word(hidden[i], word);
+            if (i >= unused) out.write(word);
+        }
+    }
+}
+
+// A norm of some vectors. norm: the words of its weights.
+template <class D>
+void normalize(const typename D::word_t* norm, typename D::wide::beats& in,
+               typename D::wide::beats& out, int vectors) {
+#pragma HLS DATAFLOW
+    typedef typename D::wide V;
+    typename V::beats weights("weights");
+    LUTLLM_REGION;
+    LUTLLM_PROCESS("weights", load_words<D>(norm, weights, vectors ? V::HIDDEN_BEATS : 0));
+    LUTLLM_PROCESS("norm", (rms_norm<V, V::HIDDEN_BEATS>(in, weights, out, vectors, V::HIDDEN_BEATS,
+                                                         D::HIDDEN_SIZE, D::EPS)));
+}
+
+// The norms of all layers in turn, with `head` the final one of the last token.
+template <class D>
+void norm_vectors(const typename D::word_t* norms, typename D::wide::beats& in,
+                  typename D::wide::beats& out, TokenRun run, bool head) {
+norm_loop:
+    for (int n = 0; n < D::NORMS; n++) {
+        const int vectors = n + 1 < D::NORMS ? run.tokens : head ? 1 : 0;
+        normalize<D>(norms + n * D::wide::HIDDEN_BEATS, in, out, vectors);
+    }
+}
+
+// silu(gate) * up, of all tokens and layers.
+template <class D>
+void activate(typename D::gate_words& gate, typename D::wide::beats& up,
+              typename D::wide::beats& out, TokenRun run) {
+    swiglu<typename D::wide>(gate, up, out, D::LAYERS * run.tokens * D::wide::INTERMEDIATE_BEATS);
+}
+
+// Heads in words, each from a word on, to beats.
+template <class D, class Words>
+void narrow_heads(Words& in, typename D::beats& out, int heads) {
+    typename D::word_t word;
+    int beat = 0;
+narrow_loop:
+    for (int i = 0; i < heads * D::HEAD_BEATS; i++) {
+#pragma HLS PIPELINE II=1
+        const int lane = beat % D::VECTOR_LANES;
+        if (lane == 0) write_word(word, in.read());
+        out.write(word[lane]);
+        advance(beat, D::HEAD_BEATS);
     }
 }
 
@@ -395,10 +416,11 @@ void norm_heads(typename D::beats& in, typename D::beats& weights, typename D::b
     }
 }
 
-// What a layer's attention works on: y -> norm -> rotary -> queries, and keys and values by the
-// port that caches them.
+// What a layer's attention works on: results -> norm -> rotary -> queries, and keys and values by
+// the port that caches them.
 template <class D>
-void prepare_heads(const typename D::word_t* y, const typename D::beat_t* constants,
+void prepare_heads(typename D::query_words& q_words, typename D::key_words& k_words,
+                   typename D::key_words& v_words, const typename D::beat_t* constants,
                    typename D::beats& q, typename D::beats (&k)[D::KV_PORTS],
                    typename D::beats (&v)[D::KV_PORTS], TokenRun run, int layer) {
 #pragma HLS DATAFLOW
@@ -407,7 +429,9 @@ void prepare_heads(const typename D::word_t* y, const typename D::beat_t* consta
     typename D::beats q_angles("q_angles"), k_angles("k_angles");
     typename D::beats q_normed("q_normed"), k_normed("k_normed"), k_turned("k_turned");
     LUTLLM_REGION;
-    LUTLLM_PROCESS("split", split_heads<D>(y, q_in, k_in, v_in, run.tokens));
+    LUTLLM_PROCESS("queries", narrow_heads<D>(q_words, q_in, run.tokens * D::HEADS));
+    LUTLLM_PROCESS("keys", narrow_heads<D>(k_words, k_in, run.tokens * D::KV_HEADS));
+    LUTLLM_PROCESS("values", narrow_heads<D>(v_words, v_in, run.tokens * D::KV_HEADS));
     LUTLLM_PROCESS("angles", read_angles<D>(constants, D::head_norms(layer), q_weights, k_weights,
                                             q_angles, k_angles, run));
     LUTLLM_PROCESS("q_norm", norm_heads<D>(q_in, q_weights, q_normed, run.tokens * D::HEADS));

@@ -120,8 +120,8 @@ static void run_screen(std::true_type) {
         typename S::slice_words kept("kept");
         LUTLLM_REGION;
         LUTLLM_PROCESS("feed", feed(coarse, all));
-        LUTLLM_PROCESS("keep", keep_coarse<M>(coarse, y, kept, least));
-        LUTLLM_PROCESS("write", write_coarse<M>(kept, logits.data()));
+        LUTLLM_PROCESS("keep", keep_coarse<M>(coarse, y, kept, least, true));
+        LUTLLM_PROCESS("write", write_coarse<M>(kept, logits.data(), true));
     }
     int chosen = -1;
     {
