@@ -56,8 +56,8 @@ struct Model : Decoder<C> {
         ceil_div(C::HIDDEN_SIZE * C::HEAD_BITS + (C::HEAD_BITS == 8 ? 32 : 0), C::AXI_BITS);
     static constexpr int EMBED_ROW_BEATS =
         ceil_div(C::HIDDEN_SIZE * C::EMBED_BITS + (C::EMBED_BITS == 8 ? 32 : 0), C::AXI_BITS);
-    // Results that wait until what comes behind them is there too: the heads of a token, which move
-    // in words while attention takes beats, and gates until their ups.
+    // Results that wait: the heads of a token, which move in words while attention takes beats;
+    // gates until their ups are there, and those while wide words are gated in several cycles.
     typedef hls::stream<typename wide::beat_t, C::HEADS * wide::HEAD_BEATS> query_words;
     typedef hls::stream<typename wide::beat_t, C::KV_HEADS * wide::HEAD_BEATS> key_words;
     typedef hls::stream<typename wide::beat_t, wide::INTERMEDIATE_BEATS + 2> gate_words;
@@ -266,7 +266,7 @@ embed_loop:
 template <class D>
 void deal_results(typename D::wide::beats& in, typename D::wide::beats& added,
                   typename D::query_words& q, typename D::key_words& k, typename D::key_words& v,
-                  typename D::gate_words& gate, typename D::wide::beats& up, TokenRun run) {
+                  typename D::gate_words& gate, typename D::gate_words& up, TokenRun run) {
     typedef typename D::wide V;
     constexpr int KEYS = D::HEADS * V::HEAD_BEATS;
     constexpr int VALUES = KEYS + D::KV_HEADS * V::HEAD_BEATS;
@@ -356,7 +356,7 @@ norm_loop:
 
 // silu(gate) * up, of all tokens and layers.
 template <class D>
-void activate(typename D::gate_words& gate, typename D::wide::beats& up,
+void activate(typename D::gate_words& gate, typename D::gate_words& up,
               typename D::wide::beats& out, TokenRun run) {
     swiglu<typename D::wide>(gate, up, out, D::LAYERS * run.tokens * D::wide::INTERMEDIATE_BEATS);
 }

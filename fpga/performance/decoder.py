@@ -9,9 +9,10 @@ from fpga.decoder_design import PROJECTIONS, DecoderDesign
 from fpga.design import EngineDesign, LayerKind
 from fpga.device import Device
 from fpga.performance.blocks import Blocks
-from fpga.performance.engine import Call, Engine
+from fpga.performance.engine import Call, Drain, Engine
 from fpga.performance.memory import MemorySystem, port_counts
 from fpga.performance.quantity import Quantity, given, maximum, total
+from fpga.performance.run import Run
 from fpga.performance.timing import (
     ASSUMED_EFFICIENCY,
     ASSUMED_TIMING,
@@ -132,19 +133,20 @@ class Decoder:
         sizes: list[Quantity] = []
         uses: dict[int, _Use] = {}
         for tokens, context in chunks:
-            attention = blocks.attention(tokens, context)
-            steps = blocks.embed(tokens) + self.layers * blocks.vector(tokens)
-            parts.setdefault("attention", []).append(self.layers * attention)
+            qkv, o, gate_up, down = (self._step(p, tokens, context) for p in PROJECTIONS)
+            last = blocks.added(tokens, self._drain(PROJECTIONS[-1]))
+            steps = blocks.embed(tokens) + self.layers * (qkv + gate_up + down) + last
+            parts.setdefault("attention", []).append(self.layers * o)
             parts.setdefault("norms and gating", []).append(steps)
             kv = (given("context", context) + given("tokens", tokens)) * blocks.kv_bytes
             sizes.append(self.layers * kv)
             for engine, kind, share in self.linears:
-                call = self._call(engine, kind, tokens, attention)
+                call = self._call(engine, kind, tokens, context)
                 uses.setdefault(id(call), _Use(call, engine, share)).chunks += 1
         for use in uses.values():
             call, count = use.call, self._count(use)
             parts.setdefault(call.stream_bound, []).append(count * call.stream)
-            parts.setdefault("serial gaps", []).append(count * call.serial)
+            parts.setdefault("serial gaps", []).append(count * call.fill)
             sizes.append(count * self._call_bytes(use.engine, call))
         parts["head"] = [self._head]
         sizes += [blocks.head_bytes, *self._slice_bytes]
@@ -162,18 +164,26 @@ class Decoder:
     @cached_property
     def _head(self) -> Quantity:
         """Logits of a token and the choice among them."""
+        blocks = self.blocks
         if not self.design.screened:
-            return self.blocks.head()
+            return (blocks.normed() + blocks.head()).named("head", "cycles")
         slices = self._slices.named("slices", "cycles")
-        return (self.blocks.norm(1) + slices + self.blocks.screen()).named("head", "cycles")
+        return (blocks.normed() + slices + blocks.screen()).named("head", "cycles")
 
     @cached_property
     def _slice_call(self) -> Call:
         """The call of the first slice of a LUT linear before the head."""
         engine, kind = self._slice
-        drain = next(self.engine.drain(e, k, 1) for e, k, _ in reversed(self.linears))
-        before = (drain + self.blocks.norm(1)).named("before", "cycles")
+        blocks = self.blocks
+        drained = blocks.added(1, self._drain(PROJECTIONS[-1]))
+        before = (drained + blocks.normed() + self._slice_input).named("before", "cycles")
         return self.engine.call(engine, kind, 1, self._mode(engine, 1), before)
+
+    @property
+    def _slice_input(self) -> Quantity:
+        """The normed vector to the engine, scaled as it comes, then rounded."""
+        run = Run(*self._slice, 1, "table", lanes=self.design.config.vector_lanes)
+        return 2 * run.in_words
 
     @property
     def _slice(self) -> tuple[EngineDesign, LayerKind]:
@@ -183,14 +193,14 @@ class Decoder:
     def _slices(self) -> Quantity:
         """All slices. Coarse logits go to memory beside them, the last when no slice is left."""
         engine, kind = self._slice
-        design, first = self.design, self._slice_call.cycles
+        design, call = self.design, self._slice_call
+        first = self._slice_input + call.fill + call.stream
         pace = self.engine.pace(engine, kind, self._mode(engine, 1))
         rest = given("slices_after_the_first", design.slices - 1) * pace
         words = design.words(design.model.vocab_size)
         last = words - (design.slices - 1) * design.words(design.slice_width)
-        drain = self.engine.drain(engine, kind, 1)
         written = self.blocks.logits_written
-        return maximum(first + rest + written(last) - drain, first + written(words) - drain)
+        return maximum(first + rest + written(last), first + written(words))
 
     @property
     def _slice_bytes(self) -> list[Quantity]:
@@ -212,31 +222,31 @@ class Decoder:
             count = count * given("per_layer", use.share)
         return count * given("chunks", use.chunks) if use.chunks > 1 else count
 
-    def _call(
-        self, engine: EngineDesign, kind: LayerKind, tokens: int, attention: Quantity
-    ) -> Call:
+    def _call(self, engine: EngineDesign, kind: LayerKind, tokens: int, context: int) -> Call:
         """The call of a linear."""
         key = (engine.name, kind.name, tokens)
         if key in self._calls:
             return self._calls[key]
-        before = self._before(_projection(kind), tokens, attention)
+        before = self._step(_projection(kind), tokens, context)
         call = self.engine.call(engine, kind, tokens, self._mode(engine, tokens), before)
         if tokens > 1:  # the attention before it takes longer with every chunk, but reading ahead
             self._calls[key] = call  # does not
         return call
 
-    def _before(self, projection: str, tokens: int, attention: Quantity) -> Quantity:
-        """From the last look-up of the projection before this one to the first activation of this:
-        results drained, and the step between the two."""
-        at = PROJECTIONS.index(projection)
-        before = PROJECTIONS[at - 1]
+    def _step(self, projection: str, tokens: int, context: int) -> Quantity:
+        """From the last look-up of the projection before this one to the last activation of this."""
+        before = PROJECTIONS[PROJECTIONS.index(projection) - 1]
+        blocks, drain = self.blocks, self._drain(before)
+        if projection == "o_proj":
+            return blocks.attention(tokens, context, drain)
+        return (blocks.gate if projection == "down_proj" else blocks.norm)(tokens, drain)
+
+    def _drain(self, projection: str) -> Drain:
+        """The results of a projection."""
         engine, kind = next(
-            (engine, kind) for engine, kind, _ in self.linears if _projection(kind) == before
+            (engine, kind) for engine, kind, _ in self.linears if _projection(kind) == projection
         )
-        blocks = self.blocks
-        norm, gate = blocks.norm(tokens), blocks.gate(tokens)
-        step = (norm, attention, norm, gate)[at]
-        return (self.engine.drain(engine, kind, tokens) + step).named("before", "cycles")
+        return self.engine.drain(engine, kind)
 
     @cached_property
     def _calls(self) -> dict[tuple[str, str, int], Call]:
