@@ -310,7 +310,7 @@ class DecoderDesign:
         model, config = self.model, self.config
         rows: list[tuple[str, str, Any, str]] = [
             ("int", "AXI_BITS", self.axi_bits, "bits of a memory beat"),
-            ("int", "MAX_TOKENS", self.max_tokens, "tokens of one run"),
+            ("int", "MAX_TOKENS", self.max_tokens, "tokens of a part"),
             ("int", "VECTOR_LANES", config.vector_lanes, "beats of a word of vectors on chip"),
             ("int", "LAYERS", model.num_hidden_layers, ""),
             ("int", "HIDDEN_SIZE", model.hidden_size, ""),

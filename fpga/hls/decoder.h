@@ -74,7 +74,7 @@ bank_loop:
     }
 }
 
-// Where the tokens of a run are: `first` is the position of the first one in its sequence.
+// Where tokens that pass the layers together are: `first` is the position of the first one.
 struct TokenRun {
     int tokens;
     int first;

@@ -7,9 +7,11 @@
 //                           +-> gate, up -> SwiGLU --------------------+
 //
 // Every process runs through all layers at its own pace: what an engine gives of one token is added,
-// normed and on its way back while it still gives that of the next. A vector starts on a word. The
-// residual `hidden` and the attended heads lie on chip for all tokens of a run, in buffers with a
-// bank for every beat: heads, which attention takes a beat at a time, are written as such.
+// normed and on its way back while it still gives that of the next. Many tokens pass the layers in
+// two parts, so that the engines work on one while the steps work on the other (TURNS).
+//
+// A vector starts on a word. The residual `hidden` and the attended heads lie on chip, in buffers
+// with a bank for every beat: heads, which attention takes a beat at a time, are written as such.
 #pragma once
 
 #include "attention.h"
@@ -26,6 +28,44 @@
 namespace lutllm {
 
 enum Projection { QKV = 0, O = 1, GATE_UP = 2, DOWN = 3, HEAD = 4 };
+
+// Tokens that pass the layers in one run: up to MAX_TOKENS in one part, more in two.
+struct Parts {
+    TokenRun part[2];
+    int count;
+};
+
+// The order in which projections of the parts take their turns in a layer; `back`: of the layer so
+// many before. The second part is half a layer behind the first, so that between two projections of
+// a part there is always one of the other, and behind qkv, before attention is needed, a long one.
+struct Turn {
+    Projection projection;
+    int part, back;
+};
+static const Turn TURNS[8] = {{QKV, 0, 0},     {DOWN, 1, 1}, {O, 0, 0},    {QKV, 1, 0},
+                              {GATE_UP, 0, 0}, {O, 1, 0},    {DOWN, 0, 0}, {GATE_UP, 1, 0}};
+
+// Turn number `at` of a run: all processes take them in this order.
+struct Step {
+    Projection projection;
+    int part, layer;
+    bool used;  // there is such a layer and such a part
+    TokenRun run;
+
+    Step(int at, int layers, const Parts& parts) {
+#pragma HLS INLINE
+        const Turn turn = TURNS[at % 8];
+        projection = turn.projection;
+        part = turn.part;
+        layer = at / 8 - turn.back;
+        used = layer >= 0 && layer < layers && part < parts.count;
+        run = parts.part[part];
+    }
+    // Its results are added to the residual.
+    bool adds() const { return used && (projection == O || projection == DOWN); }
+    // The norm after that, counted from that of the first layer's input.
+    int norm() const { return 2 * layer + (projection == O ? 1 : 2); }
+};
 
 // Where a projection of a layer is: which engine, and which linear of it.
 struct Place {
@@ -49,6 +89,8 @@ struct Model : Decoder<C> {
     static constexpr int CACHE_BEATS = C::KV_HEADS * CACHE_ROWS * Base::HEAD_BEATS;  // of a layer
     static constexpr int FINAL_NORM = C::NORM_BASE + C::LAYERS * C::NORM_BEATS;
     static constexpr int NORMS = 2 * C::LAYERS + 1;  // of vectors, the final one last
+    static constexpr int STEPS = 8 * (C::LAYERS + 1);  // the second part ends in a turn behind
+    static constexpr int RUN_TOKENS = 2 * C::MAX_TOKENS;
     // Words of the coarse logits of a token.
     static constexpr int COARSE_WORDS = C::SLICES * ceil_div(C::SLICE_WIDTH, wide::FLOATS);
     // Beats of a stored row; int8 rows end in a float32 scale (int8_head.h).
@@ -61,6 +103,11 @@ struct Model : Decoder<C> {
     typedef hls::stream<typename wide::beat_t, C::HEADS * wide::HEAD_BEATS> query_words;
     typedef hls::stream<typename wide::beat_t, C::KV_HEADS * wide::HEAD_BEATS> key_words;
     typedef hls::stream<typename wide::beat_t, wide::INTERMEDIATE_BEATS + 2> gate_words;
+    // Inputs of a part that wait until the engine has taken one of the other part: as long as all of
+    // them have room, an engine gets rid of its results whatever it takes next.
+    typedef hls::stream<typename wide::beat_t, C::MAX_TOKENS * wide::HIDDEN_BEATS> normed_words;
+    typedef hls::stream<typename wide::beat_t, C::MAX_TOKENS * wide::INTERMEDIATE_BEATS>
+        gated_words;
     static_assert(C::HEAD_DIM % Base::FLOATS == 0, "heads are whole beats");
 
     // First beat of the norms of a layer's queries, then keys.
@@ -83,18 +130,31 @@ struct Model : Decoder<C> {
     }
 };
 
+// The parts of a run of up to RUN_TOKENS tokens.
+template <class D>
+Parts split_run(TokenRun run) {
+    Parts parts;
+    parts.count = run.tokens > D::MAX_TOKENS ? 2 : 1;
+    parts.part[0] = parts.part[1] = run;
+    if (parts.count > 1) {
+        parts.part[0].tokens = (run.tokens + 1) / 2;
+        parts.part[1].tokens = run.tokens / 2;
+        parts.part[1].first = run.first + parts.part[0].tokens;
+    }
+    return parts;
+}
+
 // What an engine reads: vectors as they come, zero-padded to the words of a call.
-template <class E, class D>
-void send_vectors(typename D::wide::beats& in, typename E::words& out, Projection projection,
-                  int layer, LinearCall call) {
-    const int words = D::input_words(projection);
+template <class E, class D, class Words>
+void send_vectors(Words& in, typename E::words& out, Step step, LinearCall call) {
+    const int words = D::input_words(step.projection);
     int at = 0;
 send_loop:
     for (int i = 0; i < call.tokens * call.in_words; i++) {
 #pragma HLS PIPELINE II=1
         typename E::wide_t word = 0;
         if (at < words) word = in.read();
-        LUTLLM_TRACE(projection, layer, at, word);
+        LUTLLM_TRACE(step.projection, step.layer, at, word);
         out.write(word);
         advance(at, call.in_words);
     }
@@ -202,8 +262,8 @@ forward_loop:
     }
 }
 
-template <class D>
-void store_words(typename D::wide::beats& in, typename D::word_t* to, int count) {
+template <class D, class Words>
+void store_words(Words& in, typename D::word_t* to, int count) {
 store_loop:
     for (int i = 0; i < count; i++) {
 #pragma HLS PIPELINE II=1
@@ -262,78 +322,119 @@ embed_loop:
     }
 }
 
-// Results of the projections to the steps that take them, layer by layer.
+// Heads of tokens: those of the queries, keys, values.
 template <class D>
-void deal_results(typename D::wide::beats& in, typename D::wide::beats& added,
-                  typename D::query_words& q, typename D::key_words& k, typename D::key_words& v,
-                  typename D::gate_words& gate, typename D::gate_words& up, TokenRun run) {
-    typedef typename D::wide V;
-    constexpr int KEYS = D::HEADS * V::HEAD_BEATS;
-    constexpr int VALUES = KEYS + D::KV_HEADS * V::HEAD_BEATS;
-    constexpr int HEADS_END = VALUES + D::KV_HEADS * V::HEAD_BEATS;
-layer_loop:
-    for (int layer = 0; layer < D::LAYERS; layer++) {
-        int at = 0;
-    heads_loop:
-        for (int i = 0; i < run.tokens * HEADS_END; i++) {
+void deal_heads(typename D::wide::beats& in, typename D::query_words& q, typename D::key_words& k,
+                typename D::key_words& v, int tokens) {
+    constexpr int KEYS = D::HEADS * D::wide::HEAD_BEATS;
+    constexpr int VALUES = KEYS + D::KV_HEADS * D::wide::HEAD_BEATS;
+    constexpr int ALL = VALUES + D::KV_HEADS * D::wide::HEAD_BEATS;
+    int at = 0;
+heads_loop:
+    for (int i = 0; i < tokens * ALL; i++) {
 #pragma HLS PIPELINE II=1
-            const typename V::beat_t word = in.read();
-            if (at < KEYS)
-                q.write(word);
-            else if (at < VALUES)
-                k.write(word);
-            else
-                v.write(word);
-            advance(at, HEADS_END);
-        }
-        forward_words<D>(in, added, run.tokens * V::HIDDEN_BEATS);
-    gate_loop:
-        for (int i = 0; i < run.tokens * 2 * V::INTERMEDIATE_BEATS; i++) {
-#pragma HLS PIPELINE II=1
-            const typename V::beat_t word = in.read();
-            if (at < V::INTERMEDIATE_BEATS)
-                gate.write(word);
-            else
-                up.write(word);
-            advance(at, 2 * V::INTERMEDIATE_BEATS);
-        }
-        forward_words<D>(in, added, run.tokens * V::HIDDEN_BEATS);
+        const typename D::wide::beat_t word = in.read();
+        if (at < KEYS)
+            q.write(word);
+        else if (at < VALUES)
+            k.write(word);
+        else
+            v.write(word);
+        advance(at, ALL);
     }
 }
 
-// The residual of all tokens, for the norms of every layer in turn, after results were added to it;
-// for the final norm that of the last token alone, and only with `head`.
+// Gates of a token, then its ups.
+template <class D>
+void deal_gates(typename D::wide::beats& in, typename D::gate_words& gate,
+                typename D::gate_words& up, int tokens) {
+    constexpr int GATES = D::wide::INTERMEDIATE_BEATS;
+    int at = 0;
+gate_loop:
+    for (int i = 0; i < tokens * 2 * GATES; i++) {
+#pragma HLS PIPELINE II=1
+        const typename D::wide::beat_t word = in.read();
+        if (at < GATES)
+            gate.write(word);
+        else
+            up.write(word);
+        advance(at, 2 * GATES);
+    }
+}
+
+// Results of the projections to the steps that take them.
+template <class D>
+void deal_results(typename D::wide::beats& in, typename D::wide::beats& added,
+                  typename D::query_words& q, typename D::key_words& k, typename D::key_words& v,
+                  typename D::gate_words& gate, typename D::gate_words& up, Parts parts) {
+step_loop:
+    for (int i = 0; i < D::STEPS; i++) {
+        const Step step(i, D::LAYERS, parts);
+        if (!step.used) continue;
+        if (step.projection == QKV)
+            deal_heads<D>(in, q, k, v, step.run.tokens);
+        else if (step.projection == GATE_UP)
+            deal_gates<D>(in, gate, up, step.run.tokens);
+        else
+            forward_words<D>(in, added, step.run.tokens * D::wide::HIDDEN_BEATS);
+    }
+}
+
+// Vectors that go on behind a step that adds to the residual: all, or behind the last layer that of
+// the last token, with `head`.
+template <class D>
+int vectors_normed(const Step& step, const Parts& parts, bool head) {
+#pragma HLS INLINE
+    if (step.norm() + 1 < D::NORMS) return step.run.tokens;
+    return head && step.part + 1 == parts.count ? 1 : 0;
+}
+
+// The residual of a part; with `add`, after results were added to it. The last `vectors` go on.
+template <class D>
+void add_vectors(typename D::word_t* hidden, typename D::wide::beats& added, bool add,
+                 typename D::wide::beats& out, int tokens, int vectors) {
+    typedef typename D::wide V;
+residual_loop:
+    for (int i = 0; i < tokens * V::HIDDEN_BEATS; i++) {
+#pragma HLS PIPELINE II=1
+        typename V::floats_t sum(read_word(hidden[i]));
+        if (add) {
+            const typename V::floats_t other(added.read());
+        lane_loop:
+            for (int j = 0; j < V::FLOATS; j++) {
+#pragma HLS UNROLL
+                sum.value[j] = sum.value[j] + other.value[j];
+            }
+        }
+        const typename V::beat_t word = sum.pack();
+        write_word(hidden[i], word);
+        if (i >= (tokens - vectors) * V::HIDDEN_BEATS) out.write(word);
+    }
+}
+
+// The residual for every norm: of the embeddings, then whenever results were added to it.
 template <class D>
 void add_results(typename D::word_t* hidden, typename D::wide::beats& added,
-                 typename D::wide::beats& out, TokenRun run, bool head) {
-    typedef typename D::wide V;
-norm_loop:
-    for (int n = 0; n < D::NORMS; n++) {
-        const int words = run.tokens * V::HIDDEN_BEATS;
-        const int unused = n + 1 < D::NORMS ? 0 : head ? words - V::HIDDEN_BEATS : words;
-    residual_loop:
-        for (int i = 0; i < words; i++) {
-#pragma HLS PIPELINE II=1
-            typename V::floats_t sum(read_word(hidden[i]));
-            if (n > 0) {  // the first norm is that of the embedding
-                const typename V::floats_t other(added.read());
-            lane_loop:
-                for (int j = 0; j < V::FLOATS; j++) {
-#pragma HLS UNROLL
-                    sum.value[j] = sum.value[j] + other.value[j];
-                }
-            }
-            const typename V::beat_t word = sum.pack();
-            write_word(hidden[i], word);
-            if (i >= unused) out.write(word);
-        }
+                 typename D::wide::beats& out, Parts parts, bool head) {
+    const int second = parts.part[0].tokens * D::wide::HIDDEN_BEATS;  // where its words lie
+part_loop:
+    for (int p = 0; p < parts.count; p++) {
+        const int tokens = parts.part[p].tokens;
+        add_vectors<D>(hidden + (p ? second : 0), added, false, out, tokens, tokens);
+    }
+step_loop:
+    for (int i = 0; i < D::STEPS; i++) {
+        const Step step(i, D::LAYERS, parts);
+        if (!step.adds()) continue;
+        add_vectors<D>(hidden + (step.part ? second : 0), added, true, out, step.run.tokens,
+                       vectors_normed<D>(step, parts, head));
     }
 }
 
 // A norm of some vectors. norm: the words of its weights.
 template <class D>
 void normalize(const typename D::word_t* norm, typename D::wide::beats& in,
-               typename D::wide::beats& out, int vectors) {
+               typename D::normed_words& out, int vectors) {
 #pragma HLS DATAFLOW
     typedef typename D::wide V;
     typename V::beats weights("weights");
@@ -343,22 +444,29 @@ void normalize(const typename D::word_t* norm, typename D::wide::beats& in,
                                                          D::HIDDEN_SIZE, D::EPS)));
 }
 
-// The norms of all layers in turn, with `head` the final one of the last token.
+// All norms of vectors in turn, with `head` the final one of the last token.
 template <class D>
 void norm_vectors(const typename D::word_t* norms, typename D::wide::beats& in,
-                  typename D::wide::beats& out, TokenRun run, bool head) {
-norm_loop:
-    for (int n = 0; n < D::NORMS; n++) {
-        const int vectors = n + 1 < D::NORMS ? run.tokens : head ? 1 : 0;
-        normalize<D>(norms + n * D::wide::HIDDEN_BEATS, in, out, vectors);
+                  typename D::normed_words& out, Parts parts, bool head) {
+part_loop:
+    for (int p = 0; p < parts.count; p++) {
+        normalize<D>(norms, in, out, parts.part[p].tokens);
+    }
+step_loop:
+    for (int i = 0; i < D::STEPS; i++) {
+        const Step step(i, D::LAYERS, parts);
+        if (!step.adds()) continue;
+        normalize<D>(norms + step.norm() * D::wide::HIDDEN_BEATS, in, out,
+                     vectors_normed<D>(step, parts, head));
     }
 }
 
 // silu(gate) * up, of all tokens and layers.
 template <class D>
 void activate(typename D::gate_words& gate, typename D::gate_words& up,
-              typename D::wide::beats& out, TokenRun run) {
-    swiglu<typename D::wide>(gate, up, out, D::LAYERS * run.tokens * D::wide::INTERMEDIATE_BEATS);
+              typename D::gated_words& out, Parts parts) {
+    const int tokens = parts.part[0].tokens + (parts.count > 1 ? parts.part[1].tokens : 0);
+    swiglu<typename D::wide>(gate, up, out, D::LAYERS * tokens * D::wide::INTERMEDIATE_BEATS);
 }
 
 // Heads in words, each from a word on, to beats.
