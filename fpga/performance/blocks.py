@@ -401,13 +401,16 @@ class Blocks:
         return Resources.of(lut=lut, ff=64 * floats * len(self.design.engines))
 
     def _buffers(self) -> Resources:
-        """Residual and attended heads for the tokens of a run, all norms, the coarse logits of a
-        token; heads, gates and ups that wait in streams."""
+        """Residual of a run in two parts, all norms, the coarse logits of a token; attended heads of a
+        part, normed and gated vectors that wait while the engine runs the other; heads, gates and
+        ups of a token."""
         design, model = self.design, self.model
         hidden, inner = design.words(model.hidden_size), design.words(model.intermediate_size)
         head, tokens = design.words(model.head_dim), design.max_tokens
         sizes = {
-            "hidden": tokens * hidden,
+            "hidden": 2 * tokens * hidden,
+            "normed": tokens * hidden,
+            "gated": tokens * inner,
             "attended": tokens * int(self._attended_words.value),
             "coarse": design.slices * design.words(design.slice_width),
             "norms": (2 * model.num_hidden_layers + 1) * hidden,

@@ -8,6 +8,7 @@ end of a call that runs alone.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -50,6 +51,11 @@ class Call:
     cycles: Quantity
     bytes: dict[str, Quantity]
 
+    def after(self, step: Quantity) -> Call:
+        """The same call behind another step."""
+        cycles = (step + self.fill + self.stream).named(f"{self.name}_{self.mode}", "cycles")
+        return dataclasses.replace(self, step=step, cycles=cycles)
+
     @property
     def stream_bound(self) -> str:
         """What sets the pace of the stream phase, one of the values of BOUND_OF."""
@@ -63,10 +69,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Drain:
-    """Cycles in which results come from an engine: from one token to the next, and of the last."""
+    """Cycles in which results come from an engine: from one token to the next, and of the last; and
+    those of the words that a stream holds, which the accumulators are rid of before."""
 
     pace: Quantity
     last: Quantity
+    held: Quantity
 
 
 def packing_unit(design: EngineDesign, vector_lanes: int, section: int) -> int:
@@ -115,6 +123,11 @@ class Engine:
         cycles = (step + fill + stream).named(f"{kind.name}_{mode}", "cycles")
         return Call(kind.name, mode, step, parts, stream, fill, cycles, self._bytes(run))
 
+    def turn(self, design: EngineDesign, kind: LayerKind, tokens: int, mode: str) -> Call:
+        """A call between two of the other part of a prefill; step: its activations stored."""
+        run = Run(design, kind, tokens, mode, lanes=self.vector_lanes)
+        return self.call(design, kind, tokens, mode, run.x_words)
+
     def pace(self, design: EngineDesign, kind: LayerKind, mode: str) -> Quantity:
         """Cycles from one call for a token to the next where all inputs wait: the slices of a head.
 
@@ -143,7 +156,9 @@ class Engine:
         run = Run(design, kind, 1, modes_of(design)[0], lanes=self.vector_lanes)
         whole = self._drain(run)
         used = given("used_share", kind.out_features / (design.subs(kind) * design.lanes))
-        return Drain(whole, (whole * used).named("last_drain", "cycles"))
+        words = max(4, design.config.beat_fifo // self.vector_lanes)  # engine.h `words`
+        held = given("words_held", words, "words") * whole / run.out_words
+        return Drain(whole, (whole * used).named("last_drain", "cycles"), held)
 
     # Phases ------------------------------------------------------------------------------------
 
