@@ -8,7 +8,6 @@ import pytest
 from lutllm import int8_rows
 from tests.hls_heads import Program, Shape, random_rows
 
-
 SHAPES = {
     "ragged": Shape(70, 301, 3, vector_lanes=2),
     "scale alone in its beat": Shape(64, 96, 8),

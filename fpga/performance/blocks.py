@@ -154,8 +154,8 @@ class Blocks:
         return (others * each + last + outside).named("passes", "cycles")
 
     def _turned(self, tokens: int, drain: Drain) -> Quantity:
-        """Results to heads: narrowed to beats, normed, turned; weights and angles of the first token
-        wait for them. Keys and values of a token come behind its queries."""
+        """Results to heads: narrowed to beats, normed, turned; weights and angles of the first
+        token wait for them. Keys and values of a token come behind its queries."""
         model, head = self.model, self._head_beats
         t, kv = given("tokens", tokens), given("kv_heads", model.num_key_value_heads)
         heads = given("heads", model.num_attention_heads)
@@ -401,9 +401,9 @@ class Blocks:
         return Resources.of(lut=lut, ff=64 * floats * len(self.design.engines))
 
     def _buffers(self) -> Resources:
-        """Residual of a run in two parts, all norms, the coarse logits of a token; attended heads of a
-        part, normed and gated vectors that wait while the engine runs the other; heads, gates and
-        ups of a token."""
+        """Residual of a run in two parts, all norms, the coarse logits of a token; attended heads
+        of a part, normed and gated vectors that wait while the engine runs the other; heads, gates
+        and ups of a token."""
         design, model = self.design, self.model
         hidden, inner = design.words(model.hidden_size), design.words(model.intermediate_size)
         head, tokens = design.words(model.head_dim), design.max_tokens

@@ -23,7 +23,6 @@ from fpga.performance.turns import Turn, idle_cycles
 from lutllm.config import HEAD_LINEAR
 from lutllm.model_config import ModelConfig
 
-
 #: Positions between gathering and look-up: what the streams of a channel hold.
 POSITIONS_UNDER_WAY = 8
 #: What a wait before a projection, or between two turns, goes to.
@@ -295,7 +294,7 @@ class Decoder:
         return Turn(step, store, lead, fill, stream, drain)
 
     def _step(self, projection: str, tokens: int, context: int) -> Quantity:
-        """From the last look-up of the projection before this one to the last activation of this."""
+        """From the last look-up of the projection before this one to its last activation."""
         blocks, drain = self.blocks, self._drain(_before(projection))
         if projection == "o_proj":
             return blocks.attention(tokens, context, drain)

@@ -1,9 +1,9 @@
 """One call of a LUT linear engine, in the cycles of the kernel.
 
-A call passes a `step` (activations in, quantized, stored for gathering) and a `stream` (all processes
-of the channels run side by side; the slowest sets the pace); `fill` is what the pipelines take to fill
-up, once. Results are drained behind it: beside the step of the next call in a decoder, before the
-end of a call that runs alone.
+A call passes a `step` (activations in, quantized, stored for gathering) and a `stream` (all
+processes of the channels run side by side; the slowest sets the pace); `fill` is what the pipelines
+take to fill up, once. Results are drained behind it: beside the step of the next call in a decoder,
+before the end of a call that runs alone.
 """
 
 from __future__ import annotations
