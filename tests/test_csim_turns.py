@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from codegen.csim_decoder import run_decoder
-from fpga.performance.turns import TURNS
+from fpga.schedule import TURNS
 from lutllm.artifact import Artifact
 from lutllm.errors import ArtifactError
 from tests.decoder_designs import ENGINE, greedy, refresh_manifest
@@ -21,7 +21,7 @@ Designs = Callable[[str], tuple[Path, Path]]
 @pytest.mark.parametrize("name", ["coded", "online", "mixed", "screened apart"])
 @pytest.mark.parametrize("tokens", [PART, PART + 1, 2 * PART, 2 * PART + 1, 3 * PART + 3])
 def test_every_split_of_a_prompt(designs: Designs, name: str, tokens: int) -> None:
-    """One full part, two of unequal size, two full ones, then runs of one token and of two parts."""
+    """One full part, two of unequal size, two full ones; then one token, or two parts more."""
     root, source = designs(name)
     prompt = np.random.default_rng(tokens).integers(0, 301, tokens).tolist()
     found = run_decoder(root, golden=greedy(Artifact.open(source), prompt, 2))
@@ -88,9 +88,9 @@ def test_mixed_up_parts_are_found(
     assert first["position"] == position
 
 
-def test_the_model_counts_the_same_turns(designs: Designs) -> None:
+def test_the_kernel_takes_the_turns_of_the_schedule(designs: Designs) -> None:
     text = (designs("coded")[0] / "hls/decoder.cpp").read_text()
     table = text.split("TURNS[8] = {")[1].split(";")[0]
     names = {"qkv_proj": "QKV", "o_proj": "O", "gate_up_proj": "GATE_UP", "down_proj": "DOWN"}
-    wanted = ", ".join(f"{{{names[p]}, {part}, {back}}}" for p, part, back in TURNS)
+    wanted = ", ".join(f"{{{names[t.projection]}, {t.part}, {t.back}}}" for t in TURNS)
     assert " ".join(table.split()) == f"{wanted}}}"

@@ -19,7 +19,7 @@ from fpga.performance.timing import (
     MemoryEfficiency,
     Timing,
 )
-from fpga.performance.turns import Turn, idle_cycles
+from fpga.performance.turns import TurnCycles, idle_cycles
 from lutllm.config import HEAD_LINEAR
 from lutllm.model_config import ModelConfig
 
@@ -276,7 +276,7 @@ class Decoder:
             for name, cycles in idle_cycles(layers, turns).items()
         }
 
-    def _turn(self, projection: str, tokens: int, context: int) -> Turn:
+    def _turn(self, projection: str, tokens: int, context: int) -> TurnCycles:
         """A turn of a projection, of its kinds on average."""
         store = fill = stream = lead = 0.0
         for engine, kind, share in self.linears:
@@ -291,7 +291,7 @@ class Decoder:
         results = self._drain(projection)
         drain = max(0.0, tokens * results.pace.value - results.held.value)
         step = self._step(projection, tokens, context).value
-        return Turn(step, store, lead, fill, stream, drain)
+        return TurnCycles(step, store, lead, fill, stream, drain)
 
     def _step(self, projection: str, tokens: int, context: int) -> Quantity:
         """From the last look-up of the projection before this one to its last activation."""

@@ -1,4 +1,4 @@
-"""Two parts of a prefill that take turns on the engines (decoder_steps.h TURNS).
+"""Two parts of a prefill that take turns on the engines, in cycles.
 
 A turn begins when its inputs are stored, and the accumulators are free: inputs come through a step
 from the turn of the same part before, are stored once the turn before has gathered its own, and the
@@ -11,22 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fpga.decoder_design import PROJECTIONS
-
-#: Projection, part, and of the layer how many before: the turns of a layer (decoder_steps.h TURNS).
-TURNS = (
-    ("qkv_proj", 0, 0),
-    ("down_proj", 1, 1),
-    ("o_proj", 0, 0),
-    ("qkv_proj", 1, 0),
-    ("gate_up_proj", 0, 0),
-    ("o_proj", 1, 0),
-    ("down_proj", 0, 0),
-    ("gate_up_proj", 1, 0),
-)
+from fpga.schedule import TURNS
 
 
 @dataclass(frozen=True)
-class Turn:
+class TurnCycles:
     """A turn in cycles.
 
     step    from the last look-up of the turn that its inputs come from to its last activation
@@ -45,26 +34,25 @@ class Turn:
     drain: float
 
 
-def idle_cycles(layers: int, turns: Mapping[tuple[str, int], Turn]) -> dict[str, float]:
+def idle_cycles(layers: int, turns: Mapping[tuple[str, int], TurnCycles]) -> dict[str, float]:
     """Cycles without look-ups: by projection those that its inputs take longer to come, and under
     "serial" those of storing, filling and draining. turns: by projection and part."""
     idle = dict.fromkeys([*PROJECTIONS, "serial"], 0.0)
     ends: dict[tuple[str, int, int], float] = {}
     end = drained = gathered = 0.0  # of the turn before
     for at in range(layers + 1):
-        for projection, part, back in TURNS:
-            layer = at - back
+        for turn in TURNS:
+            layer = at - turn.back
             if not 0 <= layer < layers:
                 continue
-            turn = turns[projection, part]
-            before = PROJECTIONS[PROJECTIONS.index(projection) - 1]
-            source = layer - (projection == PROJECTIONS[0])
-            ready = ends.get((before, part, source), 0.0) + turn.step
-            earliest = max(end, gathered + turn.store + turn.fill, drained)
-            begin = max(ready + turn.fill, earliest)
-            idle[projection] += begin - earliest
+            cycles = turns[turn.projection, turn.part]
+            source = layer - (turn.projection == PROJECTIONS[0])
+            ready = ends.get((turn.inputs_from, turn.part, source), 0.0) + cycles.step
+            earliest = max(end, gathered + cycles.store + cycles.fill, drained)
+            begin = max(ready + cycles.fill, earliest)
+            idle[turn.projection] += begin - earliest
             idle["serial"] += earliest - end
-            end = begin + turn.stream
-            drained, gathered = end + turn.drain, end - turn.lead
-            ends[projection, part, layer] = end
+            end = begin + cycles.stream
+            drained, gathered = end + cycles.drain, end - cycles.lead
+            ends[turn.projection, turn.part, layer] = end
     return idle
