@@ -146,7 +146,7 @@ def decoder_diagram(decoder: DecoderDesign) -> Diagram:
     residual = Box("residual", f"{model.hidden_size} values a token", 2, 0)
     norm = Box("norm", "RMSNorm", 3, 0)
     inputs = Box("inputs", "vectors in turn", 4, 0)
-    stored = Box("key, value caches", caches, 2, 1, "port")
+    stored = Box("key, value caches", caches, 1, 1, "port")
     attention = Box("rotary, attention", heads, 3, 1)
     gating = Box("SwiGLU", f"{model.intermediate_size} values", 3, 2)
     engine = Box(", ".join(e.name for e in decoder.engines), "reads ahead", 4, 3)
@@ -186,7 +186,7 @@ def _turn_boxes(decoder: DecoderDesign) -> list[Box]:
     first_row, per_row = 5, len(TURNS) // 2
     return [
         Box(
-            f"{turn.projection} {'AB'[turn.part]}{', layer before' if turn.back else ''}",
+            f"{turn.projection} {'AB'[turn.part]}{', last layer' if turn.back else ''}",
             f"{_owners(decoder, turn.projection)}beside {_step_name(beside(at))}",
             at % per_row,
             first_row + at // per_row,
@@ -196,7 +196,7 @@ def _turn_boxes(decoder: DecoderDesign) -> list[Box]:
 
 
 def _step_name(turn: Turn) -> str:
-    return f"{STEPS[turn.projection]} {'AB'[turn.part]}"
+    return f"{STEPS[turn.projection].split()[-1]} {'AB'[turn.part]}"
 
 
 def _owners(decoder: DecoderDesign, name: str) -> str:

@@ -171,7 +171,7 @@ def test_block_diagram_shows_the_schedule(
     assert ring <= set(texts)
     turns = [text for text in texts if text and "_proj" in text and "beside" not in text]
     assert turns == [
-        *("qkv_proj A", "down_proj B, layer before", "o_proj A", "qkv_proj B"),
+        *("qkv_proj A", "down_proj B, last layer", "o_proj A", "qkv_proj B"),
         *("gate_up_proj A", "o_proj B", "down_proj A", "gate_up_proj B"),
     ]
     beside = [text for text in texts if text and "beside" in text]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 from dataclasses import dataclass
@@ -139,7 +140,18 @@ def test_rms_norm(program: Program, rng: np.random.Generator) -> None:
     assert not found[:, size:].any()  # padding stays zero
 
 
-def test_rotary(program: Program, rng: np.random.Generator) -> None:
+#: Rotary scaling of Llama 3: long wavelengths, short ones, and the ramp between.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize("scaling", [None, LLAMA3])
+def test_rotary(program: Program, rng: np.random.Generator, scaling: dict | None) -> None:
     shape = program.shape
     config = ModelConfig(
         model_type="llama",
@@ -152,7 +164,7 @@ def test_rotary(program: Program, rng: np.random.Generator) -> None:
         vocab_size=8,
         rms_norm_eps=1e-6,
         rope_theta=10000.0,
-        rope_scaling=None,
+        rope_scaling=scaling,
         max_position_embeddings=64,
         tie_word_embeddings=True,
         qkv_bias=False,
@@ -165,6 +177,10 @@ def test_rotary(program: Program, rng: np.random.Generator) -> None:
     wanted = reference.rotate(x, cos, sin)
     np.testing.assert_allclose(found[..., : shape.head_dim], wanted, rtol=1e-6, atol=1e-6)
     assert not found[..., shape.head_dim :].any()
+    if scaling:  # it turns what is not scaled by other angles
+        plain = rope_tables(dataclasses.replace(config, rope_scaling=None), 16)
+        other = reference.rotate(x, *(table[7:11] for table in plain))
+        assert np.abs(found[..., : shape.head_dim] - other).max() > 0.1
 
 
 def test_swiglu(program: Program, rng: np.random.Generator) -> None:
