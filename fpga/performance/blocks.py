@@ -414,17 +414,18 @@ class Blocks:
             "attended": tokens * int(self._attended_words.value),
             "coarse": design.slices * design.words(design.slice_width),
             "norms": (2 * model.num_hidden_layers + 1) * hidden,
+            "queries": model.num_attention_heads * head,
+            "keys": model.num_key_value_heads * head,
+            "values": model.num_key_value_heads * head,
+            "gates": inner + 2,
+            "ups": inner + 2,
         }
         parts = [
             given(f"{name}_uram", uram_of(design.axi_bits, words), "uram") * self._lanes
             for name, words in sizes.items()
             if words
         ]
-        bits = 32 * int(self._wide_floats.value)
-        keys = model.num_key_value_heads * head
-        waiting = (model.num_attention_heads * head, keys, keys, inner + 2, inner + 2)
-        held = sum(bram_of(bits, words) for words in waiting)
-        return Resources.of(uram=total(parts), bram36=given("waiting_words", held, "bram36"))
+        return Resources.of(uram=total(parts))
 
     def _ports(self, costs: UnitCosts) -> Resources:
         """Ports beside those of the engines."""
