@@ -381,8 +381,8 @@ value_loop:
     }
 }
 
-// Heads of all passes, token by token: [token][head][HEAD_BEATS], ATTENDED_WORDS a token. The tokens
-// of a block are complete, and go out, when it was collected for the last key head.
+// Heads of all passes, token by token: [token][head][HEAD_BEATS], ATTENDED_WORDS a token. The
+// tokens of a block are complete, and go out, when it was collected for the last key head.
 template <class D>
 void collect_heads(typename D::head_beats (&in)[D::QUERIES], typename D::wide::beats& out,
                    TokenRun run) {

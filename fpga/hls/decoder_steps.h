@@ -6,9 +6,9 @@
 //                           +-> queries, keys, values -> attention ----+
 //                           +-> gate, up -> SwiGLU --------------------+
 //
-// Every process runs through all layers at its own pace: what an engine gives of one token is added,
-// normed and on its way back while it still gives that of the next. Many tokens pass the layers in
-// two parts, so that the engines work on one while the steps work on the other (TURNS).
+// Every process runs through all layers at its own pace: what an engine gives of one token is
+// added, normed and on its way back while it still gives that of the next. Many tokens pass the
+// layers in two parts, so that the engines work on one while the steps work on the other (TURNS).
 //
 // A vector starts on a word. The residual `hidden` and the attended heads lie on chip, in buffers
 // with a bank for every beat: heads, which attention takes a beat at a time, are written as such.
@@ -103,8 +103,8 @@ struct Model : Decoder<C> {
     typedef hls::stream<typename wide::beat_t, C::HEADS * wide::HEAD_BEATS> query_words;
     typedef hls::stream<typename wide::beat_t, C::KV_HEADS * wide::HEAD_BEATS> key_words;
     typedef hls::stream<typename wide::beat_t, wide::INTERMEDIATE_BEATS + 2> gate_words;
-    // Inputs of a part that wait until the engine has taken one of the other part: as long as all of
-    // them have room, an engine gets rid of its results whatever it takes next.
+    // Inputs of a part that wait until the engine has taken one of the other part: as long as all
+    // of them have room, an engine gets rid of its results whatever it takes next.
     typedef hls::stream<typename wide::beat_t, C::MAX_TOKENS * wide::HIDDEN_BEATS> normed_words;
     typedef hls::stream<typename wide::beat_t, C::MAX_TOKENS * wide::INTERMEDIATE_BEATS>
         gated_words;
