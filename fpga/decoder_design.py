@@ -122,6 +122,13 @@ class DecoderDesign:
                 f"decoder: the {self.slices} slices of {HEAD_LINEAR} are not on one engine; plan "
                 "them with fpga.head_slices"
             )
+        engine, kind, slot = self.slice_place
+        wanted = [(kind, slot + i) for i in range(self.slices)]  # the kernel counts slots up
+        if self.head_calls(engine) != wanted:
+            raise ConfigError(
+                f"decoder: the slices of {HEAD_LINEAR} are not linears of one kind in a row; plan "
+                "them with fpga.head_slices"
+            )
         if self.slices * self.slice_width < self.model.vocab_size:
             raise ConfigError(
                 f"decoder: {self.slices} slices of {self.slice_width} words do not hold a "
@@ -292,11 +299,6 @@ class DecoderDesign:
                 engine = owners[shape.name]
                 out[p].append((engine, *self.engines[engine].slots[shape.name]))
         return out
-
-    def calls(self, engine: int) -> list[tuple[int, int]]:
-        """(kind, slot) of everything that an engine runs for the layers, in order."""
-        by_layer = zip(*self.places(), strict=True)
-        return [place[1:] for layer in by_layer for place in layer if place[0] == engine]
 
     def head_calls(self, engine: int) -> list[tuple[int, int]]:
         """(kind, slot) of what it runs for the head, after all layers."""

@@ -344,12 +344,11 @@ class Blocks:
         return self._operations(costs, operations, lut=select + fifos, uram=uram)
 
     def _normalize(self, costs: UnitCosts) -> Resources:
-        """Residual, sum of squares and product, twice: between the engines and before the head."""
+        """Residual, sum of squares and product; the final norm passes the same."""
         root = given("operations_of_a_root", NORM_PARTIALS // ROOT_INTERVAL + 12)
         words, bits = self.design.words(self.model.hidden_size), 32 * self._wide_floats.value
         held = 2 * bram_of(int(bits), words)
-        norm = self._operations(costs, 4 * self._wide_floats + root, bram36=held)
-        return norm.times(given("norms", 2))
+        return self._operations(costs, 4 * self._wide_floats + root, bram36=held)
 
     def _activate(self, costs: UnitCosts) -> Resources:
         each = given("operations_of_silu", 14, "", "an exponential, a division, two products")
