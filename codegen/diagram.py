@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from fpga.decoder_design import DecoderDesign
 from fpga.design import EngineDesign
+from fpga.schedule import STEPS, TURNS, Turn, beside
 
 BOX_WIDTH, BOX_HEIGHT = 172, 46
 COLUMN, ROW = 256, 80
@@ -45,14 +47,14 @@ class Arrow:
 
     @property
     def ends(self) -> tuple[int, int, int, int]:
-        """x1, y1, x2, y2: from border to border, along a row or down a column."""
+        """x1, y1, x2, y2: from border to border, down or up a column, or to the nearer side."""
         a, b = self.source, self.target
-        if a.row == b.row:
-            return a.x + BOX_WIDTH, a.middle[1], b.x - 4, b.middle[1]
         if a.column == b.column:
             down = b.row > a.row
             start = a.y + (BOX_HEIGHT if down else 0)
             return a.middle[0], start, b.middle[0], b.y + (-4 if down else BOX_HEIGHT + 4)
+        if a.column > b.column:
+            return a.x, a.middle[1], b.x + BOX_WIDTH + 4, b.middle[1]
         return a.x + BOX_WIDTH, a.middle[1], b.x - 4, b.middle[1]
 
 
@@ -133,48 +135,74 @@ def engine_diagram(engine: EngineDesign) -> Diagram:
 
 
 def decoder_diagram(decoder: DecoderDesign) -> Diagram:
-    """The schedule of a token from top to bottom, beside the memory that a step reads."""
+    """The ring of engines and steps with the memory behind them; below it the turns of a layer."""
     model, config = decoder.model, decoder.config
     heads = f"{model.num_attention_heads} heads, {model.num_key_value_heads} of keys"
     vocab = f"{config.vocab_ports} ports: {decoder.head_kind} rows"
     caches = f"{2 * config.kv_ports} ports: {decoder.context} positions"
-    norm = ("residual, norm", f"{model.hidden_size} values", "", "")
-    screen = [("lm_head", f"{decoder.slices} slices, coarse logits", "engine ports", "tables")]
-    steps = [
-        ("embed", "one row a token", "vocab_*", vocab),
-        norm,
-        _projection(decoder, "qkv_proj"),
-        ("rotary, attention", heads, "key, value caches", caches),
-        _projection(decoder, "o_proj"),
-        norm,
-        _projection(decoder, "gate_up_proj"),
-        ("SwiGLU", f"{model.intermediate_size} values", "", ""),
-        _projection(decoder, "down_proj"),
-        ("residual, final norm", f"{model.hidden_size} values", "", ""),
-        *(screen if decoder.screened else []),
-        ("head", f"{model.vocab_size} words", "vocab_*", vocab),
-        ("arg-max", "the next token", "", ""),
+    rows = f"rows near {decoder.slices} coarse slices" if decoder.screened else "every row"
+    words = Box("vocab_*", vocab, 0, 0, "port")
+    embed = Box("embed", "one row a token", 1, 0)
+    residual = Box("residual", f"{model.hidden_size} values a token", 2, 0)
+    norm = Box("norm", "RMSNorm", 3, 0)
+    inputs = Box("inputs", "vectors in turn", 4, 0)
+    stored = Box("key, value caches", caches, 1, 1, "port")
+    attention = Box("rotary, attention", heads, 3, 1)
+    gating = Box("SwiGLU", f"{model.intermediate_size} values", 3, 2)
+    engine = Box(", ".join(e.name for e in decoder.engines), "reads ahead", 4, 3)
+    ports = Box("engine ports", "tables, indices, scales", 5, 3, "port")
+    results = Box("results", "to the steps that take them", 2, 3)
+    head = Box("head", f"{model.vocab_size} words, {rows}", 5, 0)
+    chosen = Box("arg-max", "the next token", 5, 1)
+    boxes = [words, embed, residual, norm, inputs, stored, attention, gating, engine, ports]
+    boxes += [results, head, chosen]
+    arrows = [
+        Arrow(words, embed, ""),
+        Arrow(embed, residual, ""),
+        Arrow(residual, norm, "words"),
+        Arrow(norm, inputs, "normed"),
+        Arrow(stored, attention, ""),
+        Arrow(attention, inputs, ""),
+        Arrow(gating, inputs, ""),
+        Arrow(inputs, engine, "x"),
+        Arrow(ports, engine, ""),
+        Arrow(engine, results, "y"),
+        Arrow(results, residual, "o, down"),
+        Arrow(results, attention, ""),
+        Arrow(results, gating, ""),
+        Arrow(inputs, head, "final norm"),
+        Arrow(head, chosen, ""),
     ]
-    boxes: list[Box] = []
-    arrows: list[Arrow] = []
-    before: Box | None = None
-    for row, (name, text, port, memory) in enumerate(steps):
-        box = Box(name, text, 1, row)
-        if before:
-            arrows.append(Arrow(before, box, ""))
-        if port:
-            source = Box(port, memory, 0, row, "port")
-            boxes.append(source)
-            arrows.append(Arrow(source, box, ""))
-        boxes.append(box)
-        before = box
-    title = f"{decoder.name}: from the first norm to down_proj for each of "
-    return Diagram(f"{title}{model.num_hidden_layers} layers", boxes, arrows)
+    turns = _turn_boxes(decoder)
+    arrows += [Arrow(a, b, "") for a, b in itertools.pairwise(turns) if a.row == b.row]
+    title = (
+        f"{decoder.name}: {model.num_hidden_layers} layers in a ring; below, the turns of a layer "
+    )
+    return Diagram(f"{title}of a prefill in two parts A and B", boxes + turns, arrows)
 
 
-def _projection(decoder: DecoderDesign, name: str) -> tuple[str, str, str, str]:
-    """The step of a linear: its size, and which engines run it in some layer."""
+def _turn_boxes(decoder: DecoderDesign) -> list[Box]:
+    """What an engine runs, and under it the step of the other part that runs beside."""
+    first_row, per_row = 5, len(TURNS) // 2
+    return [
+        Box(
+            f"{turn.projection} {'AB'[turn.part]}{', last layer' if turn.back else ''}",
+            f"{_owners(decoder, turn.projection)}beside {_step_name(beside(at))}",
+            at % per_row,
+            first_row + at // per_row,
+        )
+        for at, turn in enumerate(TURNS)
+    ]
+
+
+def _step_name(turn: Turn) -> str:
+    return f"{STEPS[turn.projection].split()[-1]} {'AB'[turn.part]}"
+
+
+def _owners(decoder: DecoderDesign, name: str) -> str:
+    """Which engines run a projection in some layer, where there are several."""
+    if len(decoder.engines) == 1:
+        return ""
     shapes = [s for s in decoder.model.linears() if s.name.endswith(f".{name}")]
     owners = [e.name for e in decoder.engines if any(s.name in e.slots for s in shapes)]
-    size = f"{shapes[0].in_features} -> {shapes[0].out_features}"
-    return name, size, "engine ports", ", ".join(owners)
+    return ", ".join(owners) + "; "

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from codegen.manifest import Design, read_design
 from codegen.render import Connection, connections, decoder_connections
+from fpga.decoder_design import PROJECTIONS, DecoderDesign
+from fpga.schedule import describe_turns
 
 
 def explain(folder: str | Path) -> list[str]:
@@ -16,12 +18,26 @@ def explain(folder: str | Path) -> list[str]:
     if design.decoder is not None:
         decoder = design.decoder.design
         kernels.insert(0, decoder.name)
+        lines += _schedule(decoder)
         lines += _memory_map(f"{decoder.name}, the whole model", _decoder_map(design), design)
     engines = ", ".join(engine.name for engine in design.engines)
     own = connections(design.engines, design.device)
     lines += _memory_map(f"{engines}, single linears", own, design)
     diagrams = [f"block diagram of {name}: {design.path / name}.svg" for name in kernels]
     return [*diagrams, "", *lines]
+
+
+def _schedule(decoder: DecoderDesign) -> list[str]:
+    """What the engines run in a layer, and the step beside it."""
+    most = decoder.max_tokens
+    return [
+        f"schedule of {decoder.name}: up to {most} tokens take {', '.join(PROJECTIONS)} of every "
+        "layer in turn;",
+        f"up to {2 * most} do in two parts, A and B, each step beside the engine's work on the "
+        "other part:",
+        *(f"  {line}" for line in describe_turns()),
+        "",
+    ]
 
 
 def _decoder_map(design: Design) -> list[Connection]:

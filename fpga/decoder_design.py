@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fpga.design import FLOAT_BITS, MIN_DISTANCE, EngineDesign, LayerKind, ceil_div
+from fpga.design import FLOAT_BITS, EngineDesign, LayerKind, ceil_div
 from fpga.head_slices import is_slice, slice_name
 from lutllm.config import HEAD_LINEAR, reject_unknown
 from lutllm.errors import ConfigError
@@ -120,6 +120,13 @@ class DecoderDesign:
         if len({owners.get(name, -1) for name in names}) > 1 or -1 in map(owners.get, names):
             raise ConfigError(
                 f"decoder: the {self.slices} slices of {HEAD_LINEAR} are not on one engine; plan "
+                "them with fpga.head_slices"
+            )
+        engine, kind, slot = self.slice_place
+        wanted = [(kind, slot + i) for i in range(self.slices)]  # the kernel counts slots up
+        if self.head_calls(engine) != wanted:
+            raise ConfigError(
+                f"decoder: the slices of {HEAD_LINEAR} are not linears of one kind in a row; plan "
                 "them with fpga.head_slices"
             )
         if self.slices * self.slice_width < self.model.vocab_size:
@@ -293,11 +300,6 @@ class DecoderDesign:
                 out[p].append((engine, *self.engines[engine].slots[shape.name]))
         return out
 
-    def calls(self, engine: int) -> list[tuple[int, int]]:
-        """(kind, slot) of everything that an engine runs for the layers, in order."""
-        by_layer = zip(*self.places(), strict=True)
-        return [place[1:] for layer in by_layer for place in layer if place[0] == engine]
-
     def head_calls(self, engine: int) -> list[tuple[int, int]]:
         """(kind, slot) of what it runs for the head, after all layers."""
         slots = self.engines[engine].slots
@@ -310,9 +312,8 @@ class DecoderDesign:
         model, config = self.model, self.config
         rows: list[tuple[str, str, Any, str]] = [
             ("int", "AXI_BITS", self.axi_bits, "bits of a memory beat"),
-            ("int", "MAX_TOKENS", self.max_tokens, "tokens of one run"),
+            ("int", "MAX_TOKENS", self.max_tokens, "tokens of a part"),
             ("int", "VECTOR_LANES", config.vector_lanes, "beats of a word of vectors on chip"),
-            ("int", "MIN_WORDS", MIN_DISTANCE, "least words of a vector that an engine reads"),
             ("int", "LAYERS", model.num_hidden_layers, ""),
             ("int", "HIDDEN_SIZE", model.hidden_size, ""),
             ("int", "INTERMEDIATE_SIZE", model.intermediate_size, ""),

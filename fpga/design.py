@@ -83,7 +83,7 @@ class EngineConfig:
     lanes_per_cycle  outputs that a channel looks up in a cycle (rounded down to divide group_size)
     axi_bits         width of a memory beat
     gather_lanes     activations gathered in a cycle
-    max_tokens       tokens of one run, the prefill chunk
+    max_tokens       tokens of one run; a decoder prefills twice as many at once, in two parts
     max_outputs      outputs the accumulators hold; 0 = those of the widest linear
     rows             "table": streamed, or fetched for the code found; "online": computed from the
                      codebook; "auto": table where activations are coded, online elsewhere

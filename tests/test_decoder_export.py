@@ -158,6 +158,7 @@ def test_explanation_names_diagrams_and_ports(
     sizes = {path.name: path.stat().st_size for path in (root / "images/decoder").iterdir()}
     assert f"vocab_0 {sizes['vocab_0.bin']:,}" in text
     assert text.count("memory of ") == 2
+    assert "down_proj B of the layer before   attention of A" in text
 
 
 @pytest.mark.parametrize("name", ["mixed", "screened"])
@@ -166,10 +167,17 @@ def test_block_diagram_shows_the_schedule(
 ) -> None:
     root = ElementTree.fromstring((designs(name)[0] / "decoder.svg").read_text())
     texts = [node.text for node in root.iter() if node.tag.endswith("text")]
-    steps = ["embed", "qkv_proj", "rotary, attention", "o_proj", "gate_up_proj", "down_proj"]
-    steps += ["lm_head"] * (name == "screened") + ["head", "arg-max"]
-    assert [text for text in texts if text in steps] == steps
-    assert name != "mixed" or "lut_linear_1" in texts  # what o_proj runs on
+    ring = {"embed", "residual", "norm", "rotary, attention", "SwiGLU", "inputs", "results", "head"}
+    assert ring <= set(texts)
+    turns = [text for text in texts if text and "_proj" in text and "beside" not in text]
+    assert turns == [
+        *("qkv_proj A", "down_proj B, last layer", "o_proj A", "qkv_proj B"),
+        *("gate_up_proj A", "o_proj B", "down_proj A", "gate_up_proj B"),
+    ]
+    beside = [text for text in texts if text and "beside" in text]
+    assert beside[1].endswith("beside attention A")
+    assert beside[4].endswith("beside attention B")
+    assert name != "mixed" or "lut_linear_1; " in beside[2]  # what o_proj runs on
 
 
 def test_no_lint_problems(designs: Callable[[str], tuple[Path, Path]]) -> None:

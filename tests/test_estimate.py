@@ -321,8 +321,10 @@ def test_prefill_shares_keys_among_tokens():
         make(kernel=dataclasses.replace(KERNEL, query_tokens=n), prompt=1024, context=1024)
         for n in (1, 4)
     )
-    attention = [found.prefill.parts["attention"].value for found in (one, four)]
-    assert 2.5 < attention[0] / attention[1] < 4
+    attended = [found.decoder.blocks.attended(32, 1024).value for found in (one, four)]
+    assert 2.5 < attended[0] / attended[1] < 4
+    waits = [found.prefill.parts["attention"].value for found in (one, four)]
+    assert waits[0] / waits[1] > attended[0] / attended[1]  # what is left beside the engine's turns
     assert one.decode.ms.value == pytest.approx(four.decode.ms.value)
 
 

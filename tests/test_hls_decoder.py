@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 from dataclasses import dataclass
@@ -49,7 +50,6 @@ class Shape:
             "QUERY_TOKENS": self.query_tokens,
             "KV_PORTS": self.kv_ports,
             "VECTOR_LANES": self.vector_lanes,
-            "MIN_WORDS": 4,
             "MAX_TOKENS": self.max_tokens,
             "CAPACITY": self.capacity,
         }
@@ -140,7 +140,18 @@ def test_rms_norm(program: Program, rng: np.random.Generator) -> None:
     assert not found[:, size:].any()  # padding stays zero
 
 
-def test_rotary(program: Program, rng: np.random.Generator) -> None:
+#: Rotary scaling of Llama 3: long wavelengths, short ones, and the ramp between.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize("scaling", [None, LLAMA3])
+def test_rotary(program: Program, rng: np.random.Generator, scaling: dict | None) -> None:
     shape = program.shape
     config = ModelConfig(
         model_type="llama",
@@ -153,7 +164,7 @@ def test_rotary(program: Program, rng: np.random.Generator) -> None:
         vocab_size=8,
         rms_norm_eps=1e-6,
         rope_theta=10000.0,
-        rope_scaling=None,
+        rope_scaling=scaling,
         max_position_embeddings=64,
         tie_word_embeddings=True,
         qkv_bias=False,
@@ -166,6 +177,10 @@ def test_rotary(program: Program, rng: np.random.Generator) -> None:
     wanted = reference.rotate(x, cos, sin)
     np.testing.assert_allclose(found[..., : shape.head_dim], wanted, rtol=1e-6, atol=1e-6)
     assert not found[..., shape.head_dim :].any()
+    if scaling:  # it turns what is not scaled by other angles
+        plain = rope_tables(dataclasses.replace(config, rope_scaling=None), 16)
+        other = reference.rotate(x, *(table[7:11] for table in plain))
+        assert np.abs(found[..., : shape.head_dim] - other).max() > 0.1
 
 
 def test_swiglu(program: Program, rng: np.random.Generator) -> None:
@@ -222,7 +237,7 @@ def attend(program: Program, past: int, tokens: int, seed: int, spread: float = 
     found = run_attention(program, caches, q[past:], k, v)
     padded = -(-shape.head_dim // shape.floats) * shape.floats
     word = shape.vector_lanes * shape.floats
-    stride = max(4, -(-shape.heads * padded // word)) * word
+    stride = -(-shape.heads * padded // word) * word
     x = found[: tokens * stride].reshape(tokens, stride)
     assert not x[:, shape.heads * padded :].any()
     y = x[:, : shape.heads * padded].reshape(tokens, shape.heads, padded)[..., : shape.head_dim]

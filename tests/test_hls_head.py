@@ -2,63 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from codegen.csim import compile_testbench
-from codegen.render import LIBRARY, library_headers
 from lutllm import int8_rows
-from tests.hls_tools import FOLDER
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of one configuration."""
-
-    hidden: int
-    words: int
-    ports: int
-    vector_lanes: int = 1
-    axi_bits: int = 256
-
-    @property
-    def row_bytes(self) -> int:
-        beat = self.axi_bits // 8
-        return -(-(self.hidden + 4) // beat) * beat
-
-    def header(self) -> str:
-        sizes = {
-            "AXI_BITS": self.axi_bits,
-            "HIDDEN_SIZE": self.hidden,
-            "INTERMEDIATE_SIZE": self.hidden,
-            "HEADS": 1,
-            "KV_HEADS": 1,
-            "HEAD_DIM": self.axi_bits // 32,
-            "QUERY_TOKENS": 1,
-            "KV_PORTS": 1,
-            "VECTOR_LANES": self.vector_lanes,
-            "MIN_WORDS": 1,
-            "MAX_TOKENS": 1,
-            "LAYERS": 1,
-            "CONTEXT": 8,
-            "NORM_BASE": 0,
-            "NORM_BEATS": 0,
-            "VOCAB_SIZE": self.words,
-            "VOCAB_PORTS": self.ports,
-            "HEAD_BITS": 8,
-            "EMBED_BITS": 8,
-            "HEAD_LIMIT": int8_rows.hidden_limit(self.hidden),
-            "SLICES": 0,
-            "SLICE_WIDTH": 0,
-        }
-        lines = [f"    static constexpr int {k} = {v};" for k, v in sizes.items()]
-        lines += [f"    static constexpr bool {k} = false;" for k in ("HEAD_BF16", "EMBED_BF16")]
-        return "\n".join(["#pragma once", "struct Config {", *lines, "};", ""])
-
+from tests.hls_heads import Program, Shape, random_rows
 
 SHAPES = {
     "ragged": Shape(70, 301, 3, vector_lanes=2),
@@ -68,48 +16,9 @@ SHAPES = {
 }
 
 
-@dataclass(frozen=True)
-class Program:
-    path: Path
-    shape: Shape
-
-    def memory(self, weight: np.ndarray, scale: np.ndarray) -> list[bytes]:
-        """What lies behind every port: word i is row i / n of port i mod n."""
-        rows = np.zeros((len(weight), self.shape.row_bytes), np.uint8)
-        rows[:, : weight.shape[1]] = weight.view(np.uint8)
-        rows[:, -4:] = scale[:, None].view(np.uint8)
-        port_rows = -(-self.shape.words // self.shape.ports)
-        size = port_rows * self.shape.row_bytes
-        parts = [rows[p :: self.shape.ports].tobytes() for p in range(self.shape.ports)]
-        return [part.ljust(size, b"\0") for part in parts]
-
-    def run(self, arguments: list[str], data: bytes) -> bytes:
-        command = [str(self.path), *arguments]
-        found = subprocess.run(command, input=data, capture_output=True, check=False)
-        assert found.returncode == 0, found.stderr.decode()
-        return found.stdout
-
-    def head(self, x: np.ndarray, memory: list[bytes]) -> tuple[np.ndarray, int]:
-        floats = self.shape.axi_bits // 32 * self.shape.vector_lanes
-        padded = np.pad(x, (0, -len(x) % floats)).astype("<f4")
-        out = self.run(["head"], padded.tobytes() + b"".join(memory))
-        logits = np.frombuffer(out[:-4], "<f4")
-        return logits[: self.shape.words], int.from_bytes(out[-4:], "little", signed=True)
-
-
 @pytest.fixture(scope="module", params=SHAPES)
 def program(request: pytest.FixtureRequest) -> Program:
-    shape = SHAPES[request.param]
-    sources = {f"sim/{p.name}": p.read_text() for p in (LIBRARY / "sim").glob("*.h")}
-    sources |= {f"sim/{name}": (LIBRARY / name).read_text() for name in library_headers()}
-    sources["sim/CONFIG.h"] = shape.header()
-    sources["sim/head_units.cpp"] = (FOLDER / "head_units.cpp").read_text()
-    return Program(compile_testbench(sources, "sim/head_units.cpp"), shape)
-
-
-def random_rows(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return int8_rows.quantize_rows(rng.standard_normal((shape.words, shape.hidden), np.float32))
+    return Program.build(SHAPES[request.param])
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e20, 0.0, 1e-31])
@@ -145,7 +54,7 @@ def test_embedding_is_the_stored_row(program: Program) -> None:
     port = min(1, shape.ports - 1)
     memory = program.memory(weight, scale)[port]
     for row in (0, 1, (shape.words - 1 - port) // shape.ports):
-        found = np.frombuffer(program.run(["embed", str(row)], memory), "<f4")
+        found = program.embed(row, memory)
         wanted = values[port + row * shape.ports]
         np.testing.assert_array_equal(found[: shape.hidden], wanted)
         assert not found[shape.hidden :].any()  # the scale is no value

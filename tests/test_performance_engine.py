@@ -203,12 +203,13 @@ def test_cycles_of_the_decoder_within_5_percent(
         cycles = model.prefill(prompt).cycles.value + decode
         assert cycles == pytest.approx(counts.cycles, rel=0.05), (prompt, new)
         tokens = 1 if new > 1 else (prompt - 1) % config.max_tokens + 1
-        attention = model.blocks.attention(tokens, prompt + new - 1).value
-        counted = counts.end["steps/attention/collect"] - counts.start["steps/heads/split"]
-        assert attention == pytest.approx(counted, rel=0.05), (prompt, new)
-        if near:  # from the first slice's input to the word
-            head = model._head.value - model.blocks.norm(1).value
-            counted = counts.end["settle"] - counts.start["steps/send"]
+        attention = model.blocks.attended(tokens, prompt + new - 1).value
+        turned = (f"attention/heads/{name}" for name in ("q_rotary", "deal_keys", "deal_values"))
+        counted = counts.end["attention/attention/collect"] - max(counts.end[n] for n in turned)
+        assert attention == pytest.approx(counted, rel=0.05, abs=16), (prompt, new)
+        if near:  # from the last norm to the word
+            head = model._head.value - model.blocks.normed().value
+            counted = counts.end["settle"] - counts.end["norm"]
             assert head == pytest.approx(counted, rel=0.05), (prompt, new)
 
 
@@ -274,5 +275,7 @@ def test_overlapping_never_costs_cycles():
                 Engine([engine], memory, Timing(), lanes).best_call(engine, kind, tokens, before)
                 for lanes, before in ((1, None), (1, given("before", 50)), (4, given("before", 99)))
             ]
-            assert calls[0].cycles.value >= calls[1].cycles.value >= calls[2].cycles.value
+            streams = [call.stream.value for call in calls]
+            assert streams[0] >= streams[1] >= streams[2]
+            assert calls[0].fill.value >= calls[1].fill.value == calls[2].fill.value
             assert {call.stream_bound for call in calls} <= set(BOUND_OF.values())

@@ -6,7 +6,7 @@
 // value that is read. The softmax runs along with the stripes (a new maximum rescales what was
 // summed before), so nothing on chip grows with the context. Any context that memory holds works.
 //
-//   q -> scores -> softmax -> weigh -> collect -> x
+//   q -> scores -> softmax -> weigh -> collect -> out
 //        keys --^     values --^
 //
 // Cache layout behind a port: [key head][row][HEAD_BEATS], float32, for keys and for values.
@@ -381,14 +381,24 @@ value_loop:
     }
 }
 
-// Heads of all passes to their places in x: [token][head][HEAD_BEATS], ATTENDED_WORDS a token.
+// Heads of all passes, token by token: [token][head][HEAD_BEATS], ATTENDED_WORDS a token. The
+// tokens of a block are complete, and go out, when it was collected for the last key head.
 template <class D>
-void collect_heads(typename D::head_beats (&in)[D::QUERIES], typename Banks<D>::word_t* x,
+void collect_heads(typename D::head_beats (&in)[D::QUERIES], typename D::wide::beats& out,
                    TokenRun run) {
+    typename Banks<D>::word_t x[D::MAX_TOKENS * D::ATTENDED_WORDS];
+#pragma HLS ARRAY_PARTITION variable=x type=complete dim=2
+#pragma HLS BIND_STORAGE variable=x type=RAM_2P impl=URAM
+    constexpr int BEATS = D::HEADS * D::HEAD_BEATS;
     int b = 0, query = 0, block = 0, key_head = 0;
-head_loop:
-    for (int i = 0; i < run.tokens * D::HEADS * D::HEAD_BEATS; i++) {
+    int sent = 0, ready = 0;  // words
+collect_loop:
+    for (int i = 0; i < run.tokens * (BEATS + D::ATTENDED_WORDS); i++) {
 #pragma HLS PIPELINE II=1
+        if (sent < ready) {
+            out.write(read_word(x[sent++]));
+            continue;
+        }
         typename D::beat_t beat = 0;
         for (int q = 0; q < D::QUERIES; q++) {
 #pragma HLS UNROLL
@@ -397,25 +407,27 @@ head_loop:
         const int token = block * D::QUERY_TOKENS + query / D::GROUP_HEADS;
         const int head = key_head * D::GROUP_HEADS + query % D::GROUP_HEADS;
         const int at = head * D::HEAD_BEATS + b;
-        x[token * D::ATTENDED_WORDS + at / D::VECTOR_LANES][at % D::VECTOR_LANES] = beat;
-        if (advance(b, D::HEAD_BEATS) && advance(query, block_queries<D>(run, block)) &&
-            advance(block, count_blocks<D>(run))) {
-            key_head++;
+    bank_loop:
+        for (int l = 0; l < D::VECTOR_LANES; l++) {
+#pragma HLS UNROLL
+            const int lane = at % D::VECTOR_LANES;
+            const bool behind = at == BEATS - 1 && l > lane;  // the last head, in its word
+            if (l == lane || behind) {
+                x[token * D::ATTENDED_WORDS + at / D::VECTOR_LANES][l] =
+                    behind ? typename D::beat_t(0) : beat;
+            }
         }
-    }
-token_loop:
-    for (int t = 0; t < run.tokens; t++) {
-    padding_loop:
-        for (int at = D::HEADS * D::HEAD_BEATS; at < D::ATTENDED_WORDS * D::VECTOR_LANES; at++) {
-            x[t * D::ATTENDED_WORDS + at / D::VECTOR_LANES][at % D::VECTOR_LANES] = 0;
-        }
+        if (!advance(b, D::HEAD_BEATS) || !advance(query, block_queries<D>(run, block))) continue;
+        if (key_head == D::KV_HEADS - 1) ready = (token + 1) * D::ATTENDED_WORDS;
+        if (advance(block, count_blocks<D>(run))) key_head++;
     }
 }
 
-// q: rotated queries, [token][head][HEAD_BEATS]; keys, values: what the caches give, by port.
+// q: rotated queries, [token][head][HEAD_BEATS]; keys, values: what the caches give, by port; out:
+// the heads of every token, in words.
 template <class D>
 void attention(typename D::beats& q, typename D::beats (&keys)[D::KV_PORTS],
-               typename D::beats (&values)[D::KV_PORTS], typename Banks<D>::word_t* x,
+               typename D::beats (&values)[D::KV_PORTS], typename D::wide::beats& out,
                TokenRun run, float scale) {
 #pragma HLS DATAFLOW
     typename D::products products("products");
@@ -426,7 +438,7 @@ void attention(typename D::beats& q, typename D::beats (&keys)[D::KV_PORTS],
     LUTLLM_PROCESS("scores", score_keys<D>(q, keys, products, run));
     LUTLLM_PROCESS("softmax", softmax_steps<D>(products, steps, run, scale));
     LUTLLM_PROCESS("weigh", weigh_values<D>(steps, values, heads, run));
-    LUTLLM_PROCESS("collect", collect_heads<D>(heads, x, run));
+    LUTLLM_PROCESS("collect", collect_heads<D>(heads, out, run));
 }
 
 }  // namespace lutllm

@@ -19,6 +19,7 @@
 // when it is done with one: memory is read while other processes still work on the call before.
 #define LUTLLM_CALLS(name, calls, ...)                                                    \
     LUTLLM_PROCESS(name, for (int lutllm_n = 0; lutllm_n < (calls).count(); lutllm_n++) { \
+        if ((calls).skips(lutllm_n)) continue;                                            \
         const LinearCall call = (calls).at(lutllm_n);                                     \
         __VA_ARGS__;                                                                      \
     })

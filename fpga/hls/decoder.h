@@ -12,7 +12,8 @@ namespace lutllm {
 
 template <class C, int BEATS = 1>
 struct Decoder : C {
-    static constexpr int LANES = BEATS;  // memory beats that move at once
+    typedef Decoder<C, C::VECTOR_LANES> wide;  // the same in words
+    static constexpr int LANES = BEATS;        // memory beats that move at once
     static constexpr int LANE_FLOATS = C::AXI_BITS / 32;
     static constexpr int FLOATS = LANE_FLOATS * LANES;
     static constexpr int HIDDEN_BEATS = ceil_div(C::HIDDEN_SIZE, FLOATS);
@@ -22,9 +23,8 @@ struct Decoder : C {
     static constexpr int GROUP_HEADS = C::HEADS / C::KV_HEADS;     // query heads per key head
     static constexpr int QUERIES = GROUP_HEADS * C::QUERY_TOKENS;  // that share the keys read
     static constexpr int MAX_BLOCKS = ceil_div(C::MAX_TOKENS, C::QUERY_TOKENS);
-    // Words from one token to the next of what attention gives, which an engine reads.
-    static constexpr int ATTENDED_WORDS =
-        max_of(C::MIN_WORDS, ceil_div(C::HEADS * HEAD_BEATS, C::VECTOR_LANES));
+    // Words of what attention gives of a token: its heads, a beat behind the other.
+    static constexpr int ATTENDED_WORDS = ceil_div(C::HEADS * HEAD_BEATS, C::VECTOR_LANES);
 
     typedef ap_uint<C::AXI_BITS * LANES> beat_t;
     typedef FloatBeat<C::AXI_BITS * LANES> floats_t;
@@ -74,7 +74,7 @@ bank_loop:
     }
 }
 
-// Where the tokens of a run are: `first` is the position of the first one in its sequence.
+// Where tokens that pass the layers together are: `first` is the position of the first one.
 struct TokenRun {
     int tokens;
     int first;

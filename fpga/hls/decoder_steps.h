@@ -1,10 +1,17 @@
-// decoder_steps.h: the steps of a decoder between two runs of a LUT linear engine.
+// decoder_steps.h: the steps of a decoder beside its LUT linear engines.
 //
-// Every step reads and writes buffers of float32 words on chip, VECTOR_LANES beats each: `hidden`
-// (the residual), `x` (what an engine reads, [token][at least MIN_WORDS words]) and `y` (what it
-// gave, each section of a token's results padded to whole words). One step follows another; inside,
-// each is dataflow. The buffers have two ports: a step may read two words in a cycle, or read one
-// and write one. Heads, which attention takes a beat at a time, are read and written in beats.
+// Engines and steps form a ring of streams of float32 words, VECTOR_LANES beats each:
+//
+//   engine -> pack -> deal -+-> residual -> norm ----------------------+-> inputs -> engine
+//                           +-> queries, keys, values -> attention ----+
+//                           +-> gate, up -> SwiGLU --------------------+
+//
+// Every process runs through all layers at its own pace: what an engine gives of one token is
+// added, normed and on its way back while it still gives that of the next. Many tokens pass the
+// layers in two parts, so that the engines work on one while the steps work on the other (TURNS).
+//
+// A vector starts on a word. The residual `hidden` and the attended heads lie on chip, in buffers
+// with a bank for every beat: heads, which attention takes a beat at a time, are written as such.
 #pragma once
 
 #include "attention.h"
@@ -13,17 +20,52 @@
 #include "rotary.h"
 #include "swiglu.h"
 
-// A simulation may look at what enters each projection.
+// A simulation may look at what enters each projection: word `at` of a token's vector.
 #ifndef LUTLLM_TRACE
-#define LUTLLM_TRACE(projection, layer, x, run)
-#endif
-#ifndef LUTLLM_TRACE_HEAD
-#define LUTLLM_TRACE_HEAD(x)
+#define LUTLLM_TRACE(projection, layer, at, word)
 #endif
 
 namespace lutllm {
 
 enum Projection { QKV = 0, O = 1, GATE_UP = 2, DOWN = 3, HEAD = 4 };
+
+// Tokens that pass the layers in one run: up to MAX_TOKENS in one part, more in two.
+struct Parts {
+    TokenRun part[2];
+    int count;
+};
+
+// The order in which projections of the parts take their turns in a layer; `back`: of the layer so
+// many before. The second part is half a layer behind the first, so that between two projections of
+// a part there is always one of the other, and behind qkv, before attention is needed, a long one.
+struct Turn {
+    Projection projection;
+    int part, back;
+};
+static const Turn TURNS[8] = {{QKV, 0, 0},     {DOWN, 1, 1}, {O, 0, 0},    {QKV, 1, 0},
+                              {GATE_UP, 0, 0}, {O, 1, 0},    {DOWN, 0, 0}, {GATE_UP, 1, 0}};
+
+// Turn number `at` of a run: all processes take them in this order.
+struct Step {
+    Projection projection;
+    int part, layer;
+    bool used;  // there is such a layer and such a part
+    TokenRun run;
+
+    Step(int at, int layers, const Parts& parts) {
+#pragma HLS INLINE
+        const Turn turn = TURNS[at % 8];
+        projection = turn.projection;
+        part = turn.part;
+        layer = at / 8 - turn.back;
+        used = layer >= 0 && layer < layers && part < parts.count;
+        run = parts.part[part];
+    }
+    // Its results are added to the residual.
+    bool adds() const { return used && (projection == O || projection == DOWN); }
+    // The norm after that, counted from that of the first layer's input.
+    int norm() const { return 2 * layer + (projection == O ? 1 : 2); }
+};
 
 // Where a projection of a layer is: which engine, and which linear of it.
 struct Place {
@@ -38,7 +80,7 @@ struct Sections {
 template <class C>
 struct Model : Decoder<C> {
     typedef Decoder<C> Base;
-    typedef Decoder<C, C::VECTOR_LANES> wide;  // the same in words
+    typedef typename Base::wide wide;          // the same in words
     typedef typename Banks<C>::word_t word_t;  // a word of a buffer
     static constexpr int QKV_HEADS = C::HEADS + 2 * C::KV_HEADS;
     static constexpr int ANGLE_BEATS = 2 * ceil_div(Base::HALF_DIM, Base::FLOATS);
@@ -47,19 +89,25 @@ struct Model : Decoder<C> {
     static constexpr int CACHE_BEATS = C::KV_HEADS * CACHE_ROWS * Base::HEAD_BEATS;  // of a layer
     static constexpr int FINAL_NORM = C::NORM_BASE + C::LAYERS * C::NORM_BEATS;
     static constexpr int NORMS = 2 * C::LAYERS + 1;  // of vectors, the final one last
-    static constexpr int MAX_X_WORDS =
-        max_of(C::MIN_WORDS,
-               max_of(wide::HIDDEN_BEATS, max_of(Base::ATTENDED_WORDS, wide::INTERMEDIATE_BEATS)));
-    static constexpr int MAX_Y_WORDS = max_of(
-        QKV_HEADS * wide::HEAD_BEATS, max_of(2 * wide::INTERMEDIATE_BEATS, wide::HIDDEN_BEATS));
-    // Words of results: those of all tokens of a run, or the coarse logits of a token.
-    static constexpr int Y_WORDS =
-        max_of(C::MAX_TOKENS * MAX_Y_WORDS, C::SLICES * ceil_div(C::SLICE_WIDTH, wide::FLOATS));
+    static constexpr int STEPS = 8 * (C::LAYERS + 1);  // the second part ends in a turn behind
+    static constexpr int RUN_TOKENS = 2 * C::MAX_TOKENS;
+    // Words of the coarse logits of a token.
+    static constexpr int COARSE_WORDS = C::SLICES * ceil_div(C::SLICE_WIDTH, wide::FLOATS);
     // Beats of a stored row; int8 rows end in a float32 scale (int8_head.h).
     static constexpr int HEAD_ROW_BEATS =
         ceil_div(C::HIDDEN_SIZE * C::HEAD_BITS + (C::HEAD_BITS == 8 ? 32 : 0), C::AXI_BITS);
     static constexpr int EMBED_ROW_BEATS =
         ceil_div(C::HIDDEN_SIZE * C::EMBED_BITS + (C::EMBED_BITS == 8 ? 32 : 0), C::AXI_BITS);
+    // Results that wait: the heads of a token, which move in words while attention takes beats;
+    // gates until their ups are there, and those while wide words are gated in several cycles.
+    typedef hls::stream<typename wide::beat_t, C::HEADS * wide::HEAD_BEATS> query_words;
+    typedef hls::stream<typename wide::beat_t, C::KV_HEADS * wide::HEAD_BEATS> key_words;
+    typedef hls::stream<typename wide::beat_t, wide::INTERMEDIATE_BEATS + 2> gate_words;
+    // Inputs of a part that wait until the engine has taken one of the other part: as long as all
+    // of them have room, an engine gets rid of its results whatever it takes next.
+    typedef hls::stream<typename wide::beat_t, C::MAX_TOKENS * wide::HIDDEN_BEATS> normed_words;
+    typedef hls::stream<typename wide::beat_t, C::MAX_TOKENS * wide::INTERMEDIATE_BEATS>
+        gated_words;
     static_assert(C::HEAD_DIM % Base::FLOATS == 0, "heads are whole beats");
 
     // First beat of the norms of a layer's queries, then keys.
@@ -82,13 +130,33 @@ struct Model : Decoder<C> {
     }
 };
 
-// What an engine reads, from a buffer on chip.
-template <class E>
-void send_input(const typename Banks<E>::word_t* x, typename E::words& out, LinearCall call) {
+// The parts of a run of up to RUN_TOKENS tokens.
+template <class D>
+Parts split_run(TokenRun run) {
+    Parts parts;
+    parts.count = run.tokens > D::MAX_TOKENS ? 2 : 1;
+    parts.part[0] = parts.part[1] = run;
+    if (parts.count > 1) {
+        parts.part[0].tokens = (run.tokens + 1) / 2;
+        parts.part[1].tokens = run.tokens / 2;
+        parts.part[1].first = run.first + parts.part[0].tokens;
+    }
+    return parts;
+}
+
+// What an engine reads: vectors as they come, zero-padded to the words of a call.
+template <class E, class D, class Words>
+void send_vectors(Words& in, typename E::words& out, Step step, LinearCall call) {
+    const int words = D::input_words(step.projection);
+    int at = 0;
 send_loop:
     for (int i = 0; i < call.tokens * call.in_words; i++) {
 #pragma HLS PIPELINE II=1
-        out.write(read_word(x[i]));
+        typename E::wide_t word = 0;
+        if (at < words) word = in.read();
+        LUTLLM_TRACE(step.projection, step.layer, at, word);
+        out.write(word);
+        advance(at, call.in_words);
     }
 }
 
@@ -121,19 +189,10 @@ move_loop:
     }
 }
 
-// Where words of results go one after another: a buffer on chip, or a stream.
-template <class E>
-struct BufferSink {
-    typename Banks<E>::word_t* next;
-    void write(const typename E::wide_t& word) {
-#pragma HLS INLINE
-        write_word(*next++, word);
-    }
-};
-
 // Results of an engine, [token][sub][LANES padded to words], to [token][section padded to words].
-template <class E, class D, class Sink>
-void pack_results(typename E::words& in, Sink& out, Sections sections, LinearCall call) {
+template <class E, class D>
+void pack_output(typename E::words& in, typename D::wide::beats& out, Sections sections,
+                 LinearCall call) {
     const int unit = packing_unit<E, D>(sections.size);
     const int steps = ceil_div(E::LANES, unit);
     typename E::wide_t word = 0, packed = 0;
@@ -166,14 +225,6 @@ pack_loop:
     }
 }
 
-// Results to y.
-template <class E, class D>
-void pack_output(typename E::words& in, typename Banks<E>::word_t* y, Sections sections,
-                 LinearCall call) {
-    BufferSink<E> sink = {y};
-    pack_results<E, D>(in, sink, sections, call);
-}
-
 // The norms of all vectors from `constants`, so that a norm need not wait for a beat at a time:
 // those of a layer's input and after attention, layer by layer, then the final one.
 template <class D>
@@ -202,18 +253,21 @@ load_loop:
     }
 }
 
-// Vectors of `words` words for an engine, zero-padded to MIN_WORDS.
 template <class D>
-void store_vectors(typename D::wide::beats& in, typename D::word_t* x, int vectors, int words) {
-    const int stride = max_of(words, D::MIN_WORDS);
-    int at = 0;
-store_loop:
-    for (int i = 0; i < vectors * stride; i++) {
+void forward_words(typename D::wide::beats& in, typename D::wide::beats& out, int count) {
+forward_loop:
+    for (int i = 0; i < count; i++) {
 #pragma HLS PIPELINE II=1
-        typename D::wide::beat_t word = 0;
-        if (at < words) word = in.read();
-        write_word(x[i], word);
-        advance(at, stride);
+        out.write(in.read());
+    }
+}
+
+template <class D, class Words>
+void store_words(Words& in, typename D::word_t* to, int count) {
+store_loop:
+    for (int i = 0; i < count; i++) {
+#pragma HLS PIPELINE II=1
+        write_word(to[i], in.read());
     }
 }
 
@@ -268,90 +322,165 @@ embed_loop:
     }
 }
 
-// The residual, word by word; with `add`, after hidden += y.
+// Heads of tokens: those of the queries, keys, values.
 template <class D>
-void update_residual(typename D::word_t* hidden, const typename D::word_t* y, bool add,
-                     typename D::wide::beats& out, int count) {
+void deal_heads(typename D::wide::beats& in, typename D::query_words& q, typename D::key_words& k,
+                typename D::key_words& v, int tokens) {
+    constexpr int KEYS = D::HEADS * D::wide::HEAD_BEATS;
+    constexpr int VALUES = KEYS + D::KV_HEADS * D::wide::HEAD_BEATS;
+    constexpr int ALL = VALUES + D::KV_HEADS * D::wide::HEAD_BEATS;
+    int at = 0;
+heads_loop:
+    for (int i = 0; i < tokens * ALL; i++) {
+#pragma HLS PIPELINE II=1
+        const typename D::wide::beat_t word = in.read();
+        if (at < KEYS)
+            q.write(word);
+        else if (at < VALUES)
+            k.write(word);
+        else
+            v.write(word);
+        advance(at, ALL);
+    }
+}
+
+// Gates of a token, then its ups.
+template <class D>
+void deal_gates(typename D::wide::beats& in, typename D::gate_words& gate,
+                typename D::gate_words& up, int tokens) {
+    constexpr int GATES = D::wide::INTERMEDIATE_BEATS;
+    int at = 0;
+gate_loop:
+    for (int i = 0; i < tokens * 2 * GATES; i++) {
+#pragma HLS PIPELINE II=1
+        const typename D::wide::beat_t word = in.read();
+        if (at < GATES)
+            gate.write(word);
+        else
+            up.write(word);
+        advance(at, 2 * GATES);
+    }
+}
+
+// Results of the projections to the steps that take them.
+template <class D>
+void deal_results(typename D::wide::beats& in, typename D::wide::beats& added,
+                  typename D::query_words& q, typename D::key_words& k, typename D::key_words& v,
+                  typename D::gate_words& gate, typename D::gate_words& up, Parts parts) {
+step_loop:
+    for (int i = 0; i < D::STEPS; i++) {
+        const Step step(i, D::LAYERS, parts);
+        if (!step.used) continue;
+        if (step.projection == QKV)
+            deal_heads<D>(in, q, k, v, step.run.tokens);
+        else if (step.projection == GATE_UP)
+            deal_gates<D>(in, gate, up, step.run.tokens);
+        else
+            forward_words<D>(in, added, step.run.tokens * D::wide::HIDDEN_BEATS);
+    }
+}
+
+// Vectors that go on behind a step that adds to the residual: all, or behind the last layer that of
+// the last token, with `head`.
+template <class D>
+int vectors_normed(const Step& step, const Parts& parts, bool head) {
+#pragma HLS INLINE
+    if (step.norm() + 1 < D::NORMS) return step.run.tokens;
+    return head && step.part + 1 == parts.count ? 1 : 0;
+}
+
+// The residual of a part; with `add`, after results were added to it. The last `vectors` go on.
+template <class D>
+void add_vectors(typename D::word_t* hidden, typename D::wide::beats& added, bool add,
+                 typename D::wide::beats& out, int tokens, int vectors) {
     typedef typename D::wide V;
 residual_loop:
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < tokens * V::HIDDEN_BEATS; i++) {
 #pragma HLS PIPELINE II=1
         typename V::floats_t sum(read_word(hidden[i]));
-        const typename V::floats_t other(read_word(y[i]));
-    lane_loop:
-        for (int j = 0; j < V::FLOATS; j++) {
+        if (add) {
+            const typename V::floats_t other(added.read());
+        lane_loop:
+            for (int j = 0; j < V::FLOATS; j++) {
 #pragma HLS UNROLL
-            if (add) sum.value[j] = sum.value[j] + other.value[j];
+                sum.value[j] = sum.value[j] + other.value[j];
+            }
         }
         const typename V::beat_t word = sum.pack();
         write_word(hidden[i], word);
-        out.write(word);
+        if (i >= (tokens - vectors) * V::HIDDEN_BEATS) out.write(word);
     }
 }
 
-// hidden (with `add`, after hidden += y) -> norm -> x. norm: the words of its weights.
+// The residual for every norm: of the embeddings, then whenever results were added to it.
 template <class D>
-void normalize(const typename D::word_t* norm, typename D::word_t* hidden,
-               const typename D::word_t* y, bool add, typename D::word_t* x, int tokens) {
+void add_results(typename D::word_t* hidden, typename D::wide::beats& added,
+                 typename D::wide::beats& out, Parts parts, bool head) {
+    const int second = parts.part[0].tokens * D::wide::HIDDEN_BEATS;  // where its words lie
+part_loop:
+    for (int p = 0; p < parts.count; p++) {
+        const int tokens = parts.part[p].tokens;
+        add_vectors<D>(hidden + (p ? second : 0), added, false, out, tokens, tokens);
+    }
+step_loop:
+    for (int i = 0; i < D::STEPS; i++) {
+        const Step step(i, D::LAYERS, parts);
+        if (!step.adds()) continue;
+        add_vectors<D>(hidden + (step.part ? second : 0), added, true, out, step.run.tokens,
+                       vectors_normed<D>(step, parts, head));
+    }
+}
+
+// A norm of some vectors. norm: the words of its weights.
+template <class D>
+void normalize(const typename D::word_t* norm, typename D::wide::beats& in,
+               typename D::normed_words& out, int vectors) {
 #pragma HLS DATAFLOW
     typedef typename D::wide V;
-    typename V::beats in("in"), weights("weights"), out("out");
+    typename V::beats weights("weights");
     LUTLLM_REGION;
-    LUTLLM_PROCESS("hidden", update_residual<D>(hidden, y, add, in, tokens * V::HIDDEN_BEATS));
-    LUTLLM_PROCESS("weights", load_words<D>(norm, weights, V::HIDDEN_BEATS));
-    LUTLLM_PROCESS("norm", (rms_norm<V, V::HIDDEN_BEATS>(in, weights, out, tokens, V::HIDDEN_BEATS,
+    LUTLLM_PROCESS("weights", load_words<D>(norm, weights, vectors ? V::HIDDEN_BEATS : 0));
+    LUTLLM_PROCESS("norm", (rms_norm<V, V::HIDDEN_BEATS>(in, weights, out, vectors, V::HIDDEN_BEATS,
                                                          D::HIDDEN_SIZE, D::EPS)));
-    LUTLLM_PROCESS("store", store_vectors<D>(out, x, tokens, V::HIDDEN_BEATS));
 }
 
-// y: [token][gate, up][words] -> two streams, a word of each in a cycle.
+// All norms of vectors in turn, with `head` the final one of the last token.
 template <class D>
-void split_gate_up(const typename D::word_t* y, typename D::wide::beats& gate,
-                   typename D::wide::beats& up, int tokens) {
-    constexpr int WORDS = D::wide::INTERMEDIATE_BEATS;
-    int word = 0, at = 0;
-split_loop:
-    for (int i = 0; i < tokens * WORDS; i++) {
-#pragma HLS PIPELINE II=1
-        gate.write(read_word(y[at]));
-        up.write(read_word(y[at + WORDS]));
-        at += advance(word, WORDS) ? WORDS + 1 : 1;
+void norm_vectors(const typename D::word_t* norms, typename D::wide::beats& in,
+                  typename D::normed_words& out, Parts parts, bool head) {
+part_loop:
+    for (int p = 0; p < parts.count; p++) {
+        normalize<D>(norms, in, out, parts.part[p].tokens);
+    }
+step_loop:
+    for (int i = 0; i < D::STEPS; i++) {
+        const Step step(i, D::LAYERS, parts);
+        if (!step.adds()) continue;
+        normalize<D>(norms + step.norm() * D::wide::HIDDEN_BEATS, in, out,
+                     vectors_normed<D>(step, parts, head));
     }
 }
 
-// silu(gate) * up, y -> x.
+// silu(gate) * up, of all tokens and layers.
 template <class D>
-void activate(const typename D::word_t* y, typename D::word_t* x, int tokens) {
-#pragma HLS DATAFLOW
-    typedef typename D::wide V;
-    typename V::beats gate("gate"), up("up"), out("out");
-    LUTLLM_REGION;
-    LUTLLM_PROCESS("gate_up", split_gate_up<D>(y, gate, up, tokens));
-    LUTLLM_PROCESS("swiglu", swiglu<V>(gate, up, out, tokens * V::INTERMEDIATE_BEATS));
-    LUTLLM_PROCESS("store", store_vectors<D>(out, x, tokens, V::INTERMEDIATE_BEATS));
+void activate(typename D::gate_words& gate, typename D::gate_words& up,
+              typename D::gated_words& out, Parts parts) {
+    const int tokens = parts.part[0].tokens + (parts.count > 1 ? parts.part[1].tokens : 0);
+    swiglu<typename D::wide>(gate, up, out, D::LAYERS * tokens * D::wide::INTERMEDIATE_BEATS);
 }
 
-// y: [token][query heads, key heads, value heads], each from a word on -> three streams of beats; a
-// beat of the queries and one of keys or values in a cycle.
-template <class D>
-void split_heads(const typename D::word_t* y, typename D::beats& q, typename D::beats& k,
-                 typename D::beats& v, int tokens) {
-    constexpr int WORDS = D::wide::HEAD_BEATS;  // of a head
-    constexpr int STEPS = max_of(D::HEADS, 2 * D::KV_HEADS);
-    int beat = 0, head = 0, at = 0;
-split_loop:
-    for (int i = 0; i < tokens * STEPS * D::HEAD_BEATS; i++) {
+// Heads in words, each from a word on, to beats.
+template <class D, class Words>
+void narrow_heads(Words& in, typename D::beats& out, int heads) {
+    typename D::word_t word;
+    int beat = 0;
+narrow_loop:
+    for (int i = 0; i < heads * D::HEAD_BEATS; i++) {
 #pragma HLS PIPELINE II=1
-        const int word = beat / D::VECTOR_LANES, lane = beat % D::VECTOR_LANES;
-        if (head < D::HEADS) q.write(y[at + head * WORDS + word][lane]);
-        if (head < 2 * D::KV_HEADS) {
-            const typename D::beat_t value = y[at + (D::HEADS + head) * WORDS + word][lane];
-            if (head < D::KV_HEADS)
-                k.write(value);
-            else
-                v.write(value);
-        }
-        if (advance(beat, D::HEAD_BEATS) && advance(head, STEPS)) at += D::QKV_HEADS * WORDS;
+        const int lane = beat % D::VECTOR_LANES;
+        if (lane == 0) write_word(word, in.read());
+        out.write(word[lane]);
+        advance(beat, D::HEAD_BEATS);
     }
 }
 
@@ -395,10 +524,11 @@ void norm_heads(typename D::beats& in, typename D::beats& weights, typename D::b
     }
 }
 
-// What a layer's attention works on: y -> norm -> rotary -> queries, and keys and values by the
-// port that caches them.
+// What a layer's attention works on: results -> norm -> rotary -> queries, and keys and values by
+// the port that caches them.
 template <class D>
-void prepare_heads(const typename D::word_t* y, const typename D::beat_t* constants,
+void prepare_heads(typename D::query_words& q_words, typename D::key_words& k_words,
+                   typename D::key_words& v_words, const typename D::beat_t* constants,
                    typename D::beats& q, typename D::beats (&k)[D::KV_PORTS],
                    typename D::beats (&v)[D::KV_PORTS], TokenRun run, int layer) {
 #pragma HLS DATAFLOW
@@ -407,7 +537,9 @@ void prepare_heads(const typename D::word_t* y, const typename D::beat_t* consta
     typename D::beats q_angles("q_angles"), k_angles("k_angles");
     typename D::beats q_normed("q_normed"), k_normed("k_normed"), k_turned("k_turned");
     LUTLLM_REGION;
-    LUTLLM_PROCESS("split", split_heads<D>(y, q_in, k_in, v_in, run.tokens));
+    LUTLLM_PROCESS("queries", narrow_heads<D>(q_words, q_in, run.tokens * D::HEADS));
+    LUTLLM_PROCESS("keys", narrow_heads<D>(k_words, k_in, run.tokens * D::KV_HEADS));
+    LUTLLM_PROCESS("values", narrow_heads<D>(v_words, v_in, run.tokens * D::KV_HEADS));
     LUTLLM_PROCESS("angles", read_angles<D>(constants, D::head_norms(layer), q_weights, k_weights,
                                             q_angles, k_angles, run));
     LUTLLM_PROCESS("q_norm", norm_heads<D>(q_in, q_weights, q_normed, run.tokens * D::HEADS));

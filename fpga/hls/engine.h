@@ -137,6 +137,7 @@ struct LinearCall {
 struct OneCall {
     LinearCall call;
     int count() const { return 1; }
+    bool skips(int) const { return false; }
     LinearCall at(int) const { return call; }
 };
 

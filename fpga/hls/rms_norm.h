@@ -72,9 +72,9 @@ factor_loop:
 }
 
 // x * factor * weight. weights: the beats of one vector, kept after the first.
-template <class D, int MAX_BEATS, class Held>
-void apply_norm(Held& in, typename D::floats& factors, typename D::beats& weights,
-                typename D::beats& out, int vectors, int beats) {
+template <class D, int MAX_BEATS, class Held, class Normed>
+void apply_norm(Held& in, typename D::floats& factors, typename D::beats& weights, Normed& out,
+                int vectors, int beats) {
     typename D::beat_t kept[MAX_BEATS];
     float factor = 0.0f;
     int beat = 0, vector = 0;
@@ -97,9 +97,9 @@ norm_loop:
 }
 
 // in, out: `vectors` vectors of `beats` beats, at most MAX_BEATS; `size` values count.
-template <class D, int MAX_BEATS>
-void rms_norm(typename D::beats& in, typename D::beats& weights, typename D::beats& out,
-              int vectors, int beats, float size, float eps) {
+template <class D, int MAX_BEATS, class Normed>
+void rms_norm(typename D::beats& in, typename D::beats& weights, Normed& out, int vectors,
+              int beats, float size, float eps) {
 #pragma HLS DATAFLOW
     constexpr int INTERVAL = MAX_BEATS < 8 ? MAX_BEATS : 8;
     hls::stream<typename D::beat_t, MAX_BEATS + 32> held("held");

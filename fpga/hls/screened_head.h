@@ -1,7 +1,7 @@
 // screened_head.h: a head of int8 rows behind a LUT linear that says which rows matter.
 //
-//   x -> engine, slice by slice -> coarse logits -> y, and their largest
-//   y -> words near the largest -> their rows, behind every port -> exact logits
+//   x -> engine, slice by slice -> coarse logits -> buffer, and their largest
+//   buffer -> words near the largest -> their rows, behind every port -> exact logits
 //
 // A word is near where its coarse logit is at least the largest less HEAD_MARGIN, in float32. The
 // logit of a word is the exact one where it is near, else the coarse one (lutllm/int8_rows.py
@@ -18,7 +18,7 @@ template <class D>
 struct Screen {
     typedef typename D::wide V;
     static constexpr int SLICE_WORDS = D::SLICE_WIDTH / V::FLOATS;
-    static constexpr int COARSE_WORDS = D::SLICES * SLICE_WORDS;
+    static constexpr int COARSE_WORDS = D::COARSE_WORDS;
     static constexpr int LOGIT_WORDS = ceil_div(D::VOCAB_SIZE, V::FLOATS);
     static constexpr int PORT_ROWS = ceil_div(D::VOCAB_SIZE, D::VOCAB_PORTS);
     static constexpr int ROWS_AHEAD = 4;  // requests of a port under way
@@ -43,12 +43,20 @@ struct Screen {
     static_assert(COARSE_WORDS >= LOGIT_WORDS, "slices hold the vocabulary");
 };
 
-// The input of every slice.
+// The input of every slice: the vector, zero-padded to the words of a call.
 template <class E, class D>
 void send_slices(const typename D::word_t* x, typename E::words& out, LinearCall call) {
+    int at = 0;
 slice_loop:
-    for (int s = 0; s < D::SLICES; s++) {
-        send_input<E>(x, out, call);
+    for (int i = 0; i < D::SLICES * call.in_words; i++) {
+#pragma HLS PIPELINE II=1
+        typename E::wide_t word = 0;
+        if (at < D::wide::HIDDEN_BEATS) word = read_word(x[at]);
+        if (i < call.in_words) {
+            LUTLLM_TRACE(HEAD, D::LAYERS, at, word);
+        }
+        out.write(word);
+        advance(at, call.in_words);
     }
 }
 
@@ -60,7 +68,7 @@ void take_slices(typename E::words& in, typename D::wide::beats& out, LinearCall
     slice.count = 1;
 slice_loop:
     for (int s = 0; s < D::SLICES; s++) {
-        pack_results<E, D>(in, out, slice, call);
+        pack_output<E, D>(in, out, slice, call);
     }
 }
 
@@ -76,17 +84,17 @@ logit_loop:
     }
 }
 
-// Coarse logits to y and on, and the least that is near their largest.
+// Coarse logits to a buffer and on, and the least that is near their largest; nothing without `head`.
 template <class D>
-void keep_coarse(typename D::wide::beats& in, typename D::word_t* y,
-                 typename Screen<D>::slice_words& out, float& least) {
+void keep_coarse(typename D::wide::beats& in, typename D::word_t* coarse,
+                 typename Screen<D>::slice_words& out, float& least, bool head) {
     typedef typename D::wide V;
     float most = NO_SCORE;
 keep_loop:
-    for (int w = 0; w < Screen<D>::COARSE_WORDS; w++) {
+    for (int w = 0; w < (head ? Screen<D>::COARSE_WORDS : 0); w++) {
 #pragma HLS PIPELINE II=1
         const typename V::beat_t word = in.read();
-        write_word(y[w], word);
+        write_word(coarse[w], word);
         if (w < Screen<D>::LOGIT_WORDS) out.write(word);
         float logits[V::FLOATS];
         coarse_logits<D>(word, w, logits);
@@ -98,11 +106,11 @@ keep_loop:
 
 // To memory, a beat a cycle.
 template <class D>
-void write_coarse(typename Screen<D>::slice_words& in, typename D::beat_t* logits) {
+void write_coarse(typename Screen<D>::slice_words& in, typename D::beat_t* logits, bool head) {
     typename D::word_t word;
     int lane = 0;
 write_loop:
-    for (int b = 0; b < D::LOGIT_BEATS; b++) {
+    for (int b = 0; b < (head ? D::LOGIT_BEATS : 0); b++) {
 #pragma HLS PIPELINE II=1
         if (lane == 0) write_word(word, in.read());
         logits[b] = word[lane];
@@ -110,9 +118,9 @@ write_loop:
     }
 }
 
-// Words of y that hold near words, and the largest of all that are not near.
+// Words of coarse logits that hold near words, and the largest of all that are not near.
 template <class D>
-void find_near(const typename D::word_t* y, float least, typename Screen<D>::nears& out,
+void find_near(const typename D::word_t* coarse, float least, typename Screen<D>::nears& out,
                typename Screen<D>::choices& far) {
     typedef typename D::wide V;
     Choice best;
@@ -122,7 +130,7 @@ void find_near(const typename D::word_t* y, float least, typename Screen<D>::nea
 find_loop:
     for (int w = 0; w < Screen<D>::LOGIT_WORDS; w++) {
 #pragma HLS PIPELINE II=1
-        found.logits = read_word(y[w]);
+        found.logits = read_word(coarse[w]);
         found.at = w;
         float logits[V::FLOATS];
         coarse_logits<D>(found.logits, w, logits);

@@ -16,8 +16,8 @@ inline float silu(float gate) {
 constexpr int GATED_BEATS = 4;
 
 // silu(gate) * up, word by word.
-template <class D>
-void swiglu(typename D::beats& gates, typename D::beats& ups, typename D::beats& out, int count) {
+template <class D, class Words, class Gated>
+void swiglu(Words& gates, Words& ups, Gated& out, int count) {
     constexpr int INTERVAL = ceil_div(D::LANES, GATED_BEATS);
 swiglu_loop:
     for (int i = 0; i < count; i++) {

@@ -1,8 +1,12 @@
 """What lies between two runs of an engine in the decoder kernel.
 
-It follows the loops of fpga/hls/decoder_steps.h and the headers around it: one step after another,
-words of float32, caches striped over kv_ports ports, a head of stored rows or, behind a LUT linear,
-of some of them.
+It follows the loops of fpga/hls/decoder_steps.h and the headers around it: streams of words of
+float32 from an engine through a step and back, caches striped over kv_ports ports, a head of stored
+rows or, behind a LUT linear, of some of them.
+
+A step is counted from the last look-up of one linear until the last activation of the next lies in
+the engine: results are drained, pass the step, are scaled and rounded token by token, all side by
+side, so that the slowest sets the pace and the others add what the last token takes in them.
 """
 
 from __future__ import annotations
@@ -12,8 +16,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fpga.decoder_design import STORED_BITS, DecoderDesign
+from fpga.design import MIN_DISTANCE
 from fpga.design import ceil_div as divide
-from fpga.performance.engine import packing_unit
+from fpga.performance.engine import Drain, packing_unit
 from fpga.performance.memory import MemorySystem
 from fpga.performance.quantity import Number, Quantity, ceil_div, given, maximum, total
 from fpga.performance.resources import Resources, UnitCosts, bram_of, uram_of
@@ -34,7 +39,10 @@ EXPONENTIAL = 18
 
 @dataclass(frozen=True)
 class Blocks:
-    """Cycles of the steps between engine runs, and what they take of the part, block by block."""
+    """Cycles of the steps between engine runs, and what they take of the part, block by block.
+
+    drain: the results that come from the engine before a step.
+    """
 
     design: DecoderDesign
     memory: MemorySystem
@@ -107,69 +115,110 @@ class Blocks:
         softmax = given("softmax_interval", self.timing.softmax_interval, "cycles", "assumed")
         return maximum(read, softmax).named("cycles_per_stripe", "cycles")
 
-    def _passes(self, tokens: int, context: int) -> Quantity:
-        """All passes: every key head and block of queries, over the keys up to its last token.
+    def _head_passes(
+        self, tokens: int, context: int, words: Quantity | None = None
+    ) -> tuple[Quantity, Quantity]:
+        """The passes of a key head, one for every block of queries over the keys up to its last
+        token; and what comes after them where it is the last head.
 
-        The heads of a pass are collected beside the next one, which waits for them where it is
-        the shorter; those of the last pass come after it.
+        The heads of a pass are collected beside the next one, which waits for them where it is the
+        shorter. words: of a token, which go out behind the last key head.
         """
         config, step, head = self.design.config, self._stripe_cycles, self._head_beats
         group = self.model.num_attention_heads // self.model.num_key_value_heads
-        read = waited_for = 0
+        size = words.value if words else 0
+        read = waited_for = sent = 0
         for begin in range(0, tokens, config.query_tokens):
             end = min(begin + config.query_tokens, tokens)
             stripes = divide(context - tokens + end, config.kv_ports)
             queries = group * (end - begin)
-            waits = queries * head.value > stripes * step.value
+            waits = queries * head.value + (end - begin) * size > stripes * step.value
             read += 0 if waits else stripes
             waited_for += queries if waits else 0
-        of_head = given("stripes", read) * step + given("queries_waited_for", waited_for) * head
+            sent += end - begin if waits else 0
+        passes = given("stripes", read) * step + given("queries_waited_for", waited_for) * head
         outside = given("last_queries", queries) * head
+        if words:
+            passes = passes + given("tokens_waited_for", sent) * words
+            outside = outside + given("tokens_of_last_block", end - begin) * words
         if waits:  # collecting sets the pace from the first pass on
             first = divide(context - tokens + min(config.query_tokens, tokens), config.kv_ports)
             outside = given("first_stripes", first) * step
-        kv = given("kv_heads", self.model.num_key_value_heads)
-        return (kv * of_head.named("passes_of_head", "cycles") + outside).named("passes", "cycles")
+        return passes.named("passes_of_head", "cycles"), outside.named("outside", "cycles")
 
-    def attention(self, tokens: int, context: int) -> Quantity:
-        """Causal attention of `tokens` queries, the last of which sees `context` positions.
+    def _passes(self, tokens: int, context: int) -> Quantity:
+        """All passes, up to the last word of attended heads."""
+        others = given("kv_heads_but_one", self.model.num_key_value_heads - 1)
+        each, _ = self._head_passes(tokens, context)
+        last, outside = self._head_passes(tokens, context, self._attended_words)
+        return (others * each + last + outside).named("passes", "cycles")
 
-        Split, norm and turn the heads; append to the caches; score, weigh and collect.
-
-        Queries come beside keys and values. The first wait for the weights of their norm, those of
-        every token for its angles.
-        """
+    def _turned(self, tokens: int, drain: Drain) -> Quantity:
+        """Results to heads: narrowed to beats, normed, turned; weights and angles of the first
+        token wait for them. Keys and values of a token come behind its queries."""
         model, head = self.model, self._head_beats
         t, kv = given("tokens", tokens), given("kv_heads", model.num_key_value_heads)
         heads = given("heads", model.num_attention_heads)
-        weights = given("norms_of_heads", 2 * model.qk_norm) * head
         angles = given("angle_beats", self.design.angle_beats, "beats")
-        turned = maximum(t * (heads * head + angles) + weights, t * 2 * kv * head)
+        share = drain.last / (heads + 2 * kv)  # of a head
+        queries = heads * head
+        last = maximum(queries, share * heads + kv * head, share * (heads + kv) + kv * head)
+        pace = maximum(drain.pace, queries + angles)
+        norm = given("norm_of_heads", model.qk_norm) * (head + self._root(self.design.head_beats))
+        return ((t - 1) * pace + last + norm + head).named("turned", "cycles")
+
+    def attended(self, tokens: int, context: int) -> Quantity:
+        """From the last head turned to the last word of attended heads."""
+        # until the new rows are written, until the first are read
+        written = 2 * self._latency
+        return (written + self._passes(tokens, context)).named("attended", "cycles")
+
+    @property
+    def _attended_words(self) -> Quantity:
+        beats = self.model.num_attention_heads * self.design.head_beats
+        return given("attended_words", divide(beats, self.design.config.vector_lanes), "words")
+
+    def _entered(self, words: Quantity) -> Quantity:
+        """The last token of a step, rounded once its largest value is known."""
+        return maximum(words, MIN_DISTANCE).named("entered", "cycles")
+
+    def attention(self, tokens: int, context: int, drain: Drain) -> Quantity:
+        """Causal attention of `tokens` queries, the last of which sees `context` positions."""
         return total(
             [
-                turned.named("turned", "cycles"),
-                2 * self._latency,  # until the new rows are written, until the first are read
-                self._passes(tokens, context),
+                self._turned(tokens, drain),
+                self.attended(tokens, context),
+                self._entered(self._attended_words),
                 2 * self._depth,
             ]
         ).named("attention", "cycles")
 
-    def norm(self, tokens: int) -> Quantity:
-        """A residual and its norm: a token is added up before it passes on."""
-        t, hidden = given("tokens", tokens), self._hidden_words
-        root = self._root(self.design.words(self.model.hidden_size))
-        return ((t + 1) * hidden + root + self._depth).named("norm", "cycles")
+    def added(self, tokens: int, drain: Drain) -> Quantity:
+        """Results drained and added to the residual."""
+        pace = maximum(drain.pace, self._entered(self._hidden_words))
+        last = maximum(drain.last, self._hidden_words)
+        return ((given("tokens", tokens) - 1) * pace + last).named("added", "cycles")
 
-    def gate(self, tokens: int) -> Quantity:
-        """Gate times up."""
+    def normed(self) -> Quantity:
+        """The last token's norm, from its last square on."""
+        root = self._root(self.design.words(self.model.hidden_size))
+        return (root + self._hidden_words + self._depth).named("normed", "cycles")
+
+    def norm(self, tokens: int, drain: Drain) -> Quantity:
+        """A residual and its norm: a token is added up before it passes on."""
+        entered = self._entered(self._hidden_words)
+        return (self.added(tokens, drain) + self.normed() + entered).named("norm", "cycles")
+
+    def gate(self, tokens: int, drain: Drain) -> Quantity:
+        """Gate times up: gates come first, ups behind them."""
         words = self.design.words(self.model.intermediate_size)
         inner = given("intermediate_words", words, "words")
         step = given("cycles_per_word", divide(self.design.config.vector_lanes, GATED_BEATS))
-        return (given("tokens", tokens) * inner * step + self._depth).named("gate", "cycles")
-
-    def vector(self, tokens: int) -> Quantity:
-        """Norms, gating and residuals of a layer."""
-        return (2 * self.norm(tokens) + self.gate(tokens)).named("vector", "cycles")
+        gated, entered = inner * step, self._entered(inner)
+        pace = maximum(drain.pace, gated, entered)
+        last = drain.last / 2 + maximum(drain.last / 2, gated)
+        rest = (given("tokens", tokens) - 1) * pace
+        return (rest + last + entered + self._depth).named("gate", "cycles")
 
     @cached_property
     def _row_beats(self) -> Quantity:
@@ -191,11 +240,11 @@ class Blocks:
         read = (rows * self._row_cycles).named("rows", "cycles")
         choices = given("words_chosen_from", math.gcd(design.floats, ports), "words/cycle")
         words = ceil_div(given("vocab_size", self.model.vocab_size), choices)
-        passes = 2 if self.design.head_kind == "I8" else 1  # rounding looks for the largest first
-        root = self._root(self.design.words(self.model.hidden_size))
-        norm = passes * self._hidden_words + root + self._hidden_beats
+        # rounding looks for the largest value before it begins
+        held = self._hidden_words if self.design.head_kind == "I8" else given("held", 0, "cycles")
+        vector = held + self._hidden_beats
         latency = self._latency + self._depth
-        return (norm + maximum(read, words) + latency).named("head", "cycles")
+        return (vector + maximum(read, words) + latency).named("head", "cycles")
 
     # A head behind a LUT linear (screened_head.h) -------------------------------------------------
 
@@ -295,12 +344,11 @@ class Blocks:
         return self._operations(costs, operations, lut=select + fifos, uram=uram)
 
     def _normalize(self, costs: UnitCosts) -> Resources:
-        """Residual, sum of squares and product, twice: between the engines and before the head."""
+        """Residual, sum of squares and product; the final norm passes the same."""
         root = given("operations_of_a_root", NORM_PARTIALS // ROOT_INTERVAL + 12)
         words, bits = self.design.words(self.model.hidden_size), 32 * self._wide_floats.value
         held = 2 * bram_of(int(bits), words)
-        norm = self._operations(costs, 4 * self._wide_floats + root, bram36=held)
-        return norm.times(given("norms", 2))
+        return self._operations(costs, 4 * self._wide_floats + root, bram36=held)
 
     def _activate(self, costs: UnitCosts) -> Resources:
         each = given("operations_of_silu", 14, "", "an exponential, a division, two products")
@@ -352,22 +400,29 @@ class Blocks:
         return Resources.of(lut=lut, ff=64 * floats * len(self.design.engines))
 
     def _buffers(self) -> Resources:
-        """Residual, input and output of the engines, for the tokens of a run; all norms."""
+        """Residual of a run in two parts, all norms, the coarse logits of a token; attended heads
+        of a part, normed and gated vectors that wait while the engine runs the other; heads, gates
+        and ups of a token."""
         design, model = self.design, self.model
-        heads = model.num_attention_heads + 2 * model.num_key_value_heads
         hidden, inner = design.words(model.hidden_size), design.words(model.intermediate_size)
-        attended = divide(model.num_attention_heads * design.head_beats, design.config.vector_lanes)
-        tokens = design.max_tokens
-        coarse = design.slices * design.words(design.slice_width)
+        head, tokens = design.words(model.head_dim), design.max_tokens
         sizes = {
-            "hidden": tokens * hidden,
-            "x": tokens * max(hidden, inner, attended),
-            "y": max(coarse, tokens * max(hidden, 2 * inner, heads * design.words(model.head_dim))),
+            "hidden": 2 * tokens * hidden,
+            "normed": tokens * hidden,
+            "gated": tokens * inner,
+            "attended": tokens * int(self._attended_words.value),
+            "coarse": design.slices * design.words(design.slice_width),
             "norms": (2 * model.num_hidden_layers + 1) * hidden,
+            "queries": model.num_attention_heads * head,
+            "keys": model.num_key_value_heads * head,
+            "values": model.num_key_value_heads * head,
+            "gates": inner + 2,
+            "ups": inner + 2,
         }
         parts = [
             given(f"{name}_uram", uram_of(design.axi_bits, words), "uram") * self._lanes
             for name, words in sizes.items()
+            if words
         ]
         return Resources.of(uram=total(parts))
 

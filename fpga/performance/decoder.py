@@ -9,17 +9,30 @@ from fpga.decoder_design import PROJECTIONS, DecoderDesign
 from fpga.design import EngineDesign, LayerKind
 from fpga.device import Device
 from fpga.performance.blocks import Blocks
-from fpga.performance.engine import Call, Engine
+from fpga.performance.engine import Call, Drain, Engine
 from fpga.performance.memory import MemorySystem, port_counts
 from fpga.performance.quantity import Quantity, given, maximum, total
+from fpga.performance.run import Run
 from fpga.performance.timing import (
     ASSUMED_EFFICIENCY,
     ASSUMED_TIMING,
     MemoryEfficiency,
     Timing,
 )
+from fpga.performance.turns import TurnCycles, idle_cycles
 from lutllm.config import HEAD_LINEAR
 from lutllm.model_config import ModelConfig
+
+#: Positions between gathering and look-up: what the streams of a channel hold.
+POSITIONS_UNDER_WAY = 8
+#: What a wait before a projection, or between two turns, goes to.
+_PART_OF = {
+    "qkv_proj": "norms and gating",
+    "o_proj": "attention",
+    "gate_up_proj": "norms and gating",
+    "down_proj": "norms and gating",
+    "serial": "serial gaps",
+}
 
 
 @dataclass(frozen=True)
@@ -46,11 +59,12 @@ class Phase:
 
 @dataclass
 class _Use:
-    """A call, how many a layer has, in how many chunks of a phase."""
+    """A call, how many a layer has, in how many chunks of a phase; paired: in two parts."""
 
     call: Call
     engine: EngineDesign
     share: float
+    paired: bool
     chunks: int = 0
 
 
@@ -84,8 +98,8 @@ class Decoder:
 
     @property
     def chunk(self) -> int:
-        """Tokens that a prefill run takes."""
-        return self.design.max_tokens
+        """Tokens that a prefill run takes, in two parts."""
+        return 2 * self.design.max_tokens
 
     @cached_property
     def layers(self) -> Quantity:
@@ -112,43 +126,52 @@ class Decoder:
 
     def decode(self, context: int) -> Phase:
         """One token, the last of `context` positions."""
-        return self._phase("decode", [(1, context)])
+        return self._phase("decode", [[(1, context)]])
 
     def prefill(self, prompt: int) -> Phase:
         """A prompt, up to the choice of the word after it."""
-        ends = range(self.chunk, prompt + self.chunk, self.chunk)
-        chunks = [(min(end, prompt) - end + self.chunk, min(end, prompt)) for end in ends]
-        return self._phase("prefill", chunks, self.blocks.start())
+        runs = []
+        for first in range(0, prompt, self.chunk):
+            tokens = min(self.chunk, prompt - first)
+            halves = [-(-tokens // 2), tokens // 2] if tokens > self.design.max_tokens else [tokens]
+            runs.append([(size, first + sum(halves[: i + 1])) for i, size in enumerate(halves)])
+        return self._phase("prefill", runs, self.blocks.start())
 
     def _phase(
-        self, name: str, chunks: list[tuple[int, int]], start: Quantity | None = None
+        self, name: str, runs: list[list[tuple[int, int]]], start: Quantity | None = None
     ) -> Phase:
-        """chunks: (tokens, positions of the cache after them) of every pass over the layers;
-        start: what comes before the first."""
+        """runs: of every pass over the layers its parts, each (tokens, positions of the cache after
+        them); start: what comes before the first."""
         blocks = self.blocks
         parts: dict[str, list[Quantity]] = {}
         if start is not None:
             parts["norms and gating"] = [start]
         sizes: list[Quantity] = []
         uses: dict[int, _Use] = {}
-        for tokens, context in chunks:
-            attention = blocks.attention(tokens, context)
-            steps = blocks.embed(tokens) + self.layers * blocks.vector(tokens)
-            parts.setdefault("attention", []).append(self.layers * attention)
-            parts.setdefault("norms and gating", []).append(steps)
-            kv = (given("context", context) + given("tokens", tokens)) * blocks.kv_bytes
-            sizes.append(self.layers * kv)
-            for engine, kind, share in self.linears:
-                call = self._call(engine, kind, tokens, attention)
-                uses.setdefault(id(call), _Use(call, engine, share)).chunks += 1
+        shown: list[Call] = []
+        for run in runs:
+            waits = self._waits(run)
+            for name_of_wait, wait in waits.items():
+                parts.setdefault(_PART_OF[name_of_wait], []).append(self.layers * wait)
+            for tokens, context in run:
+                parts["norms and gating"].append(blocks.embed(tokens))
+                kv = (given("context", context) + given("tokens", tokens)) * blocks.kv_bytes
+                sizes.append(self.layers * kv)
+                for engine, kind, share in self.linears:
+                    call = self._call(engine, kind, tokens, context, len(run) > 1)
+                    uses.setdefault(id(call), _Use(call, engine, share, len(run) > 1)).chunks += 1
+                    if len(shown) < len(self.linears):
+                        shown.append(call.after(waits[_projection(kind)]))
+            last = blocks.added(run[-1][0], self._drain(PROJECTIONS[-1]))
+            parts["norms and gating"].append(last)
         for use in uses.values():
             call, count = use.call, self._count(use)
             parts.setdefault(call.stream_bound, []).append(count * call.stream)
-            parts.setdefault("serial gaps", []).append(count * call.serial)
+            if not use.paired:
+                parts.setdefault("serial gaps", []).append(count * call.fill)
             sizes.append(count * self._call_bytes(use.engine, call))
         parts["head"] = [self._head]
         sizes += [blocks.head_bytes, *self._slice_bytes]
-        calls = tuple(use.call for use in uses.values())[: len(self.linears)]
         named = {
             key: total(values).named(key.replace(" ", "_"), "cycles")
             for key, values in parts.items()
@@ -157,23 +180,31 @@ class Decoder:
         clock = given("clock_mhz", self.clock_mhz, "MHz")
         ms = (cycles / (1000 * clock)).named(f"{name}_ms", "ms")
         size = total(sizes).named(f"{name}_bytes", "B")
-        return Phase(name, cycles, ms, named, calls, size)
+        return Phase(name, cycles, ms, named, tuple(shown), size)
 
     @cached_property
     def _head(self) -> Quantity:
         """Logits of a token and the choice among them."""
+        blocks = self.blocks
         if not self.design.screened:
-            return self.blocks.head()
+            return (blocks.normed() + blocks.head()).named("head", "cycles")
         slices = self._slices.named("slices", "cycles")
-        return (self.blocks.norm(1) + slices + self.blocks.screen()).named("head", "cycles")
+        return (blocks.normed() + slices + blocks.screen()).named("head", "cycles")
 
     @cached_property
     def _slice_call(self) -> Call:
         """The call of the first slice of a LUT linear before the head."""
         engine, kind = self._slice
-        drain = next(self.engine.drain(e, k, 1) for e, k, _ in reversed(self.linears))
-        before = (drain + self.blocks.norm(1)).named("before", "cycles")
+        blocks = self.blocks
+        drained = blocks.added(1, self._drain(PROJECTIONS[-1]))
+        before = (drained + blocks.normed() + self._slice_input).named("before", "cycles")
         return self.engine.call(engine, kind, 1, self._mode(engine, 1), before)
+
+    @property
+    def _slice_input(self) -> Quantity:
+        """The normed vector to the engine, scaled as it comes, then rounded."""
+        run = Run(*self._slice, 1, "table", lanes=self.design.config.vector_lanes)
+        return 2 * run.in_words
 
     @property
     def _slice(self) -> tuple[EngineDesign, LayerKind]:
@@ -183,14 +214,14 @@ class Decoder:
     def _slices(self) -> Quantity:
         """All slices. Coarse logits go to memory beside them, the last when no slice is left."""
         engine, kind = self._slice
-        design, first = self.design, self._slice_call.cycles
+        design, call = self.design, self._slice_call
+        first = self._slice_input + call.fill + call.stream
         pace = self.engine.pace(engine, kind, self._mode(engine, 1))
         rest = given("slices_after_the_first", design.slices - 1) * pace
         words = design.words(design.model.vocab_size)
         last = words - (design.slices - 1) * design.words(design.slice_width)
-        drain = self.engine.drain(engine, kind, 1)
         written = self.blocks.logits_written
-        return maximum(first + rest + written(last) - drain, first + written(words) - drain)
+        return maximum(first + rest + written(last), first + written(words))
 
     @property
     def _slice_bytes(self) -> list[Quantity]:
@@ -213,33 +244,71 @@ class Decoder:
         return count * given("chunks", use.chunks) if use.chunks > 1 else count
 
     def _call(
-        self, engine: EngineDesign, kind: LayerKind, tokens: int, attention: Quantity
+        self, engine: EngineDesign, kind: LayerKind, tokens: int, context: int, paired: bool
     ) -> Call:
-        """The call of a linear."""
-        key = (engine.name, kind.name, tokens)
+        """The call of a linear; paired: the other part of the run has its turns between."""
+        key = (engine.name, kind.name, tokens, paired)
         if key in self._calls:
             return self._calls[key]
-        before = self._before(_projection(kind), tokens, attention)
-        call = self.engine.call(engine, kind, tokens, self._mode(engine, tokens), before)
+        mode = self._mode(engine, tokens)
+        if paired:
+            call = self.engine.turn(engine, kind, tokens, mode)
+        else:
+            before = self._step(_projection(kind), tokens, context)
+            call = self.engine.call(engine, kind, tokens, mode, before)
         if tokens > 1:  # the attention before it takes longer with every chunk, but reading ahead
             self._calls[key] = call  # does not
         return call
 
-    def _before(self, projection: str, tokens: int, attention: Quantity) -> Quantity:
-        """From the last look-up of the projection before this one to the first activation of this:
-        results drained, and the step between the two."""
-        at = PROJECTIONS.index(projection)
-        before = PROJECTIONS[at - 1]
+    def _waits(self, run: list[tuple[int, int]]) -> dict[str, Quantity]:
+        """Cycles of a layer in which nothing is looked up, by the projection that waits for its
+        inputs; of a run in two parts also those between turns ("serial")."""
+        if len(run) == 1:
+            return {p: self._step(p, *run[0]) for p in PROJECTIONS}
+        turns = {
+            (projection, part): self._turn(projection, *of_part)
+            for projection in PROJECTIONS
+            for part, of_part in enumerate(run)
+        }
+        layers = self.model.num_hidden_layers
+        return {
+            name: given(f"wait_{name}", cycles / layers, "cycles", "turns.py")
+            for name, cycles in idle_cycles(layers, turns).items()
+        }
+
+    def _turn(self, projection: str, tokens: int, context: int) -> TurnCycles:
+        """A turn of a projection, of its kinds on average."""
+        store = fill = stream = lead = 0.0
+        for engine, kind, share in self.linears:
+            if _projection(kind) != projection:
+                continue
+            call = self._call(engine, kind, tokens, context, True)
+            store += share * call.step.value
+            fill += share * call.fill.value
+            stream += share * call.stream.value
+            last_round = call.stream.value / engine.rounds(kind)
+            lead += share * last_round * min(1, POSITIONS_UNDER_WAY / tokens)
+        results = self._drain(projection)
+        drain = max(0.0, tokens * results.pace.value - results.held.value)
+        step = self._step(projection, tokens, context).value
+        return TurnCycles(step, store, lead, fill, stream, drain)
+
+    def _step(self, projection: str, tokens: int, context: int) -> Quantity:
+        """From the last look-up of the projection before this one to its last activation."""
+        blocks, drain = self.blocks, self._drain(_before(projection))
+        if projection == "o_proj":
+            return blocks.attention(tokens, context, drain)
+        return (blocks.gate if projection == "down_proj" else blocks.norm)(tokens, drain)
+
+    def _drain(self, projection: str) -> Drain:
+        """The results of a projection."""
         engine, kind = next(
-            (engine, kind) for engine, kind, _ in self.linears if _projection(kind) == before
+            (engine, kind) for engine, kind, _ in self.linears if _projection(kind) == projection
         )
-        blocks = self.blocks
-        norm, gate = blocks.norm(tokens), blocks.gate(tokens)
-        step = (norm, attention, norm, gate)[at]
-        return (self.engine.drain(engine, kind, tokens) + step).named("before", "cycles")
+        return self.engine.drain(engine, kind)
 
     @cached_property
-    def _calls(self) -> dict[tuple[str, str, int], Call]:
+    def _calls(self) -> dict[tuple[str, str, int, bool], Call]:
         return {}
 
     def _call_bytes(self, engine: EngineDesign, call: Call) -> Quantity:
@@ -247,6 +316,11 @@ class Decoder:
         return total(
             size * given(f"{name}_ports", counts[name]) for name, size in call.bytes.items()
         ).named(f"{call.name}_bytes", "B")
+
+
+def _before(projection: str) -> str:
+    """The projection whose results lead to the inputs of this one."""
+    return PROJECTIONS[PROJECTIONS.index(projection) - 1]
 
 
 def _projection(kind: LayerKind) -> str:

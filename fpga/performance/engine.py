@@ -1,12 +1,14 @@
 """One call of a LUT linear engine, in the cycles of the kernel.
 
-A call passes three phases: `load` (activations in, quantized, stored for gathering), `stream` (all
-processes of the channels run side by side; the slowest sets the pace) and `drain` (accumulators to
-floats); `fill` is what the pipelines take to fill up, once.
+A call passes a `step` (activations in, quantized, stored for gathering) and a `stream` (all
+processes of the channels run side by side; the slowest sets the pace); `fill` is what the pipelines
+take to fill up, once. Results are drained behind it: beside the step of the next call in a decoder,
+before the end of a call that runs alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -36,19 +38,23 @@ BOUND_OF = {
 class Call:
     """A call in cycles of the kernel; `stream_parts` by process, `bytes` by memory argument.
 
-    serial: load, drain and fill, in which nothing is looked up.
+    step: from the last look-up before it to its last activation; of a call alone, its input and its
+    results.
     """
 
     name: str
     mode: str
-    load: Quantity
+    step: Quantity
     stream_parts: dict[str, Quantity]
     stream: Quantity
-    drain: Quantity
     fill: Quantity
-    serial: Quantity
     cycles: Quantity
     bytes: dict[str, Quantity]
+
+    def after(self, step: Quantity) -> Call:
+        """The same call behind another step."""
+        cycles = (step + self.fill + self.stream).named(f"{self.name}_{self.mode}", "cycles")
+        return dataclasses.replace(self, step=step, cycles=cycles)
 
     @property
     def stream_bound(self) -> str:
@@ -57,7 +63,18 @@ class Call:
 
     @property
     def bound(self) -> str:
-        return "serial gap" if self.serial.value > self.stream.value else self.stream_bound
+        gap = self.step.value + self.fill.value
+        return "serial gap" if gap > self.stream.value else self.stream_bound
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Cycles in which results come from an engine: from one token to the next, and of the last; and
+    those of the words that a stream holds, which the accumulators are rid of before."""
+
+    pace: Quantity
+    last: Quantity
+    held: Quantity
 
 
 def packing_unit(design: EngineDesign, vector_lanes: int, section: int) -> int:
@@ -94,20 +111,22 @@ class Engine:
         before: Quantity | None = None,
         accumulators: bool = False,
     ) -> Call:
-        """A call of `kind`; before: cycles from the end of the look-ups before it to its input, in
-        which the engine reads ahead. None: it is the first."""
+        """A call of `kind`; before: cycles from the end of the look-ups before it to its last
+        activation, in which the engine reads ahead. None: it is alone."""
         run = Run(design, kind, tokens, mode, accumulators, self.vector_lanes)
-        first = before is None
-        load, drain = self._load(run, first), self._drain(run)
-        fill = self._fill(run, load, first)
-        gaps = [load, fill] if before is None else [before, load, fill]
-        parts = self._stream_parts(run, total(gaps).named("gap", "cycles"))
+        alone = before is None
+        load = self._load(run) if before is None else before
+        fill = self._fill(run, load, alone)
+        parts = self._stream_parts(run, (load + fill).named("gap", "cycles"))
         stream = maximum(*parts.values()).named(f"{kind.name}_stream", "cycles")
-        serial = (load + drain + fill).named(f"{kind.name}_serial", "cycles")
-        cycles = (serial + stream).named(f"{kind.name}_{mode}", "cycles")
-        return Call(
-            kind.name, mode, load, parts, stream, drain, fill, serial, cycles, self._bytes(run)
-        )
+        step = (load + self._drain(run)).named("load_and_drain", "cycles") if alone else load
+        cycles = (step + fill + stream).named(f"{kind.name}_{mode}", "cycles")
+        return Call(kind.name, mode, step, parts, stream, fill, cycles, self._bytes(run))
+
+    def turn(self, design: EngineDesign, kind: LayerKind, tokens: int, mode: str) -> Call:
+        """A call between two of the other part of a prefill; step: its activations stored."""
+        run = Run(design, kind, tokens, mode, lanes=self.vector_lanes)
+        return self.call(design, kind, tokens, mode, run.x_words)
 
     def pace(self, design: EngineDesign, kind: LayerKind, mode: str) -> Quantity:
         """Cycles from one call for a token to the next where all inputs wait: the slices of a head.
@@ -132,17 +151,21 @@ class Engine:
         calls = [self.call(design, kind, tokens, mode, before) for mode in modes]
         return min(calls, key=lambda call: call.cycles.value)
 
-    def drain(self, design: EngineDesign, kind: LayerKind, tokens: int) -> Quantity:
-        """From the last look-up of a call to its last result."""
-        return self._drain(Run(design, kind, tokens, modes_of(design)[0], lanes=self.vector_lanes))
+    def drain(self, design: EngineDesign, kind: LayerKind) -> Drain:
+        """The results of a token, those of the last with its padding left out."""
+        run = Run(design, kind, 1, modes_of(design)[0], lanes=self.vector_lanes)
+        whole = self._drain(run)
+        used = given("used_share", kind.out_features / (design.subs(kind) * design.lanes))
+        words = max(4, design.config.beat_fifo // self.vector_lanes)  # engine.h `words`
+        held = given("words_held", words, "words") * whole / run.out_words
+        return Drain(whole, (whole * used).named("last_drain", "cycles"), held)
 
     # Phases ------------------------------------------------------------------------------------
 
-    def _load(self, run: Run, first: bool) -> Quantity:
+    def _load(self, run: Run) -> Quantity:
         """Scale and round: a token is rounded when its largest value is known. The first token's
-        input scales come from memory, unless they were read ahead."""
-        scales = maximum(run.in_rows, run.input_widened) if first else run.in_words
-        scales = scales.named("input_scales", "cycles")
+        input scales come from memory."""
+        scales = maximum(run.in_rows, run.input_widened).named("input_scales", "cycles")
         return (scales + run.x_words).named("load", "cycles")
 
     def _drain(self, run: Run) -> Quantity:
@@ -154,7 +177,7 @@ class Engine:
         packed = run.t * run.subs * given("pieces_of_a_sub", pieces)
         return maximum(run.y_words, packed).named("drain", "cycles")
 
-    def _fill(self, run: Run, load: Quantity, first: bool) -> Quantity:
+    def _fill(self, run: Run, load: Quantity, alone: bool) -> Quantity:
         design, timing = run.design, self.timing
         chain = given("chain_channels", design.chain_channels)
         parts: list[Quantity] = [
@@ -169,12 +192,12 @@ class Engine:
             depth = given("search_depth", timing.search_depth, "cycles", "assumed")
             parts.append(given("search_steps", steps) * depth)
             parts.append(given("search_passes", design.search_passes, "cycles"))
-        if first:
+        if alone:
             parts.append(given("call_gap", timing.call_gap, "cycles", "assumed"))
-        if first or run.mode == "row_fetch":  # the first row depends on a code
+        if alone or run.mode == "row_fetch":  # the first row depends on a code
             parts.append(self._memory_latency())
         pipelines = total(parts).named("pipelines", "cycles")
-        if not first:
+        if not alone:
             return pipelines.named("fill", "cycles")
         # the accumulators start when all block exponents are in, which follow the input scales
         exponents = (run.in_rows + shift_words(run)).named("exponents", "cycles")

@@ -277,7 +277,7 @@ def _call_dict(decode: Any, prefill: Any) -> dict[str, Any]:
                 "bound": call.bound,
                 **{
                     part: round(value_of(getattr(call, part)))
-                    for part in ("cycles", "load", "stream", "drain", "fill")
+                    for part in ("cycles", "step", "stream", "fill")
                 },
                 "stream_parts": {n: round(q.value) for n, q in call.stream_parts.items()},
                 "bytes_per_port": {n: round(q.value) for n, q in call.bytes.items()},

@@ -186,12 +186,12 @@ def _shares(parts_ms: dict[str, float]) -> str:
 def _linears(found: Result) -> str:
     """Cycles of every projection, once a layer."""
     rows: list[tuple[str, ...]] = [
-        ("linear", "call", "mode", "bound", "load", "stream", "drain", "fill", "cycles")
+        ("linear", "call", "mode", "bound", "step", "stream", "fill", "cycles")
     ]
     for linear in found["linears"]:
         for phase in ("decode", "prefill"):
             call = linear[phase]
-            numbers = [f"{call[k]:,}" for k in ("load", "stream", "drain", "fill", "cycles")]
+            numbers = [f"{call[k]:,}" for k in ("step", "stream", "fill", "cycles")]
             rows.append((linear["name"], phase, call["mode"], call["bound"], *numbers))
     return grid(rows, left=4)
 

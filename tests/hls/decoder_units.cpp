@@ -124,25 +124,26 @@ static void serve_ports(Cache& cache, D::beats& rows, D::beats (&out)[D::KV_PORT
 }
 
 // The cache so far, keys then values, [port][key head][row][HEAD_BEATS]; then q, k, v of the run.
-// Gives the results, ATTENDED_BEATS a token, and both caches.
+// Gives the results, ATTENDED_WORDS a token, and both caches.
 static void run_attention(TokenRun run, float scale) {
     Cache key_cache = take_cache(), value_cache = take_cache();
     const std::vector<beat_t> q_in = take(run.tokens * D::HEADS * D::HEAD_BEATS);
     const std::vector<beat_t> k_in = take(run.tokens * D::KV_HEADS * D::HEAD_BEATS);
     const std::vector<beat_t> v_in = take(run.tokens * D::KV_HEADS * D::HEAD_BEATS);
-    std::vector<beat_t> x(run.tokens * D::ATTENDED_WORDS * D::VECTOR_LANES, beat_t(1));
-    auto words = reinterpret_cast<Banks<D>::word_t*>(x.data());
+    std::vector<V::beat_t> x(run.tokens * D::ATTENDED_WORDS);
     {
         D::beats q("q"), k("k"), v("v"), keys[D::KV_PORTS], values[D::KV_PORTS];
         LUTLLM_NAME_STREAMS(keys, D::KV_PORTS);
         LUTLLM_NAME_STREAMS(values, D::KV_PORTS);
+        V::beats out("out");
         LUTLLM_REGION;
         LUTLLM_PROCESS("feed_q", feed(q, q_in.data(), q_in.size()));
         LUTLLM_PROCESS("feed_k", feed(k, k_in.data(), k_in.size()));
         LUTLLM_PROCESS("feed_v", feed(v, v_in.data(), v_in.size()));
         LUTLLM_PROCESS("key_cache", serve_ports(key_cache, k, keys, run));
         LUTLLM_PROCESS("value_cache", serve_ports(value_cache, v, values, run));
-        LUTLLM_PROCESS("attention", attention<D>(q, keys, values, words, run, scale));
+        LUTLLM_PROCESS("attention", attention<D>(q, keys, values, out, run, scale));
+        LUTLLM_PROCESS("drain", drain(out, x.data(), x.size()));
     }
     give(x);
     give_cache(key_cache);

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <vector>
 
 #include "CONFIGS.h"
 #include "lut_linear.h"
@@ -162,6 +163,74 @@ static void run_quantize(const LinearCall& call) {
     drain(token_scales);
 }
 
+// Beats of a memory, given as a stream.
+template <class E>
+static std::vector<typename E::beat_t> take_memory() {
+    std::vector<typename E::beat_t> beats(read_word());
+    for (typename E::beat_t& beat : beats) read_value(beat);
+    return beats;
+}
+
+// The memory of a centroid port: what its channels get.
+template <class E>
+static void run_centroids(const LinearCall& call) {
+    const std::vector<typename E::beat_t> memory = take_memory<E>();
+    typename E::centroids out[E::CENTROID_SHARE];
+    read_centroids<E>(memory.data(), out, call);
+    for (int c = 0; c < E::CENTROID_SHARE; c++) drain(out[c]);
+}
+
+// The memories of all parameter ports: input scales, exponents, gather indices, output scales and
+// biases, floats in words.
+template <class E>
+static void run_parameters(const LinearCall& call) {
+    typename E::beats ports[E::PARAMETER_PORTS];
+    typename E::param_rows input_scales, output_scales, biases;
+    typename E::param_beats shifts, gather;
+    typename E::input_words inputs;
+    typename E::output_words outputs, bias_words;
+    for (int p = 0; p < E::PARAMETER_PORTS; p++) {
+        const std::vector<typename E::beat_t> memory = take_memory<E>();
+        if (int(memory.size()) != E::parameter_beats(call)) std::exit(6);
+        read_parameters<E>(memory.data(), ports[p], call);
+    }
+    deal_parameters<E>(ports, input_scales, shifts, gather, output_scales, biases, call);
+    widen_inputs<E>(input_scales, inputs, call);
+    widen_outputs<E>(output_scales, outputs, true, call);
+    widen_outputs<E>(biases, bias_words, call.bias, call);
+    drain(inputs);
+    drain(shifts);
+    drain(gather);
+    drain(outputs);
+    drain(bias_words);
+}
+
+// The memory of a channel, then the codes whose rows are fetched: indices, and beats of rows.
+template <class E>
+static void run_bursts(const LinearCall& call) {
+    std::vector<typename E::beat_t> memory = take_memory<E>();
+    const hls::burst_maxi<typename E::beat_t> port(memory.data(), memory.size());
+    typename E::items codes;
+    typename E::jobs jobs;
+    typename E::beats index_beats;
+    typename E::lead_beats row_beats;
+    typename E::indices indices;
+    feed(codes, typename E::item_t());
+    if (E::ONLINE_ROWS) {
+        plan_codebooks<E>(jobs, call);
+        read_bursts<E>(port, jobs, index_beats, row_beats, count_codebook_bursts<E>(call),
+                       count_codebook_beats<E>(call));
+    } else {
+        plan_tables<E>(codes, jobs, call);
+        read_bursts<E>(port, jobs, index_beats, row_beats, count_table_bursts<E>(call),
+                       count_table_beats<E>(call));
+    }
+    unpack_words<E, E::INDEX_BITS>(index_beats, indices, call.rounds * call.weight_stages,
+                                   call.subs);
+    drain(indices);
+    drain(row_beats);
+}
+
 template <class E, bool TABLES>
 struct Rows {
     static void run(const LinearCall& call) { run_tables<E>(call); }
@@ -184,6 +253,12 @@ static void run_command(const std::string& command, const LinearCall& call) {
         run_accumulate<E>(call);
     else if (command == "quantize")
         run_quantize<E>(call);
+    else if (command == "centroids")
+        run_centroids<E>(call);
+    else if (command == "parameters")
+        run_parameters<E>(call);
+    else if (command == "bursts")
+        run_bursts<E>(call);
     else
         std::exit(5);
 }

@@ -27,18 +27,16 @@ inline std::map<std::pair<int, int>, std::vector<float>>& seen_inputs() {
     return seen;
 }
 
+// Word `at` of a token's vector; what lies behind the vector is left out.
 template <class D, class Projection, class Word>
-void note_inputs(Projection projection, int layer, const Word* x, int tokens) {
+void note_input(Projection projection, int layer, int at, const Word& word) {
     const int width = projection == 1   ? D::HEADS * D::HEAD_DIM
                       : projection == 3 ? D::INTERMEDIATE_SIZE
                                         : D::HIDDEN_SIZE;
-    const int words = D::input_words(projection);
-    const int stride = words > D::MIN_WORDS ? words : D::MIN_WORDS;
     std::vector<float>& seen = seen_inputs()[std::make_pair(layer, int(projection))];
-    for (int t = 0; t < tokens; t++) {
-        const float* row = reinterpret_cast<const float*>(x + std::size_t(t) * stride);
-        seen.insert(seen.end(), row, row + width);
-    }
+    const float* values = reinterpret_cast<const float*>(&word);
+    const int floats = sizeof(Word) / sizeof(float);
+    for (int j = 0; j < floats && at * floats + j < width; j++) seen.push_back(values[j]);
 }
 
 // The images of all engines and of the decoder.
