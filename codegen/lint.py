@@ -16,7 +16,7 @@ DIRECTIVES: dict[str, set[str]] = {
     "ARRAY_RESHAPE": {"variable", "type", "factor", "dim"},
     "BIND_OP": {"variable", "op", "impl", "latency"},
     "BIND_STORAGE": {"variable", "type", "impl", "latency"},
-    "DATAFLOW": set(),
+    "DATAFLOW": {"disable_start_propagation"},
     "DEPENDENCE": {"variable", "type", "direction", "distance", "true", "false"},
     "INLINE": {"off"},
     "INTERFACE": {
