@@ -181,7 +181,7 @@ def header_of(decoder: DecoderDesign) -> str:
     """The library header that has all its steps."""
     if decoder.screened:
         return "screened_head.h"
-    return "int8_head.h" if decoder.head_kind == "I8" else "decoder_steps.h"
+    return "int8_head.h" if decoder.head_kind == "I8" else "word_rows.h"
 
 
 def decoder_sources(decoder: DecoderDesign, device: Device, header: str) -> dict[str, str]:

@@ -5,7 +5,7 @@
 // a logit is float(sum) * scale of the row * scale of the vector.
 #pragma once
 
-#include "decoder_steps.h"
+#include "word_rows.h"
 
 namespace lutllm {
 

@@ -25,7 +25,7 @@ from fpga.performance.resources import Resources, UnitCosts, bram_of, uram_of
 from fpga.performance.timing import Timing
 from lutllm.model_config import ModelConfig
 
-#: Interleaved sums of a norm (rms_norm.h NORM_PARTIALS) and of a logit (decoder_steps.h PARTIALS).
+#: Interleaved sums of a norm (rms_norm.h NORM_PARTIALS) and of a logit (word_rows.h PARTIALS).
 NORM_PARTIALS, PARTIALS = 64, 8
 #: Most cycles in which a norm adds those up and takes the root (rms_norm.h INTERVAL).
 ROOT_INTERVAL = 8
