@@ -25,12 +25,12 @@ def slice_linear(linear: LutLinear, shape: LinearShape, first: int) -> LutLinear
         out_features=width,
         weight_codebook=_filled(linear.weight_codebook[:, :, groups], 2, width // group),
         weight_codes=pack_codes(_filled(codes, 2, width), linear.config.code_bits),
-        table_shift=_filled(linear.table_shift[..., groups], 3, width // group, 1),
+        table_shift=_filled(linear.table_shift[..., groups], 3, width // group),
         output_scale=_filled(linear.output_scale[first : first + width], 0, width),
     )
 
 
-def _filled(values: np.ndarray, axis: int, size: int, fill: int = 0) -> np.ndarray:
+def _filled(values: np.ndarray, axis: int, size: int) -> np.ndarray:
     pad = [(0, 0)] * values.ndim
     pad[axis] = (0, size - values.shape[axis])
-    return np.pad(values, pad, constant_values=fill)
+    return np.pad(values, pad)

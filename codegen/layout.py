@@ -94,7 +94,7 @@ def codebook_rows(
     """
     groups = design.groups(kind)
     shifts = np.moveaxis(linear.table_shift, (2, 1), (0, 1))  # [P, Sw, Sa, B]
-    shifts = np.maximum(_pad_axis(_by_channel(shifts, design, kind), -1, groups), 1)
+    shifts = _pad_axis(_by_channel(shifts, design, kind), -1, groups)
     codebook = np.swapaxes(linear.weight_codebook, 0, 1)  # [P, Sw, B, Kw, v]
     codebook = _pad_axis(_by_channel(codebook, design, kind), 3, groups)
     codebook = _pad_axis(codebook, 4, design.lut.weight_centroids)

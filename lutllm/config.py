@@ -31,6 +31,8 @@ MAX_HEAD_MARGIN = 1000.0
 STAGE_BITS = 3
 #: Largest magnitude of a quantized activation in the units of a first-stage centroid (10 bits).
 ACT_LIMIT = 511
+#: Largest magnitude of a centroid's element, and of a quantized activation of scheme "weight".
+CENTROID_LIMIT = 127
 #: In scheme "weight", inputs up to this magnitude are zero.
 TINY_INPUT = 1e-30
 MAX_TABLE_BITS = 16
@@ -121,6 +123,11 @@ class LutConfig:
         if weight_stage < self.wide_stages:
             return self.table_bits
         return min(self.table_bits, RESIDUAL_TABLE_BITS)
+
+    def exact_entries(self, weight_stage: int) -> bool:
+        """Whether table entries of a weight stage hold every dot product of integer vectors."""
+        largest = CENTROID_LIMIT * CENTROID_LIMIT * self.vec_len
+        return largest < 1 << (self.entry_bits(weight_stage) - 1)
 
     @property
     def index_bits_per_weight(self) -> float:

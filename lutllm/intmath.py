@@ -84,12 +84,14 @@ def _pick(centroids: np.ndarray, codes: np.ndarray) -> np.ndarray:
 def table_entry(dot: np.ndarray, shift: np.ndarray, bits: np.ndarray | int) -> np.ndarray:
     """saturate(round(dot / 2^shift)), halves away from zero, to a signed integer of `bits` bits.
 
-    dot: i32, shift: i32 >= 1, bits: 4 to 16, broadcast together. Returns i16. The rounding is
-    (dot - (dot < 0) + 2^(shift-1)) >> shift. Halves rounded up would give every entry a bias of
-    2^-(shift+1), which adds up over positions to an offset common to all outputs.
+    dot: i32, shift: i32 >= 0, bits: 4 to 16, broadcast together. Returns i16. The rounding is
+    (dot - (dot < 0) + 2^(shift-1)) >> shift; with shift 0 there is none. Halves rounded up would
+    give every entry a bias of 2^-(shift+1), which adds up over positions to an offset common to
+    all outputs.
     """
     limit = np.int32(1) << (bits - 1)
-    rounded = (dot - (dot < 0) + (np.int32(1) << (shift - 1))) >> shift
+    half = (np.int32(1) << shift) >> 1
+    rounded = (dot - ((dot < 0) & (shift > 0)) + half) >> shift
     return np.clip(rounded, -limit, limit - 1).astype(np.int16)
 
 

@@ -80,6 +80,15 @@ class LutLinear:
     def num_groups(self) -> int:
         return self.config.num_groups(self.out_features)
 
+    def exact(self, weight_stage: int) -> bool:
+        """Whether the entries of a weight stage are the dot products themselves.
+
+        Then sums of entries are products with decoded centroids, which an engine may compute in
+        their place.
+        """
+        holds = self.config.exact_entries(weight_stage)
+        return holds and not self.table_shift[:, weight_stage].any()
+
     def unpack_weight_codes(self) -> np.ndarray:
         """u8[Sw, P, M]."""
         return unpack_codes(self.weight_codes, self.config.code_bits, self.out_features)
@@ -126,9 +135,9 @@ class LutLinear:
             self._fail("weight_codes", f"code {top} of {self.config.weight_centroids} centroids")
 
     def _validate_shifts(self) -> None:
-        low, high = int(self.table_shift.min()), int(self.table_shift.max())
-        if low < 1 or high > MAX_TABLE_SHIFT:
-            self._fail("table_shift", f"spans {low} to {high}; allowed 1 to {MAX_TABLE_SHIFT}")
+        high = int(self.table_shift.max())
+        if high > MAX_TABLE_SHIFT:
+            self._fail("table_shift", f"reaches {high} of {MAX_TABLE_SHIFT}")
         if int(self.block_shift.max()) > MAX_BLOCK_SHIFT:
             self._fail("block_shift", f"reaches {self.block_shift.max()} of {MAX_BLOCK_SHIFT}")
         if accumulator_bound(self.config, self.num_positions, self.block_shift) >= 1 << 31:

@@ -70,17 +70,22 @@ _BLOCK = 4
 _LARGE_GROUP = 1024
 #: With three stages, so that codebooks of a small model stay below half a bit a weight.
 _LARGEST_GROUP = 4096
-#: Where rounding table entries to 8 bits costs perplexity: down_proj reads activations with heavy
-#: tails, and attention amplifies errors in queries and keys. See docs/ACCURACY.md.
-_WIDE: dict[str, dict[str, Any]] = {
-    "*.down_proj": {"table_bits": 16},
-    "*.qkv_proj": {"table_bits": 16},
-}
-#: At 4 index bits the second stage of down_proj and the first of gate_up_proj count as well.
-_WIDER = _WIDE | {
-    "*.down_proj": {"table_bits": 16, "wide_stages": 2},
-    "*.gate_up_proj": {"table_bits": 16},
-}
+
+
+def _by_weight(weight_stages: int, **changes: Any) -> LutConfig:
+    """Weights coded alone. Entries of 16 bits hold every dot product, so that nothing is rounded
+    behind the activations (`quant.exact`), and a CPU multiplies where that is faster.
+
+    With two stages of 16 centroids and more, centroids of a unit common to four positions would
+    cost accuracy: every position has an exponent of its own.
+    """
+    return LutConfig(
+        scheme="weight",
+        weight_stages=weight_stages,
+        table_bits=16,
+        wide_stages=weight_stages,
+        **changes,
+    )
 
 
 def _coded_wide(weight_stages: int, group_size: int) -> LutConfig:
@@ -102,32 +107,20 @@ RECIPES = {
         "the published setting: activations and weights coded, 2 index bits",
     ),
     "tiny": Recipe(
-        LutConfig(scheme="weight", block_positions=_BLOCK),
+        _by_weight(1, block_positions=_BLOCK),
         "weights coded, 2 index bits per weight, rows computed",
-        _WIDE,
     ),
     "balanced": Recipe(
-        LutConfig(scheme="weight", block_positions=_BLOCK, weight_stages=2, weight_centroids=8),
+        _by_weight(2, block_positions=_BLOCK, weight_centroids=8),
         "weights coded in two stages of 8 centroids, 3 index bits",
-        _WIDE,
     ),
     "accurate": Recipe(
-        LutConfig(
-            scheme="weight", block_positions=_BLOCK, weight_stages=2, group_size=_LARGE_GROUP
-        ),
+        _by_weight(2, block_positions=1, group_size=_LARGE_GROUP),
         "weights coded in two stages, 4 index bits",
-        _WIDER,
     ),
     "lossless": Recipe(
-        LutConfig(
-            scheme="weight",
-            block_positions=_BLOCK,
-            weight_stages=3,
-            group_size=_LARGEST_GROUP,
-            table_bits=16,
-            wide_stages=3,
-        ),
-        "weights coded in three stages, 6 index bits, no entry below 16 bits",
+        _by_weight(3, block_positions=1, group_size=_LARGEST_GROUP),
+        "weights coded in three stages, 6 index bits",
     ),
     "balanced-co": Recipe(
         LutConfig(block_positions=_BLOCK, act_stages=2, weight_stages=2, weight_centroids=8),

@@ -22,7 +22,9 @@ JOINT_LIMIT = 4096
 #: Sums up to which codes and centroids are improved so many times as often: it costs little there,
 #: and the error of two stages of 16 is still 5 % lower.
 _FEW_SUMS, _MORE_ROUNDS = 256, 3
-_MIN_EXPONENT, _MAX_EXPONENT = -60, 60
+_LOWEST_EXPONENT = -60
+#: In the place of an exponent: the best one.
+FREE = -1000
 
 
 def gaussian_template(count: int, vec_len: int) -> np.ndarray:
@@ -72,14 +74,14 @@ def round_centroids(
     matrix: np.ndarray,
     inverse: np.ndarray,
     step: np.ndarray,
-    floor: int,
+    exponent: int,
     integers: np.ndarray,
 ) -> int:
     """Round whitened centroids to integers and put the rounded ones back.
 
     centroids: f32[K, v] in z, replaced by their rounded values; matrix, inverse: f32[v, v] with
-    z = matrix^T w; step: f32[v]; floor: smallest exponent allowed; integers: i8[K, v] out.
-    Returns the exponent e: centroid_w[j] = integer[j] * step[j] * 2^e, |integer| <= 127.
+    z = matrix^T w; step: f32[v]; exponent: e, or FREE for the smallest with which no integer is
+    beyond 127; integers: i8[K, v] out. Returns e: centroid_w[j] = integer[j] * step[j] * 2^e.
     """
     count, v = centroids.shape
     plain = np.empty((count, v), np.float32)
@@ -91,9 +93,10 @@ def round_centroids(
                 total += centroids[k, m] * inverse[m, j]
             plain[k, j] = total
             top = max(top, abs(total) / step[j])
-    exponent = floor
-    if top > 0:
-        exponent = max(floor, math.ceil(math.log2(top / 127.0)))
+    if exponent == FREE:
+        exponent = _LOWEST_EXPONENT
+        if top > 0:
+            exponent = max(_LOWEST_EXPONENT, math.ceil(math.log2(top / 127.0)))
     unit = 2.0**exponent
     for k in range(count):
         for j in range(v):
@@ -225,7 +228,7 @@ def code_group(
     matrix: np.ndarray,
     inverse: np.ndarray,
     step: np.ndarray,
-    floor: int,
+    fixed: np.ndarray,
     template: np.ndarray,
     iterations: int,
     warm: bool,
@@ -236,8 +239,9 @@ def code_group(
 ) -> float:
     """Codebook and codes of one position and row group; returns the weighted squared error in z.
 
-    w: f32[v, n] targets; weights: f32[n]; integers: i8[S, K, v], exponents: i32[S], codes:
-    i32[S, n], all three in (when `warm`) and out; coded: f32[v, n] out, the coded values.
+    w: f32[v, n] targets; weights: f32[n]; fixed: i32[S], given exponents, or FREE; integers:
+    i8[S, K, v], exponents: i32[S], codes: i32[S, n], all three in (when `warm`) and out; coded:
+    f32[v, n] out, the coded values.
     """
     stages, count, v = integers.shape
     n = w.shape[1]
@@ -255,7 +259,7 @@ def code_group(
                     centroids[s, k, j] = total
     fit_stages(points, weights, template, iterations, warm, centroids, codes)
     for s in range(stages):
-        exponents[s] = round_centroids(centroids[s], matrix, inverse, step, floor, integers[s])
+        exponents[s] = round_centroids(centroids[s], matrix, inverse, step, fixed[s], integers[s])
     best = np.empty(n, np.float32)
     _assign_stages(points, centroids, codes, best)
     decode_group(integers, exponents, step, codes, coded)

@@ -20,12 +20,11 @@ from numba import njit, prange
 
 from lutllm.config import LutConfig
 from lutllm.errors import LutLLMError
-from quant.codebook import code_group, decode_group, gaussian_template, weighted_error
+from quant.codebook import FREE, code_group, decode_group, gaussian_template, weighted_error
 
 _BLOCK_POSITIONS = 32
 #: Iterations of a codebook that is revisited.
 SWEEP_ITERATIONS = 3
-_LOWEST_EXPONENT = -60
 
 
 @dataclass
@@ -37,6 +36,7 @@ class CodedWeight:
     codes:     u8[Sw, P, M]
     step:      f32[P, v]       unit of an integer in each slot
     values:    f32[M, C]       the coded weights
+    shared     whether the exponents of all groups and of the positions of a block are the same
     """
 
     integers: np.ndarray
@@ -44,6 +44,7 @@ class CodedWeight:
     codes: np.ndarray
     step: np.ndarray
     values: np.ndarray
+    shared: bool = False
 
     @classmethod
     def empty(cls, config: LutConfig, rows: int, step: np.ndarray) -> CodedWeight:
@@ -59,13 +60,17 @@ class CodedWeight:
 
     @classmethod
     def join(cls, parts: Sequence[CodedWeight]) -> CodedWeight:
-        """Row groups one after another: the parts but the last are whole groups."""
+        """Row groups one after another: the parts but the last are whole groups.
+
+        Parts whose groups share exponents do not share them with each other.
+        """
         return cls(
             np.concatenate([p.integers for p in parts], axis=1),
             np.concatenate([p.exponents for p in parts], axis=1),
             np.concatenate([p.codes for p in parts], axis=2),
             parts[0].step,
             np.concatenate([p.values for p in parts]),
+            all(p.shared for p in parts),
         )
 
 
@@ -183,6 +188,7 @@ def _feedback_block(
         stop = min(rows, start + group_size)
         n = stop - start
         stages = integers.shape[2]
+        fixed = np.full(stages, FREE, np.int32)
         w = np.empty((v, n), np.float32)
         coded = np.empty((v, n), np.float32)
         group_codes = np.empty((stages, n), np.int32)
@@ -197,7 +203,7 @@ def _feedback_block(
                 matrix[p],
                 inverse[p],
                 step[p],
-                _LOWEST_EXPONENT,
+                fixed,
                 template,
                 iterations,
                 False,
@@ -232,9 +238,11 @@ def coordinate_descent(
     *,
     damping: float = 0.01,
     iterations: int = SWEEP_ITERATIONS,
+    exponents: np.ndarray | None = None,
 ) -> None:
     """One sweep over all positions, each recoded with the others fixed; improves `coded` in place.
 
+    exponents: i32[P, Sw] that all groups of `coded` have and keep; None to choose the best.
     A row group keeps its old codebook and codes where the new ones are not better, so the
     objective tr((Q - W) H (Q - W)^T), rows weighted, never grows.
     """
@@ -248,6 +256,8 @@ def coordinate_descent(
     gradient = (values - weight) @ moment
     template = gaussian_template(config.weight_centroids, vec_len)
     positions = len(coded.step)
+    if exponents is None:
+        exponents = np.full((positions, config.weight_stages), FREE, np.int32)
     for first in range(0, positions, _BLOCK_POSITIONS):
         last = min(positions, first + _BLOCK_POSITIONS)
         a, b = first * vec_len, last * vec_len
@@ -260,6 +270,7 @@ def coordinate_descent(
             solve,
             first,
             coded.step,
+            exponents,
             row_weights,
             template,
             config.group_size,
@@ -288,6 +299,7 @@ def _descent_block(
     solve: np.ndarray,
     first: int,
     step: np.ndarray,
+    fixed: np.ndarray,
     row_weights: np.ndarray,
     template: np.ndarray,
     group_size: int,
@@ -331,7 +343,7 @@ def _descent_block(
                 matrix[p],
                 inverse[p],
                 step[p],
-                _LOWEST_EXPONENT,
+                fixed[p],
                 template,
                 iterations,
                 True,

@@ -30,10 +30,20 @@ from quant.error_feedback import (
     robust,
     with_damping,
 )
-from quant.tables import RANGE_TOKENS, TableUse, choose_shifts, clear_vanished, code_frequency
+from quant.exact import common_exponents, has_exact_entries, round_to, rounding_error
+from quant.tables import (
+    RANGE_TOKENS,
+    TableUse,
+    choose_shifts,
+    clear_vanished,
+    code_frequency,
+    exact_shifts,
+)
 
 #: Rows that `quantize_rows` works on at a time.
 CHUNK_ROWS = 16384
+#: Share of the squared error that rounding centroids to a common unit may add.
+MOST_ADDED = 0.2
 
 
 @dataclass(frozen=True)
@@ -203,12 +213,39 @@ def _code_rows(
         damping=effort.damping,
         iterations=effort.iterations,
     )
+    exponents = _share_exponents(coded, normal, moment, config)
     for _ in range(effort.sweeps):
-        coordinate_descent(coded, normal, moment, row_weights, config, damping=effort.damping)
+        coordinate_descent(
+            coded,
+            normal,
+            moment,
+            row_weights,
+            config,
+            damping=effort.damping,
+            exponents=exponents,
+        )
     gain = best_row_gain(
         torch.from_numpy(coded.values), normal, with_damping(moment, effort.damping)
     )
     return coded, row_scale * gain
+
+
+def _share_exponents(
+    coded: CodedWeight, target: torch.Tensor, moment: torch.Tensor, config: LutConfig
+) -> np.ndarray | None:
+    """Exponents i32[P, Sw] to which the centroids have been rounded, so that table entries may be
+    dot products; None where that would cost accuracy.
+    """
+    if not has_exact_entries(config):
+        return None
+    exponents = common_exponents(coded, config)
+    rest = torch.from_numpy(coded.values) - target
+    error = float(((rest @ moment) * rest).sum()) / len(rest)
+    squares = moment.diagonal().numpy().reshape(coded.step.shape)
+    if rounding_error(coded, exponents, squares * np.square(coded.step)) > MOST_ADDED * error:
+        return None
+    round_to(coded, exponents, config)
+    return exponents
 
 
 def _slot_weight(weight: torch.Tensor, code: InputCode) -> torch.Tensor:
@@ -268,11 +305,19 @@ def _assemble(
 ) -> LutLinear:
     """The stored arrays of the layer, validated."""
     code, uses = inputs.code, inputs.uses
+    if coded.shared:
+        exponents = common_exponents(coded, config)  # groups may come from several calls
+        round_to(coded, exponents, config)
     integers = coded.integers.copy()
-    share = code_frequency(coded.codes, config.weight_centroids, config.group_size)
-    table_shift, block_shift, unit = choose_shifts(uses, integers, share, coded.exponents, config)
-    if config.vec_len <= 2:
-        clear_vanished(integers, table_shift)
+    if coded.shared:
+        table_shift, block_shift, unit = exact_shifts(exponents, integers.shape[1], config)
+    else:
+        share = code_frequency(coded.codes, config.weight_centroids, config.group_size)
+        table_shift, block_shift, unit = choose_shifts(
+            uses, integers, share, coded.exponents, config
+        )
+        if config.vec_len <= 2:
+            clear_vanished(integers, table_shift)
     linear = LutLinear(
         name=shape.name,
         config=config,

@@ -127,8 +127,8 @@ def choose_levels(
     used = (integers != 0).any(axis=(3, 4))
     lowest = np.where(used, worth + 1, _NO_LEVEL)
     needed = np.where(used, worth + fits, _NO_LEVEL)
-    floor = _per_block(lowest.max(axis=1), size, blocks)
-    level = _per_block(needed.max(axis=1), size, blocks)
+    floor = per_block(lowest.max(axis=1), size, blocks)
+    level = per_block(needed.max(axis=1), size, blocks)
     if level.max() == _NO_LEVEL:
         return np.zeros((stages, blocks), np.int64)
     level = np.maximum(level, level.max() - 2 * MAX_BLOCK_SHIFT)
@@ -150,8 +150,8 @@ def choose_levels(
     return np.maximum(level - trial, floor)
 
 
-def _per_block(values: np.ndarray, size: int, blocks: int) -> np.ndarray:
-    """Maximum over each block of positions. i64[P, Sw] -> i64[Sw, NB]."""
+def per_block(values: np.ndarray, size: int, blocks: int) -> np.ndarray:
+    """Maximum over each block of positions, at least `_NO_LEVEL`. i64[P, Sw] -> i64[Sw, NB]."""
     padded = np.full((blocks * size, values.shape[1]), _NO_LEVEL, np.int64)
     padded[: len(values)] = values
     return padded.reshape(blocks, size, -1).max(axis=1).T
@@ -178,7 +178,7 @@ def choose_shifts(
             for u, w in zip(uses, worth, strict=True)
         ]
     )
-    unit = _lowest_unit(level, config, positions)
+    unit = lowest_unit(level, config, positions)
     level = np.maximum(level, unit)
     per_position = np.repeat(level, config.block_positions, axis=2)[:, :, :positions]
     shift = per_position[..., None] - worth.transpose(0, 3, 1, 2)
@@ -186,14 +186,30 @@ def choose_shifts(
     return table_shift, (level - unit).astype(np.uint8), unit
 
 
-def _lowest_unit(level: np.ndarray, config: LutConfig, positions: int) -> int:
-    """The finest accumulator unit with which the sum of all blocks stays inside 32 bits."""
+def lowest_unit(level: np.ndarray, config: LutConfig, positions: int) -> int:
+    """The finest accumulator unit with which the sum of all blocks stays inside 32 bits.
+
+    level: i64[Sa, Sw, NB], exponents of entries; those below the unit have to be raised to it.
+    """
     unit = int(max(level.min(), level.max() - MAX_BLOCK_SHIFT))
     while True:
         shifts = np.maximum(level - unit, 0)
         if accumulator_bound(config, positions, shifts) < 1 << 31:
             return unit
         unit += 1
+
+
+def exact_shifts(
+    exponents: np.ndarray, groups: int, config: LutConfig
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """As `choose_shifts` for entries that are dot products: of one activation stage.
+
+    exponents: i32[P, Sw], the same within a block of positions (`quant.exact`).
+    """
+    level = exponents[:: config.block_positions].T[None].astype(np.int64)
+    unit = lowest_unit(level, config, len(exponents))
+    table_shift = np.zeros((1, exponents.shape[1], len(exponents), groups), np.uint8)
+    return table_shift, (level - unit).astype(np.uint8), unit
 
 
 def clear_vanished(integers: np.ndarray, table_shift: np.ndarray) -> None:

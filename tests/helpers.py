@@ -15,8 +15,12 @@ def random_linear(
     seed: int = 0,
     bias: bool = False,
     name: str = "test.linear",
+    exact: bool = False,
 ) -> LutLinear:
-    """A LutLinear with random contents that passes validation."""
+    """A LutLinear with random contents that passes validation.
+
+    exact: no table entry is rounded (`LutLinear.exact` where entries are wide enough).
+    """
     rng = np.random.default_rng(seed)
     positions = config.num_positions(in_features)
     groups = config.num_groups(out_features)
@@ -48,7 +52,7 @@ def random_linear(
             -127, 128, (sw, positions, groups, config.weight_centroids, v), dtype=np.int8
         ),
         weight_codes=pack_codes(codes, config.code_bits),
-        table_shift=rng.integers(5, 12, (sa, sw, positions, groups), dtype=np.uint8),
+        table_shift=rng.integers(5, 12, (sa, sw, positions, groups), dtype=np.uint8) * (not exact),
         block_shift=np.ascontiguousarray(block_shift),
         output_scale=rng.uniform(1e-4, 1e-3, out_features).astype(np.float32),
         bias=rng.standard_normal(out_features).astype(np.float32) if bias else None,

@@ -40,11 +40,15 @@ def kind_of(linear: LutLinear) -> LayerKind:
 
 
 def make_engine(
-    lut: LutConfig, config: EngineConfig, shapes: Sequence[Shape], seed: int = 0
+    lut: LutConfig,
+    config: EngineConfig,
+    shapes: Sequence[Shape],
+    seed: int = 0,
+    exact: bool = False,
 ) -> tuple[EngineDesign, list[LutLinear]]:
     """An engine and one random linear per shape."""
     linears = [
-        random_linear(lut, d, m, seed + i, bias=bias, name=f"linear_{i}")
+        random_linear(lut, d, m, seed + i, bias=bias, name=f"linear_{i}", exact=exact)
         for i, (d, m, bias) in enumerate(shapes)
     ]
     return engine_for(linears, config), linears

@@ -23,6 +23,7 @@ from lutllm.lut_linear import LutLinear
 from lutllm.model_config import LinearShape, ModelConfig
 from lutllm.recipes import RECIPES, recipe
 from lutllm.tensorfile import f32_to_bf16, write_tensors
+from quant.exact import has_exact_entries
 from tests.helpers import random_linear
 
 #: hidden, intermediate, layers, heads, kv heads, head size, vocabulary, tied
@@ -72,7 +73,8 @@ def sane_scale(linear: LutLinear, target: float) -> LutLinear:
     book = linear.weight_codebook[0, :, 0].astype(np.float64)
     other = rng.standard_normal((len(book), 1, config.vec_len)) * 40
     shift = linear.table_shift[0, 0, :, :1].astype(np.float64)
-    entries = np.clip((book * other).sum(-1) / 2.0**shift, -127, 127)
+    limit = (1 << (config.entry_bits(0) - 1)) - 1
+    entries = np.clip((book * other).sum(-1) / 2.0**shift, -limit, limit)
     blocks = np.repeat(linear.block_shift[0, 0].astype(np.float64), config.block_positions)
     power = (entries**2).mean(-1) * 4.0 ** blocks[: len(entries)]
     size = np.sqrt(power.sum() * config.weight_stages)
@@ -84,7 +86,13 @@ def sane_scale(linear: LutLinear, target: float) -> LutLinear:
 
 def make_linear(shape: LinearShape, config: LutConfig, seed: int, bias: bool) -> LutLinear:
     linear = random_linear(
-        config, shape.in_features, shape.out_features, seed, bias=bias, name=shape.name
+        config,
+        shape.in_features,
+        shape.out_features,
+        seed,
+        bias=bias,
+        name=shape.name,
+        exact=has_exact_entries(config),
     )
     return sane_scale(linear, 0.5 if shape.name.endswith(("o_proj", "down_proj")) else 1.0)
 

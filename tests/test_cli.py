@@ -55,7 +55,12 @@ def test_recipe_and_sizes():
     assert parse_config().default == LutConfig(block_positions=4)
     config = parse_config("--recipe", "accurate", "--group-size", "64", "--seed", "5")
     assert config.default == LutConfig(
-        scheme="weight", weight_stages=2, group_size=64, block_positions=4
+        scheme="weight",
+        weight_stages=2,
+        group_size=64,
+        table_bits=16,
+        wide_stages=2,
+        block_positions=1,
     )
     assert config.seed == 5
     words = "--scheme co --vec-len 4 --act-centroids 32 --weight-centroids 8 --act-stages 2"

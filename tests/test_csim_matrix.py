@@ -196,6 +196,18 @@ MATRIX: dict[str, tuple[LutConfig, EngineConfig, list[Shape]]] = {
         EngineConfig(channels=8, lanes_per_cycle=16, index_fifo=1024, max_tokens=4),
         RAGGED,
     ),
+    "entries without rounding": (
+        LutConfig(
+            scheme="weight",
+            group_size=64,
+            weight_stages=2,
+            table_bits=16,
+            wide_stages=2,
+            block_positions=1,
+        ),
+        EngineConfig(channels=8, lanes_per_cycle=16, max_tokens=4),
+        RAGGED,
+    ),
     "one group, one token a run": (
         LutConfig(group_size=256, act_centroids=8, weight_centroids=4),
         EngineConfig(channels=8, centroid_ports=1, max_tokens=1),
@@ -206,7 +218,9 @@ MATRIX: dict[str, tuple[LutConfig, EngineConfig, list[Shape]]] = {
 
 def export(root: Path, name: str) -> Path:
     lut, config, shapes = MATRIX[name]
-    engine, linears = make_engine(lut, config, shapes)
+    exact = name == "entries without rounding"
+    engine, linears = make_engine(lut, config, shapes, exact=exact)
+    assert all(linear.exact(s) == exact for linear in linears for s in range(lut.weight_stages))
     export_linears(root, engine, linears, TOKENS)
     return root
 

@@ -17,7 +17,7 @@ from lutllm.artifact import Artifact
 from lutllm.config import KV_DTYPES, QuantConfig
 from lutllm.emulator import LutModel, model, reference
 from lutllm.emulator.bench import bench, bench_ids
-from lutllm.emulator.cpu import ISA, SETS, compiler_target
+from lutllm.emulator.cpu import ISA, SETS, usable_features
 from lutllm.emulator.floats import half_bits
 from lutllm.emulator.jit import kernel
 from lutllm.emulator.sampling import Sampling
@@ -207,8 +207,8 @@ def fingerprints(folders: list[str]) -> list[dict[str, str]]:
 def test_kernel_sets_give_the_same_bits(isa, folders):
     if isa == ISA:
         pytest.skip(f"the kernels of {isa} are the ones in use")
-    if not SETS[isa] <= compiler_target()[2]:
-        pytest.skip(f"this processor lacks {', '.join(sorted(SETS[isa] - compiler_target()[2]))}")
+    if not SETS[isa] <= usable_features():
+        pytest.skip(f"this processor lacks {', '.join(sorted(SETS[isa] - usable_features()))}")
     paths = [str(path) for path in folders.values()]
     script = "import json, sys; from tests.test_emulator import fingerprints; "
     script += "print(json.dumps(fingerprints(sys.argv[1:])))"

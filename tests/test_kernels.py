@@ -18,7 +18,7 @@ from numba import njit
 from lutllm import intmath
 from lutllm.config import METRICS, LutConfig
 from lutllm.emulator import jit
-from lutllm.emulator.cpu import ENV, ISA, SETS, choose_isa, compiler_target
+from lutllm.emulator.cpu import ENV, ISA, SETS, choose_isa, usable_features
 from lutllm.emulator.layout import QUAD, SEGMENT, UNIT, Arena, cut_panels, cut_segments, pack
 from lutllm.emulator.linear import run_linear
 from lutllm.emulator.team import Team, barrier
@@ -119,9 +119,54 @@ def test_equal_to_intmath(case):
         check(linear, x, team)
 
 
+#: config, weight stages whose entries are dot products, in_features, out_features, tokens
+EXACT_CASES: list[tuple[dict[str, Any], set[int], int, int, int]] = [
+    ({"scheme": "weight"}, {0}, 576, 700, 1),
+    ({"scheme": "weight"}, {0}, 192, 1100, 70),
+    ({"scheme": "weight", "weight_stages": 2, "wide_stages": 2}, {0, 1}, 97, 230, 2),
+    ({"scheme": "weight", "weight_stages": 3, "wide_stages": 3}, {1}, 600, 1100, 40),
+    ({"scheme": "weight", "weight_centroids": 8, "block_positions": 4}, {0}, 250, 300, 3),
+    ({"scheme": "weight", "weight_centroids": 64}, {0}, 97, 230, 9),
+    ({"scheme": "weight", "vec_len": 1}, {0}, 33, 70, 5),
+    ({"act_stages": 2, "weight_stages": 2}, {0}, 130, 300, 7),
+    ({"act_stages": 2, "weight_stages": 2, "wide_stages": 2}, {0, 1}, 130, 300, 1),
+]
+
+
+def without_rounding(linear: LutLinear, stages: set[int]) -> LutLinear:
+    """`linear` with table entries of some weight stages that are dot products."""
+    shift = linear.table_shift.copy()
+    shift[:, list(stages)] = 0
+    linear = dataclasses.replace(linear, table_shift=shift)
+    assert all(linear.exact(s) == (s in stages) for s in range(linear.config.weight_stages))
+    return linear
+
+
+@pytest.mark.parametrize("case", range(len(EXACT_CASES)))
+def test_exact_entries_equal_to_intmath(case):
+    changes, stages, in_features, out_features, tokens = EXACT_CASES[case]
+    config = LutConfig(table_bits=16, **changes)
+    linear = without_rounding(random_linear(config, in_features, out_features, case), stages)
+    x = random_input(tokens, in_features, case)
+    for team in TEAMS.values():
+        check(linear, x, team)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_some_entries_without_rounding_equal_to_intmath(bits):
+    """Shifts of 0 beside others, or in entries that cannot hold every dot product."""
+    linear = random_linear(LutConfig(scheme="weight", table_bits=bits), 96, 192)
+    shift = linear.table_shift.copy()
+    shift[..., ::3, :] = 0
+    for part in (shift, np.zeros_like(shift)) if bits == 8 else (shift,):
+        changed = dataclasses.replace(linear, table_shift=part)
+        assert not changed.exact(0)
+        check(changed, random_input(9, 96), TEAMS[2])
+
+
 @pytest.mark.parametrize("isa", SETS)
 def test_the_other_kernel_sets_are_equal_to_intmath_too(isa):
-    if isa == ISA or not SETS[isa] <= compiler_target()[2]:
+    if isa == ISA or not SETS[isa] <= usable_features():
         pytest.skip("in use, so tested here, or not for this processor")
     if os.environ.get(ENV):
         pytest.skip(f"{ENV} asks for {ISA} alone")
@@ -300,11 +345,13 @@ def test_choice_of_kernels():
     assert choose_isa(None, frozenset({"avx2", "fma"})) == "avx2"
     assert choose_isa("plain", frozenset({"avx2"})) == "plain"
     assert choose_isa(None, SETS["avx512"] | {"fma"}) == "avx512"
+    assert choose_isa(None, SETS["amx"]) == "amx"
+    assert choose_isa(None, SETS["amx"] - {"amx-tile"}) == "avx512"
     assert choose_isa(None, SETS["avx512"] - {"avx512vbmi"}) == "avx2"
     assert ISA in SETS
     with pytest.raises(ConfigError, match="lacks avx2"):
         choose_isa("avx2", frozenset())
-    with pytest.raises(ConfigError, match="choose one of avx512, avx2, neon, plain"):
+    with pytest.raises(ConfigError, match="choose one of amx, avx512, avx2, neon, plain"):
         choose_isa("mmx", frozenset())
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from quant.codebook import (
+    FREE,
     _assign_stages,
     code_group,
     fit_stages,
@@ -85,7 +86,7 @@ def test_a_warm_start_improves_on_what_it_had(stages: int, count: int) -> None:
                 matrix,
                 np.linalg.inv(matrix),
                 step,
-                -60,
+                np.full(stages, FREE, np.int32),
                 gaussian_template(count, 2),
                 3,
                 warm,

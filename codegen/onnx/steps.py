@@ -14,11 +14,9 @@ from onnx import TensorProto, helper
 
 from codegen.onnx.body import Body
 from lutllm import int8_rows
-from lutllm.config import ACT_LIMIT, STAGE_BITS, TINY_INPUT, LutConfig
+from lutllm.config import ACT_LIMIT, CENTROID_LIMIT, STAGE_BITS, TINY_INPUT, LutConfig
 from lutllm.lut_linear import MAX_TABLE_SHIFT
 
-#: Largest magnitude of a centroid's element, and of an activation of scheme "weight".
-CENTROID_LIMIT = 127
 #: Bits of the parts in which entries are looked up and summed.
 BYTE = 8
 
@@ -133,8 +131,8 @@ def _distance_bound(config: LutConfig) -> int:
 
 
 def table_entry(g: Body, dot: str, shift: str, bits: int, kind: int) -> str:
-    """saturate((dot - (dot < 0) + 2^(shift-1)) >> shift) to `bits` bits. Everything is `kind`, but
-    shift: u8 >= 1.
+    """saturate((dot - (dot < 0) + 2^(shift-1)) >> shift) to `bits` bits, dot where shift is 0.
+    Everything is `kind`, but shift: u8.
 
     A right shift rounds down, as does the quotient by a power of two, which is exact.
     """
@@ -142,8 +140,9 @@ def table_entry(g: Body, dot: str, shift: str, bits: int, kind: int) -> str:
     real = numpy_type(kind)
     one = g.constant(1, np.uint32)
     step = g.cast(g("BitShift", one, g.cast(shift, TensorProto.UINT32), direction="LEFT"), kind)
-    half = g("Mul", step, g.constant(0.5, real))
-    negative = g.cast(g("Less", dot, g.constant(0, real)), kind)
+    half = g("Floor", g("Mul", step, g.constant(0.5, real)))
+    away = g("And", g("Less", dot, g.constant(0, real)), g("Greater", half, g.constant(0, real)))
+    negative = g.cast(away, kind)
     rounded = g("Floor", g("Div", g("Add", g("Sub", dot, negative), half), step))
     low, high = g.constant(-limit, real), g.constant(limit - 1, real)
     return g("Clip", rounded, low, high)

@@ -192,11 +192,12 @@ int count_codebook_beats(const LinearCall& call) {
 }
 
 // saturate((dot - (dot < 0) + 2^(shift - 1)) >> shift) to -limit .. limit - 1, as offset binary:
-// halves round away from zero. shift is 1 to 24.
+// halves round away from zero. shift is 0, for no rounding, to 24.
 template <class E>
 ap_uint<E::TABLE_BITS> table_entry(int dot, int shift, int limit) {
 #pragma HLS INLINE
-    const int rounded = (dot - (dot < 0 ? 1 : 0) + (1 << (shift - 1))) >> shift;
+    const int half = (1 << shift) >> 1;
+    const int rounded = (dot - (dot < 0 && shift > 0 ? 1 : 0) + half) >> shift;
     const int entry = rounded < -limit ? -limit : rounded > limit - 1 ? limit - 1 : rounded;
     return ap_uint<E::TABLE_BITS>(entry + E::ENTRY_OFFSET);
 }

@@ -24,11 +24,21 @@ from lutllm.emulator.activations import (
 )
 from lutllm.emulator.distances import INDEX_BITS, Distance, make_chebyshev, make_squared
 from lutllm.emulator.jit import inline
-from lutllm.emulator.layout import AHEAD, LARGE, QUAD, SEGMENT, SEGMENT_COLUMNS, TILE, UNIT
+from lutllm.emulator.layout import AHEAD, LARGE, PARTS, QUAD, SEGMENT, TILE, UNIT
 from lutllm.emulator.plain import (
-    segment_field,
     segment_slots,
     segment_wide,
+)
+from lutllm.emulator.products import multiply_panel
+from lutllm.emulator.quads import (
+    SPLIT_VECTORS,
+    accumulators_of,
+    byte_constant,
+    exponent_of,
+    finish,
+    indices_of,
+    look_up,
+    zeros,
 )
 from lutllm.emulator.rows import make_make_rows, outward
 from lutllm.emulator.simd import (
@@ -36,7 +46,6 @@ from lutllm.emulator.simd import (
     absolute,
     band,
     bitcast,
-    broadcast,
     call_llvm,
     i8x32,
     i8x64,
@@ -66,12 +75,14 @@ from lutllm.emulator.simd_x86 import (
     pshufb512,
 )
 
-__all__ = ["code_slots", "largest_input", "lookup", "make_rows", "quantize_slots"]
-
-#: Index vectors of a tile: each is 16 outputs of a quad.
-PARTS = TILE // 16
-#: Activation vectors from which taking codes apart pays.
-SPLIT_VECTORS = 3
+__all__ = [
+    "code_slots",
+    "largest_input",
+    "lookup",
+    "make_rows",
+    "multiply_panel",
+    "quantize_slots",
+]
 
 
 # ---------------------------------------------------------------- search
@@ -150,10 +161,12 @@ def _quad_spread(words: int, mask: Vector) -> Vector:
 
 @inline
 def _quad_entries(
-    book0: Vector, book1: Vector, vectors: int, factor: Vector, mask: Vector
+    book0: Vector, book1: Vector, vectors: int, factor: Vector, exact: bool, mask: Vector
 ) -> tuple[Vector, Vector]:
-    """Rounded dot products of four slots before saturation, 8 centroids of each per vector."""
-    return _entries(book0, book1, bitcast(i8x64, _quad_spread(vectors, mask)), factor)
+    """Dot products of four slots, rounded unless exact, before saturation; 8 centroids of each per
+    vector.
+    """
+    return _entries(book0, book1, bitcast(i8x64, _quad_spread(vectors, mask)), factor, exact)
 
 
 @inline
@@ -163,18 +176,22 @@ def _slot_spread(word: int, mask: Vector) -> Vector:
 
 @inline
 def _slot_entries(
-    book0: Vector, book1: Vector, vector: int, factor: Vector, mask: Vector
+    book0: Vector, book1: Vector, vector: int, factor: Vector, exact: bool, mask: Vector
 ) -> tuple[Vector, Vector]:
     """As `_quad_entries` for one slot, 32 centroids per vector."""
-    return _entries(book0, book1, bitcast(i8x64, _slot_spread(vector, mask)), factor)
+    return _entries(book0, book1, bitcast(i8x64, _slot_spread(vector, mask)), factor, exact)
 
 
 @inline
-def _entries(book0: Vector, book1: Vector, a: Vector, factor: Vector) -> tuple[Vector, Vector]:
+def _entries(
+    book0: Vector, book1: Vector, a: Vector, factor: Vector, exact: bool
+) -> tuple[Vector, Vector]:
     """A byte product needs one unsigned factor, so the activation's sign moves to the centroid."""
     size = absolute(a)
     dot0 = maddubs512(size, signed_as(book0, a))
     dot1 = maddubs512(size, signed_as(book1, a))
+    if exact:
+        return dot0, dot1
     return mulhrs512(outward(dot0), factor), mulhrs512(outward(dot1), factor)
 
 
@@ -229,53 +246,12 @@ def make_rows(
 # ---------------------------------------------------------------- lookup
 
 
-def _byte_constant(values: list[int]) -> Any:
-    return ir.Constant(i8x64.llvm, values)
-
-
-def _indices(builder: Any, both: Any) -> list[Any]:
-    """The low and the high nibbles of i8x64 with the slot of a quad above them."""
-    words = ir.VectorType(ir.IntType(16), 32)
-    four = ir.Constant(words, [4] * 32)
-    nibble = _byte_constant([15] * 64)
-    slot = _byte_constant([16 * n for n in range(QUAD)] * 16)
-    upper = builder.bitcast(builder.lshr(builder.bitcast(both, words), four), i8x64.llvm)
-    return [builder.or_(builder.and_(part, nibble), slot) for part in (both, upper)]
-
-
 def _add_four(builder: Any, total: Any, entries: Any, signed: bool) -> Any:
     """total i32x16 plus four neighbouring bytes of i8x64 each."""
-    ones = _byte_constant([1] * 64)
+    ones = byte_constant([1] * 64)
     operands = [ones, entries] if signed else [entries, ones]
     words = [builder.bitcast(value, i32x16.llvm) for value in operands]
     return call_llvm(builder, "llvm.x86.avx512.vpdpbusd.512", i32x16.llvm, [total, *words])
-
-
-@intrinsic
-def _zeros(typingctx: Any, vectors: Any, tiles: Any, planes: Any) -> Any:
-    """Sums for `_quad`, all 0. planes: a tuple with an element for each plane of a row."""
-    count = PARTS * len(vectors) * len(tiles) * len(planes)
-    result = types.UniTuple(i32x16, count)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return context.make_tuple(builder, result, [ir.Constant(i32x16.llvm, [0] * 16)] * count)
-
-    return result(vectors, tiles, planes), codegen
-
-
-def _look_up(builder: Any, tables: list[Any], index: Any) -> Any:
-    """Entries from one register with the rows of a quad, or from one for each of its slots."""
-    if len(tables) == 1:
-        name = "llvm.x86.avx512.permvar.qi.512"
-        return call_llvm(builder, name, i8x64.llvm, [tables[0], index])
-    name = "llvm.x86.avx512.vpermi2var.qi.512"  # bit 6 of an index chooses between two rows
-    pairs = [
-        call_llvm(builder, name, i8x64.llvm, [low, index, high])
-        for low, high in (tables[:2], tables[2:])
-    ]
-    lanes = [i + 64 * (i % 4 >= 2) for i in range(64)]
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), 64), lanes)
-    return builder.shuffle_vector(*pairs, mask)
 
 
 def _quad(packed: bool, row_bytes: int = 16) -> Any:
@@ -299,7 +275,7 @@ def _quad(packed: bool, row_bytes: int = 16) -> Any:
                 if packed:
                     for i in range(0, 2 * TILE, 64):
                         prefetch_at(builder, at, AHEAD + i)
-                        indices += _indices(builder, load_at(builder, i8x64, at, i))
+                        indices += indices_of(builder, load_at(builder, i8x64, at, i))
                     continue
                 for i in range(0, 64 * PARTS, 64):
                     if row_bytes == LARGE:  # read from memory, not taken apart
@@ -315,38 +291,13 @@ def _quad(packed: bool, row_bytes: int = 16) -> Any:
                         for i in range(0, QUAD * row_bytes, 64)
                     ]
                     for index in indices:
-                        entries = _look_up(builder, tables, index)
+                        entries = look_up(builder, tables, index)
                         new.append(_add_four(builder, next(old), entries, plane == 0))
             return context.make_tuple(builder, sums, new)
 
         return sums(vectors, tiles, planes, types.intp, sums), codegen
 
     return quad
-
-
-@intrinsic
-def _finish(typingctx: Any, sums: Any, tiles: Any, planes: Any, targets: Any, shifts: Any) -> Any:
-    """Add sums << shift to the accumulators of each vector: i32[tiles, TILE] at its target."""
-    each = PARTS * len(tiles)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        left = cgutils.unpack_tuple(builder, args[0])
-        addresses, powers = (cgutils.unpack_tuple(builder, a) for a in args[3:])
-        for address, power in zip(addresses, powers, strict=True):
-            parts = [left[n * each : (n + 1) * each] for n in range(len(planes))]
-            left = left[each * len(planes) :]
-            shift = broadcast(builder, i32x16, builder.trunc(power, ir.IntType(32)))
-            for i in range(each):
-                total = parts[0][i]
-                if len(planes) == 2:
-                    eight = ir.Constant(i32x16.llvm, [8] * 16)
-                    total = builder.add(builder.shl(total, eight), parts[1][i])
-                before = load_at(builder, i32x16, address, 64 * i)
-                after = builder.add(before, builder.shl(total, shift))
-                store_at(builder, address, 64 * i, after)
-        return context.get_dummy_value()
-
-    return types.void(sums, tiles, planes, targets, shifts), codegen
 
 
 def _make_sum(quad: Any) -> Any:
@@ -357,10 +308,10 @@ def _make_sum(quad: Any) -> Any:
         vectors: Any, tiles: Any, planes: Any, slots: int, targets: Any, shifts: Any
     ) -> None:
         """Tuples as in `_quad` and `_finish`."""
-        sums = _zeros(vectors, tiles, planes)
+        sums = zeros(vectors, tiles, planes)
         for slot in range(0, slots, QUAD):
             sums = quad(vectors, tiles, planes, slot, sums)
-        _finish(sums, tiles, planes, targets, shifts)
+        finish(sums, tiles, planes, targets, shifts)
 
     return sum_some
 
@@ -374,23 +325,11 @@ def _index_vectors(typingctx: Any, codes: Any, out: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         halves = [load_at(builder, i8x64, args[0], i) for i in range(0, 2 * TILE, 64)]
-        for i, index in enumerate(part for both in halves for part in _indices(builder, both)):
+        for i, index in enumerate(part for both in halves for part in indices_of(builder, both)):
             store_at(builder, args[1], 64 * i, index)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp), codegen
-
-
-@inline
-def _power(lin: Any, segment: int, n: int) -> int:
-    """Exponent of the sums of vector n."""
-    return segment_field(lin, segment, SEGMENT_COLUMNS + n % lin.act_stages)
-
-
-@inline
-def _target(lin: Any, acc: int, acc_bytes: int, tile: int, n: int) -> int:
-    """Accumulators of vector n from `tile` on."""
-    return acc + n // lin.act_stages * acc_bytes + 4 * TILE * tile
 
 
 @inline
@@ -431,21 +370,21 @@ def _make_all_vectors(sum_some: Any) -> Any:
             first = rows + n * rows_bytes
             some = (first, first + rows_bytes, first + 2 * rows_bytes, first + 3 * rows_bytes)
             targets = (
-                _target(lin, acc, acc_bytes, tile, n),
-                _target(lin, acc, acc_bytes, tile, n + 1),
-                _target(lin, acc, acc_bytes, tile, n + 2),
-                _target(lin, acc, acc_bytes, tile, n + 3),
+                accumulators_of(lin, acc, acc_bytes, tile, n),
+                accumulators_of(lin, acc, acc_bytes, tile, n + 1),
+                accumulators_of(lin, acc, acc_bytes, tile, n + 2),
+                accumulators_of(lin, acc, acc_bytes, tile, n + 3),
             )
             powers = (
-                _power(lin, segment, n),
-                _power(lin, segment, n + 1),
-                _power(lin, segment, n + 2),
-                _power(lin, segment, n + 3),
+                exponent_of(lin, segment, n),
+                exponent_of(lin, segment, n + 1),
+                exponent_of(lin, segment, n + 2),
+                exponent_of(lin, segment, n + 3),
             )
             sum_some(some, (tile_at,), (0,), slots, targets, powers)
         for n in range(fours, vectors):
-            target = _target(lin, acc, acc_bytes, tile, n)
-            power = _power(lin, segment, n)
+            target = accumulators_of(lin, acc, acc_bytes, tile, n)
+            power = exponent_of(lin, segment, n)
             sum_some((rows + n * rows_bytes,), (tile_at,), (0,), slots, (target,), (power,))
 
     @inline
@@ -466,14 +405,14 @@ def _make_all_vectors(sum_some: Any) -> Any:
         for n in range(0, pairs, 2):
             first = rows + n * rows_bytes
             targets = (
-                _target(lin, acc, acc_bytes, tile, n),
-                _target(lin, acc, acc_bytes, tile, n + 1),
+                accumulators_of(lin, acc, acc_bytes, tile, n),
+                accumulators_of(lin, acc, acc_bytes, tile, n + 1),
             )
-            powers = (_power(lin, segment, n), _power(lin, segment, n + 1))
+            powers = (exponent_of(lin, segment, n), exponent_of(lin, segment, n + 1))
             sum_some((first, first + rows_bytes), (tile_at,), (0, 1), slots, targets, powers)
         if pairs < vectors:
-            target = _target(lin, acc, acc_bytes, tile, pairs)
-            power = _power(lin, segment, pairs)
+            target = accumulators_of(lin, acc, acc_bytes, tile, pairs)
+            power = exponent_of(lin, segment, pairs)
             sum_some((rows + pairs * rows_bytes,), (tile_at,), (0, 1), slots, (target,), (power,))
 
     @inline
@@ -527,8 +466,8 @@ def lookup(
     large = lin.row_stride == LARGE
     if vectors < SPLIT_VECTORS and not large:
         for n in range(vectors):
-            target = _target(lin, acc, acc_bytes, 0, n)
-            power = _power(lin, segment, n)
+            target = accumulators_of(lin, acc, acc_bytes, 0, n)
+            power = exponent_of(lin, segment, n)
             own = rows + n * rows_bytes
             if segment_wide(lin, segment):
                 _stream(codes, tiles, own, (0, 1), slots, target, power)

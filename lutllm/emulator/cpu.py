@@ -8,15 +8,19 @@ allowed to use would end the process. A further set is one more entry in `SETS` 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from functools import cache
 
 from lutllm.errors import ConfigError
 
 ENV = "LUTLLM_ISA"
 #: Kernel sets, best first, with the features each needs.
+_AVX512 = frozenset({"avx2", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni"})
 SETS: dict[str, frozenset[str]] = {
-    "avx512": frozenset({"avx2", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni"}),
+    "amx": _AVX512 | {"amx-tile", "amx-int8"},
+    "avx512": _AVX512,
     "avx2": frozenset({"avx2"}),
     "neon": frozenset({"neon"}),
     "plain": frozenset(),
@@ -58,8 +62,25 @@ def choose_isa(wanted: str | None, features: frozenset[str]) -> str:
     return wanted
 
 
+def tiles_allowed() -> bool:
+    """Ask the system for the registers of AMX, which it saves for those alone that ask."""
+    if sys.platform != "linux" or not compiler_target()[0].startswith("x86_64"):
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+
+
+@cache
+def usable_features() -> frozenset[str]:
+    """Features of `compiler_target`, without AMX where the system does not allow it."""
+    features = compiler_target()[2]
+    if SETS["amx"] <= features and not tiles_allowed():
+        return features - {"amx-tile"}
+    return features
+
+
 #: The kernel set of this process.
-ISA = choose_isa(os.environ.get(ENV), compiler_target()[2])
+ISA = choose_isa(os.environ.get(ENV), usable_features())
 
 
 def available_threads() -> int:

@@ -35,6 +35,14 @@ UNIT = 16
 QUAD = 4
 SEGMENT = 7 * UNIT
 PANEL_TILES = 8
+#: Index vectors of a tile: each is 16 outputs of a quad.
+PARTS = TILE // 16
+#: Slots whose activations are a cache line, and a row of an AMX tile.
+LINE_SLOTS = 32
+#: Bytes of the centroids that 16 outputs have in a segment: [quads, 2 channels, 64].
+PART_BYTES = SEGMENT // QUAD * 128
+#: Room for those of a tile, and behind them for what lies between.
+CENTROID_BYTES = 2 * PARTS * PART_BYTES
 #: Entries of a row that fills a register.
 LARGE = 64
 #: Bytes between the codes in use and those asked for: codes are read once, front to back.
@@ -59,13 +67,16 @@ def record_type(fields: str, *floats: str) -> np.dtype:
 #: row_planes    1: entries are bytes. 2: the first `wide_stages` weight stages have wider ones,
 #:               as a plane of rows of high bytes (signed) and, SEGMENT rows further, a plane of
 #:               low bytes (unsigned)
+#: exact         bit s is 1 where entries of weight stage s are dot products (`LutLinear.exact`)
+#: factor_bytes  bytes of what is multiplied of a token: every segment in whole lines, and a start
+#: multiplied    1 where those of all are, and codebooks lie as `products` multiplies with them
 #: slot_bytes    bytes of the weight codebook of one slot; code_bytes, of one tile of one slot
 #: copies        for orders after the first: i32[orders - 1, slots], the slot there of a slot of the
 #:               first order, -1 = none
 LINEAR = record_type(
     """
     in_features out_features vec_len act_centroids weight_centroids act_stages weight_stages
-    by_weight chebyshev table_bits wide_stages
+    by_weight chebyshev table_bits wide_stages exact multiplied factor_bytes
     slots orders stream_slots groups segments panels tiles
     fast_search fast_rows fast_lookup row_stride row_planes row_bias sum_bias slot_bytes code_bytes
     perm scale copies act_codebook weight_codebook shift codes segment_table panel_table
@@ -88,6 +99,8 @@ class Packing:
             8-15 of the first, of the second (in quads, of four slots as 128 bytes); multipliers
             i16 2^(15 - shift); else [slot][Kw][v] and shifts u8. With more than 16 centroids one
             slot as 128 bytes: centroids 16 n to 16 n + 7 for n < 4, then the other halves
+    products: weight codebook of four slots as 128 bytes: first channels [4, 16], second channels,
+            + 128 as u8
     lookup: rows are 16 entries, + 128 as u8 unless in quads; else i8[Kw]; low bytes are u8 always.
             In quads, rows of more entries are i8[LARGE]
     quads:  codes of four slots lie together; else of one
@@ -97,17 +110,21 @@ class Packing:
     rows: bool
     lookup: bool
     quads: bool
+    products: bool
 
     @classmethod
     def choose(cls, linear: LutLinear, isa: str) -> Packing:
         config = linear.config
         vector = isa != "plain"
         pairs = vector and config.vec_len == 2
-        quads = isa == "avx512"
+        quads = isa in ("amx", "avx512")
         short = vector and config.weight_centroids <= (LARGE if quads else 16)
         # 16 bits hold centroid - 2 x, and index below score needs 31 bits: two stages at most
         search = pairs and config.scheme == "co" and config.act_stages <= 2
-        return cls(search, rows=pairs and short, lookup=short, quads=short and quads)
+        rows = pairs and short and not _some_exact(linear)
+        exact = config.act_stages == 1 and all(_exact_stages(linear))
+        products = quads and rows and exact and config.weight_centroids <= 16
+        return cls(search, rows, lookup=short, quads=short and quads, products=products)
 
     def row_entries(self, weight_centroids: int) -> int:
         """Entries that a row has room for."""
@@ -119,6 +136,16 @@ class Packing:
     def row_bias(self) -> int:
         """What is added to every entry."""
         return 128 if self.lookup and not self.quads else 0
+
+
+def _exact_stages(linear: LutLinear) -> list[bool]:
+    return [linear.exact(s) for s in range(linear.config.weight_stages)]
+
+
+def _some_exact(linear: LutLinear) -> bool:
+    """Whether a weight stage has shifts of 0 beside others, for which multipliers have no room."""
+    zero = (linear.table_shift == 0).any(axis=(0, 2, 3))
+    return bool((zero & ~np.array(_exact_stages(linear))).any())
 
 
 @dataclass(frozen=True)
@@ -262,6 +289,9 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
         "chebyshev": int(config.metric == "chebyshev"),
         "table_bits": config.table_bits,
         "wide_stages": config.wide_stages,
+        "exact": sum(1 << s for s, exact in enumerate(_exact_stages(linear)) if exact),
+        "multiplied": int(packing.products),
+        "factor_bytes": 2 * LINE_SLOTS * int((-(-segments[:, 2] // LINE_SLOTS)).sum() + 1),
         "slots": slot_position.shape[1],
         "orders": len(slot_position),
         "stream_slots": len(stream[0]),
@@ -285,6 +315,12 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
     for key, array in arrays.items():
         record[key] = array.ctypes.data
     return PackedLinear(linear.name, record, slot_position, arrays)
+
+
+def product_bytes(record: np.ndarray, tokens: int) -> np.ndarray:
+    """Room that products of so many tokens take with linears like `record` (LINEAR[n]): i64[n]."""
+    each = 4 * TILE + record["factor_bytes"]
+    return np.where(record["multiplied"] > 0, CENTROID_BYTES + each * tokens, 0)
 
 
 def exchange_codebooks(packed: PackedLinear, linear: LutLinear, isa: str = ISA) -> None:
@@ -383,7 +419,11 @@ def _weight_codebook(
     for group in range(linear.num_groups):
         out[group, :, : config.weight_centroids] = linear.weight_codebook[stage, position, group]
     out[:, position < 0] = 0
-    if packing.rows:  # [some, slot, half, 8, 2] -> [some, half, slot, 8, 2]
+    if packing.products:  # [quad, slot, 16, channel] -> [quad, channel, slot, 16]
+        quads = out.reshape(linear.num_groups, -1, QUAD * 16, 2)
+        planes = quads.swapaxes(2, 3).reshape(out.shape)
+        out[:] = (planes.view(np.uint8) ^ np.uint8(128)).view(np.int8)
+    elif packing.rows:  # [some, slot, half, 8, 2] -> [some, half, slot, 8, 2]
         together = QUAD if packing.quads else 2
         some = out.reshape(linear.num_groups, -1, together * 32)
         some[:] = (
@@ -397,14 +437,16 @@ def _shifts(
 ) -> np.ndarray:
     """[Sa, B, stream slots]: shifts u8, or the multipliers i16 2^(15 - shift).
 
-    A two-element dot product is below 2^15, so a shift above 15 gives 0: multiplier 0.
+    A two-element dot product is below 2^15, so a shift above 15 gives 0: multiplier 0. So does a
+    shift of 0 (`LutLinear.exact`): kernels do not multiply then.
     """
     stage, position = stream
     shift = linear.table_shift[:, stage, position].swapaxes(1, 2)
     dtype = np.int16 if packing.rows else np.uint8
     out = arena.take(shift.shape, dtype)
     if packing.rows:
-        out[:] = np.where(shift > 15, 0, 1 << (15 - np.minimum(shift, 15).astype(np.int64)))
+        power = 1 << (15 - np.clip(shift, 1, 15).astype(np.int64))
+        out[:] = np.where((shift > 15) | (shift == 0), 0, power)
     else:
         out[:] = shift
     out[:, :, position < 0] = 1

@@ -18,6 +18,7 @@ from lutllm.emulator.kernels import (
     largest_input,
     lookup,
     make_rows,
+    multiply_panel,
     quantize_slots,
 )
 from lutllm.emulator.layout import (
@@ -28,6 +29,7 @@ from lutllm.emulator.layout import (
     UNIT,
     PackedLinear,
     aligned,
+    product_bytes,
 )
 from lutllm.emulator.plain import segment_place, segment_slots
 from lutllm.emulator.simd import (
@@ -49,12 +51,13 @@ from lutllm.emulator.simd import (
 from lutllm.emulator.team import Team, barrier, share
 
 #: Tokens whose rows are generated together.
-TOKEN_BLOCK = 32
+TOKEN_BLOCK = 64
 #: Tokens coded together.
 CODE_TOKENS = 16
 _TINY = np.float32(TINY_INPUT)
 _ACC_BYTES = 4 * TILE * PANEL_TILES
-_ROWS_AT = TOKEN_BLOCK * _ACC_BYTES + 2 * SEGMENT * TILE
+_SUMS_BYTES = TOKEN_BLOCK * _ACC_BYTES
+_ROWS_AT = _SUMS_BYTES + 2 * SEGMENT * TILE
 
 
 def scratch_bytes(record: np.ndarray) -> int:
@@ -69,7 +72,8 @@ def scratch_bytes(record: np.ndarray) -> int:
         + 128 * record["act_centroids"].max()
         + 4 * CODE_TOKENS * record["slots"].max()
     )
-    return int(max(_ROWS_AT + rows, search))
+    products = _SUMS_BYTES + product_bytes(record, TOKEN_BLOCK).max()
+    return int(max(_ROWS_AT + rows, products, search))
 
 
 def act_bytes(record: np.ndarray) -> int:
@@ -248,8 +252,24 @@ def _apply_panel(
         return
     for t in range(0, tokens, TOKEN_BLOCK):
         count = min(TOKEN_BLOCK, tokens - t)
-        _clear(lin, scratch, count, low, high)
-        _sum_panel(lin, table, tiles, low, high, count, act + t * act_bytes, act_bytes, scratch)
+        own = act + t * act_bytes
+        if lin.multiplied:
+            multiply_panel(
+                lin,
+                table,
+                tiles,
+                low,
+                high,
+                count,
+                own,
+                act_bytes,
+                scratch,
+                _ACC_BYTES,
+                scratch + _SUMS_BYTES,
+            )
+        else:
+            _clear(lin, scratch, count, low, high)
+            _sum_panel(lin, table, tiles, low, high, count, own, act_bytes, scratch)
         for n in range(t, t + count):
             _dequantize(
                 lin,
@@ -286,7 +306,7 @@ def _sum_panel(
 ) -> None:
     """Integer sums of tiles low..high of one panel, for up to TOKEN_BLOCK tokens."""
     group, offset = load_i64(table), load_i64(table + 32)
-    split = scratch + TOKEN_BLOCK * _ACC_BYTES
+    split = scratch + _SUMS_BYTES
     rows = scratch + _ROWS_AT
     rows_bytes = SEGMENT * lin.row_stride * lin.row_planes
     vectors = tokens * lin.act_stages

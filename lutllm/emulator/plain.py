@@ -168,6 +168,12 @@ def segment_wide(lin: Any, segment: int) -> bool:
 
 
 @inline
+def segment_exact(lin: Any, segment: int) -> bool:
+    """Whether the entries of a segment are the dot products themselves."""
+    return (lin.exact >> segment_field(lin, segment, 4)) & 1 == 1
+
+
+@inline
 def segment_vector(lin: Any, segment: int, act_stage: int) -> int:
     """Offset of the segment's first activation element in i8[Sa, orders, slots * v]."""
     order, first = segment_field(lin, segment, 0), segment_field(lin, segment, 1)
@@ -215,7 +221,9 @@ def _make_rows_of(
                 dot += load_i8(vector + slot * v + i) * load_i8(
                     book + slot * lin.slot_bytes + k * v + i
                 )
-            entry = (dot - (dot < 0) + (1 << (shift - 1))) >> shift
+            entry = dot
+            if shift > 0:
+                entry = (dot - (dot < 0) + (1 << (shift - 1))) >> shift
             entry = max(-limit, min(limit - 1, entry))
             at = rows + slot * lin.row_stride + k
             if wide:
@@ -276,3 +284,8 @@ def _lookup_tile(
             if wide:
                 entry = (entry << 8) + load_u8(row + SEGMENT * lin.row_stride + code)
             store_i32(acc + 4 * i, load_i32(acc + 4 * i) + (entry << shift))
+
+
+@inline
+def multiply_panel(*_: Any) -> None:
+    """No linear is `multiplied` here."""

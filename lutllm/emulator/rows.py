@@ -7,7 +7,13 @@ from typing import Any
 from lutllm.emulator import plain
 from lutllm.emulator.jit import inline
 from lutllm.emulator.layout import AHEAD, SEGMENT
-from lutllm.emulator.plain import segment_place, segment_slots, segment_vector, segment_wide
+from lutllm.emulator.plain import (
+    segment_exact,
+    segment_place,
+    segment_slots,
+    segment_vector,
+    segment_wide,
+)
 from lutllm.emulator.simd import Vector, add, ashr, load, prefetch, splat, store, vmax, vmin
 
 
@@ -34,7 +40,8 @@ def make_make_rows(
     book       type of a vector of half the centroids of the slots
     words      type of a vector of their entries
     spread     (factors, mask()) -> the multiplier of every entry in a vector
-    entries    (one half, other half, vectors, multipliers, mask()) -> rounded dot products of both
+    entries    (one half, other half, vectors, multipliers, exact, mask()) -> dot products of both,
+               rounded unless exact
     pack       both vectors, saturated to the bytes of rows
     pack_low   both vectors, their low bytes
     """
@@ -58,7 +65,7 @@ def make_make_rows(
         place = group * lin.stream_slots + segment_place(lin, segment)
         books = lin.weight_codebook + place * 2 * row_bytes
         quarters = mask()
-        wide = segment_wide(lin, segment)
+        wide, exact = segment_wide(lin, segment), segment_exact(lin, segment)
         bits = lin.table_bits if wide else min(lin.table_bits, 8)
         top, low = splat(words, (1 << (bits - 1)) - 1), splat(words, -(1 << (bits - 1)))
         step = rows_bytes * lin.act_stages
@@ -75,7 +82,9 @@ def make_make_rows(
                 vector = vectors + 2 * slot
                 row = rows + act_stage * rows_bytes + row_bytes * slot
                 for t in range(tokens):
-                    entry0, entry1 = entries(book0, book1, vector + t * act_bytes, factor, quarters)
+                    entry0, entry1 = entries(
+                        book0, book1, vector + t * act_bytes, factor, exact, quarters
+                    )
                     if bits != 8:  # to 8 bits they are packed with saturation
                         entry0 = vmax(vmin(entry0, top), low)
                         entry1 = vmax(vmin(entry1, top), low)

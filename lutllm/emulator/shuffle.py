@@ -201,9 +201,10 @@ def _pair_spread(words: int, mask: Vector) -> Vector:
 
 @inline
 def _pair_entries(
-    book0: Vector, book1: Vector, vectors: int, factor: Vector, mask: Vector
+    book0: Vector, book1: Vector, vectors: int, factor: Vector, exact: bool, mask: Vector
 ) -> tuple[Vector, Vector]:
-    """Rounded dot products of two slots before saturation, 8 centroids of each per vector.
+    """Dot products of two slots, rounded unless exact, before saturation; 8 centroids of each per
+    vector.
 
     A byte product needs one unsigned factor, so the activation's sign moves to the centroid.
     """
@@ -211,6 +212,8 @@ def _pair_entries(
     size = magnitude(a)
     dot0 = maddubs(size, signed(book0, a))
     dot1 = maddubs(size, signed(book1, a))
+    if exact:
+        return dot0, dot1
     return mulhrs(outward(dot0), factor), mulhrs(outward(dot1), factor)
 
 

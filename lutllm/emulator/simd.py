@@ -131,6 +131,11 @@ def load_at(builder: Any, vector: Vector, address: Any, offset: int) -> Any:
     return builder.load(_place(builder, address, offset, vector.llvm), align=1)
 
 
+def load_scalar_at(builder: Any, kind: Any, address: Any, offset: int) -> Any:
+    """Inside an intrinsic: the scalar of LLVM type `kind` there."""
+    return builder.load(_place(builder, address, offset, kind), align=1)
+
+
 def store_at(builder: Any, address: Any, offset: int, value: Any) -> None:
     """Inside an intrinsic: as `store`, `offset` bytes further."""
     builder.store(value, _place(builder, address, offset, value.type), align=1)
