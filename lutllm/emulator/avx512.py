@@ -24,17 +24,16 @@ from lutllm.emulator.activations import (
 )
 from lutllm.emulator.distances import INDEX_BITS, Distance, make_chebyshev, make_squared
 from lutllm.emulator.jit import inline
-from lutllm.emulator.layout import AHEAD, LARGE, PARTS, QUAD, SEGMENT, TILE, UNIT
+from lutllm.emulator.layout import AHEAD, LARGE, PARTS, QUAD, SEGMENT, SEGMENT_COLUMNS, TILE, UNIT
 from lutllm.emulator.plain import (
+    segment_field,
     segment_slots,
     segment_wide,
 )
 from lutllm.emulator.products import multiply_panel
 from lutllm.emulator.quads import (
     SPLIT_VECTORS,
-    accumulators_of,
     byte_constant,
-    exponent_of,
     finish,
     indices_of,
     look_up,
@@ -307,7 +306,7 @@ def _make_sum(quad: Any) -> Any:
     def sum_some(
         vectors: Any, tiles: Any, planes: Any, slots: int, targets: Any, shifts: Any
     ) -> None:
-        """Tuples as in `_quad` and `_finish`."""
+        """Tuples as in `_quad` and `finish`."""
         sums = zeros(vectors, tiles, planes)
         for slot in range(0, slots, QUAD):
             sums = quad(vectors, tiles, planes, slot, sums)
@@ -330,6 +329,18 @@ def _index_vectors(typingctx: Any, codes: Any, out: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp), codegen
+
+
+@inline
+def _power(lin: Any, segment: int, n: int) -> int:
+    """Exponent of the sums of vector n."""
+    return segment_field(lin, segment, SEGMENT_COLUMNS + n % lin.act_stages)
+
+
+@inline
+def _target(lin: Any, acc: int, acc_bytes: int, tile: int, n: int) -> int:
+    """Accumulators of vector n from `tile` on."""
+    return acc + n // lin.act_stages * acc_bytes + 4 * TILE * tile
 
 
 @inline
@@ -370,21 +381,21 @@ def _make_all_vectors(sum_some: Any) -> Any:
             first = rows + n * rows_bytes
             some = (first, first + rows_bytes, first + 2 * rows_bytes, first + 3 * rows_bytes)
             targets = (
-                accumulators_of(lin, acc, acc_bytes, tile, n),
-                accumulators_of(lin, acc, acc_bytes, tile, n + 1),
-                accumulators_of(lin, acc, acc_bytes, tile, n + 2),
-                accumulators_of(lin, acc, acc_bytes, tile, n + 3),
+                _target(lin, acc, acc_bytes, tile, n),
+                _target(lin, acc, acc_bytes, tile, n + 1),
+                _target(lin, acc, acc_bytes, tile, n + 2),
+                _target(lin, acc, acc_bytes, tile, n + 3),
             )
             powers = (
-                exponent_of(lin, segment, n),
-                exponent_of(lin, segment, n + 1),
-                exponent_of(lin, segment, n + 2),
-                exponent_of(lin, segment, n + 3),
+                _power(lin, segment, n),
+                _power(lin, segment, n + 1),
+                _power(lin, segment, n + 2),
+                _power(lin, segment, n + 3),
             )
             sum_some(some, (tile_at,), (0,), slots, targets, powers)
         for n in range(fours, vectors):
-            target = accumulators_of(lin, acc, acc_bytes, tile, n)
-            power = exponent_of(lin, segment, n)
+            target = _target(lin, acc, acc_bytes, tile, n)
+            power = _power(lin, segment, n)
             sum_some((rows + n * rows_bytes,), (tile_at,), (0,), slots, (target,), (power,))
 
     @inline
@@ -405,14 +416,14 @@ def _make_all_vectors(sum_some: Any) -> Any:
         for n in range(0, pairs, 2):
             first = rows + n * rows_bytes
             targets = (
-                accumulators_of(lin, acc, acc_bytes, tile, n),
-                accumulators_of(lin, acc, acc_bytes, tile, n + 1),
+                _target(lin, acc, acc_bytes, tile, n),
+                _target(lin, acc, acc_bytes, tile, n + 1),
             )
-            powers = (exponent_of(lin, segment, n), exponent_of(lin, segment, n + 1))
+            powers = (_power(lin, segment, n), _power(lin, segment, n + 1))
             sum_some((first, first + rows_bytes), (tile_at,), (0, 1), slots, targets, powers)
         if pairs < vectors:
-            target = accumulators_of(lin, acc, acc_bytes, tile, pairs)
-            power = exponent_of(lin, segment, pairs)
+            target = _target(lin, acc, acc_bytes, tile, pairs)
+            power = _power(lin, segment, pairs)
             sum_some((rows + pairs * rows_bytes,), (tile_at,), (0, 1), slots, (target,), (power,))
 
     @inline
@@ -466,8 +477,8 @@ def lookup(
     large = lin.row_stride == LARGE
     if vectors < SPLIT_VECTORS and not large:
         for n in range(vectors):
-            target = accumulators_of(lin, acc, acc_bytes, 0, n)
-            power = exponent_of(lin, segment, n)
+            target = _target(lin, acc, acc_bytes, 0, n)
+            power = _power(lin, segment, n)
             own = rows + n * rows_bytes
             if segment_wide(lin, segment):
                 _stream(codes, tiles, own, (0, 1), slots, target, power)

@@ -41,7 +41,7 @@ PARTS = TILE // 16
 LINE_SLOTS = 32
 #: Bytes of the centroids that 16 outputs have in a segment: [quads, 2 channels, 64].
 PART_BYTES = SEGMENT // QUAD * 128
-#: Room for those of a tile, and behind them for what lies between.
+#: Room for those of a tile, and behind them for the sums of AMX tiles and what a last row reads.
 CENTROID_BYTES = 2 * PARTS * PART_BYTES
 #: Entries of a row that fills a register.
 LARGE = 64

@@ -11,9 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from lutllm.emulator.jit import inline
-from lutllm.emulator.layout import PARTS, QUAD, SEGMENT_COLUMNS, TILE
-from lutllm.emulator.plain import segment_field
+from lutllm.emulator.layout import PARTS, QUAD
 from lutllm.emulator.simd import (
     broadcast,
     call_llvm,
@@ -46,7 +44,7 @@ def indices_of(builder: Any, both: Any) -> list[Any]:
 
 @intrinsic
 def zeros(typingctx: Any, vectors: Any, tiles: Any, planes: Any) -> Any:
-    """Sums for `_quad`, all 0. planes: a tuple with an element for each plane of a row."""
+    """Sums [vectors][planes][tiles][PARTS], all 0. Tuples, of which the lengths matter."""
     count = PARTS * len(vectors) * len(tiles) * len(planes)
     result = types.UniTuple(i32x16, count)
 
@@ -94,15 +92,3 @@ def finish(typingctx: Any, sums: Any, tiles: Any, planes: Any, targets: Any, shi
         return context.get_dummy_value()
 
     return types.void(sums, tiles, planes, targets, shifts), codegen
-
-
-@inline
-def exponent_of(lin: Any, segment: int, n: int) -> int:
-    """Exponent of the sums of vector n."""
-    return segment_field(lin, segment, SEGMENT_COLUMNS + n % lin.act_stages)
-
-
-@inline
-def accumulators_of(lin: Any, acc: int, acc_bytes: int, tile: int, n: int) -> int:
-    """Accumulators of vector n from `tile` on."""
-    return acc + n // lin.act_stages * acc_bytes + 4 * TILE * tile
