@@ -15,8 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from calib.decoder import FloatDecoder, rms_norm
+from calib.decoder import FloatDecoder
 from calib.evaluate import Perplexity, last_hidden, token_nll
+from calib.operators import rms_norm
 from lutllm.progress import Progress
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from calib.matmul import product
+from calib.operators import causal_attention, rms_norm, rotate_heads, swiglu
 from lutllm.model_config import LinearShape
 from lutllm.rope import rope_tables
 
@@ -45,16 +45,15 @@ class LayerWeights:
         return y if bias is None else y + bias
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
-
-
 class FloatDecoder:
-    """A checkpoint as a sequence of float layers."""
+    """A checkpoint as a sequence of float layers.
 
-    def __init__(self, checkpoint: Checkpoint):
+    dtype: what queries, keys and values are multiplied in.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32):
         self.checkpoint = checkpoint
+        self._dtype = dtype
         self.config = checkpoint.model
         self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -109,26 +108,23 @@ class FloatDecoder:
         attended = self.attention(qkv, weights).flatten(0, 1)
         flat = flat + apply(o_proj, attended)
         x = rms_norm(flat, weights.post_attention_norm, config.rms_norm_eps)
-        gate, up = apply(gate_up_proj, x).chunk(2, dim=-1)
-        flat = flat + apply(down_proj, F.silu(gate) * up)
+        flat = flat + apply(down_proj, swiglu(apply(gate_up_proj, x)))
         return flat.unflatten(0, hidden.shape[:2])
 
     def attention(self, qkv: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
         """Causal grouped-query attention. qkv: f32[N, ctx, q+k+v] -> f32[N, ctx, q_size]."""
         config = self.config
         sizes = [config.q_size, config.kv_size, config.kv_size]
-        q, k, v = (
-            part.unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
-            for part in qkv.split(sizes, dim=-1)
-        )
+        counts = [size // config.head_dim for size in sizes]
+        heads = qkv.unflatten(-1, (-1, config.head_dim))
         if weights.q_norm is not None and weights.k_norm is not None:
+            q, k, v = heads.split(counts, 2)
             q = rms_norm(q, weights.q_norm, config.rms_norm_eps)
             k = rms_norm(k, weights.k_norm, config.rms_norm_eps)
-        cos, sin = self._rope_for(qkv.shape[1])
-        out = F.scaled_dot_product_attention(
-            _rotate(q, cos, sin), _rotate(k, cos, sin), v, is_causal=True, enable_gqa=True
-        )
-        return out.transpose(1, 2).flatten(2)
+            heads = torch.cat([q, k, v], 2)
+        heads = rotate_heads(heads, *self._rope_for(qkv.shape[1]), sum(counts[:2]))
+        q, k, v = (part.transpose(1, 2) for part in heads.to(self._dtype).split(counts, 2))
+        return causal_attention(q, k, v).transpose(1, 2).flatten(2).float()
 
     def _rope_for(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         if self._rope is None or len(self._rope[0]) < length:
@@ -144,7 +140,7 @@ class FloatDecoder:
             weights = self.layer(index)
             hidden = self.run_layer(hidden, weights, weights.apply)
         norm, head = self.head()
-        return F.linear(rms_norm(hidden[0], norm, self.config.rms_norm_eps), head).numpy()
+        return product(rms_norm(hidden[0], norm, self.config.rms_norm_eps), head.t()).numpy()
 
 
 class ResidentDecoder:
@@ -172,9 +168,3 @@ class ResidentDecoder:
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """ids: i64[T] -> f32[T, vocab]."""
         return product(self.hidden(np.asarray(ids)[None])[0], self.head.t()).numpy()
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding on halves. x: f32[N, heads, ctx, hd]; cos, sin: f32[ctx, hd / 2]."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

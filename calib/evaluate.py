@@ -16,7 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from calib.decoder import FloatDecoder, rms_norm
+from calib.decoder import FloatDecoder
+from calib.operators import rms_norm
 from lutllm.errors import CheckpointError
 from lutllm.progress import Progress
 

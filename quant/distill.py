@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from calib.decoder import FloatDecoder, LayerWeights, ResidentDecoder, rms_norm
+from calib.decoder import FloatDecoder, LayerWeights, ResidentDecoder
 from calib.matmul import fast_dtype
+from calib.operators import rms_norm
 from lutllm.artifact import Artifact
 from lutllm.checkpoint import Checkpoint
 from lutllm.config import QuantConfig
@@ -180,8 +181,8 @@ def distill(
     more, and stated in the record. A run that was killed goes on from `state_path`. Returns the
     trained student and a record for the report.
     """
-    decoder = FloatDecoder(checkpoint)
     dtype = config.dtype or fast_dtype()
+    decoder = FloatDecoder(checkpoint, dtype)
     teacher = ResidentDecoder(decoder, dtype)
     student = Student.from_artifact(artifact, decoder, dtype, engine)
     optimizer = torch.optim.Adam(student.groups(config), lr=1.0, betas=(0.9, 0.95), fused=True)

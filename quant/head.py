@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from calib.decoder import FloatDecoder, rms_norm
+from calib.decoder import FloatDecoder
+from calib.operators import rms_norm
 from lutllm.checkpoint import Checkpoint
 from lutllm.config import QuantConfig
 from lutllm.int8_rows import quantize_rows, round_rows

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from calib.decoder import FloatDecoder, rms_norm
+from calib.decoder import FloatDecoder
+from calib.operators import rms_norm
 from lutllm.checkpoint import Checkpoint
 from lutllm.model_config import LinearShape
 from lutllm.progress import Progress

@@ -15,84 +15,95 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from calib.matmul import product
+from calib.matmul import narrowed, widened, words
+from calib.operators import PARTS
 from lutllm.config import ACT_LIMIT, STAGE_BITS
 from lutllm.lut_linear import LutLinear
 from quant.engine import TableEngine
 from quant.kmeans import assign_one
 
-#: Stretches of tokens that sums over tokens are made of; fixed, so that threads do not matter.
-_PARTS = 16
-
-
-@njit(inline="always")
-def _decode_row(
-    books: np.ndarray, codes: np.ndarray, p: int, j: int, group_size: int, row: np.ndarray
-) -> None:
-    row[:] = 0
-    for s in range(codes.shape[0]):
-        for first in range(0, codes.shape[2], group_size):
-            book = books[s, p, first // group_size]
-            for m in range(first, min(first + group_size, codes.shape[2])):
-                row[m] += book[codes[s, p, m], j]
-
 
 @njit(cache=True, parallel=True)
 def _decode_weight(books: np.ndarray, codes: np.ndarray, group_size: int, out: np.ndarray) -> None:
-    """out f32[P, v, M] = sum over stages of books f32[Sw, P, B, Kw, v] at codes u8[Sw, P, M]."""
-    for p in prange(codes.shape[1]):
-        for j in range(out.shape[1]):
-            _decode_row(books, codes, p, j, group_size, out[p, j])
+    """out [P, v, M] = sum over stages of books f32[Sw, P, B, Kw, v] at codes u8[Sw, P, M].
 
-
-@njit(cache=True, parallel=True)
-def _decode_weight_bfloat16(
-    books: np.ndarray, codes: np.ndarray, group_size: int, out: np.ndarray
-) -> None:
-    """The same rounded to even as bfloat16, the upper half of a float32. out: u16[P, v, M]."""
-    for p in prange(codes.shape[1]):
-        row = np.empty(codes.shape[2], np.float32)
-        bits = row.view(np.uint32)
+    out: words, see `calib.matmul`.
+    """
+    stages, positions, rows = codes.shape
+    for p in prange(positions):
+        row = np.empty(rows, np.float32)
         for j in range(out.shape[1]):
-            _decode_row(books, codes, p, j, group_size, row)
-            for m in range(len(row)):
-                half = np.uint32(0x7FFF) + ((bits[m] >> np.uint32(16)) & np.uint32(1))
-                out[p, j, m] = (bits[m] + half) >> np.uint32(16)
+            row[:] = 0
+            for s in range(stages):
+                for first in range(0, rows, group_size):
+                    book = books[s, p, first // group_size, :, j].copy()
+                    code = codes[s, p, first : first + group_size]
+                    part = row[first : first + group_size]
+                    for m in range(len(code)):
+                        part[m] += book[code[m]]
+            narrowed(row.view(np.uint32), out[p, j])
 
 
 @njit(cache=True, parallel=True)
 def _collect_gradient(
     gradient: np.ndarray, codes: np.ndarray, group_size: int, out: np.ndarray
 ) -> None:
-    """The adjoint of `_decode_weight`: out f32[Sw, P, B, Kw, v] from gradient f32[P, v, M]."""
+    """The adjoint of `_decode_weight`: out f32[Sw, P, B, Kw, v] from words [P, v, M]."""
     stages, positions, rows = codes.shape
+    count = out.shape[3]
     for p in prange(positions):
-        out[:, p] = 0
-        for s in range(stages):
-            for first in range(0, rows, group_size):
-                book = out[s, p, first // group_size]
-                for m in range(first, min(first + group_size, rows)):
-                    for j in range(gradient.shape[1]):
-                        book[codes[s, p, m], j] += gradient[p, j, m]
+        row = np.empty(rows, np.float32)
+        for j in range(gradient.shape[1]):
+            widened(gradient[p, j], row.view(np.uint32))
+            for s in range(stages):
+                for first in range(0, rows, group_size):
+                    code = codes[s, p, first : first + group_size]
+                    part = row[first : first + group_size]
+                    # an addition waits for the one before it to the same centroid: four sums of it
+                    sums = np.zeros((4, count), np.float32)
+                    whole = len(code) // 4 * 4
+                    for m in range(0, whole, 4):
+                        for i in range(4):
+                            sums[i, code[m + i]] += part[m + i]
+                    for m in range(whole, len(code)):
+                        sums[0, code[m]] += part[m]
+                    for k in range(count):
+                        total = (sums[0, k] + sums[1, k]) + (sums[2, k] + sums[3, k])
+                        out[s, p, first // group_size, k, j] = total
+
+
+@njit(cache=True, parallel=True)
+def _scale_product(
+    product: np.ndarray, scale: np.ndarray, token_scale: np.ndarray, out: np.ndarray
+) -> None:
+    """out f32[T, M] = product, words [T, M], times a scale of each row and token."""
+    for t in prange(len(out)):
+        widened(product[t], out[t].view(np.uint32))
+        for m in range(out.shape[1]):
+            out[t, m] *= scale[m] * token_scale[t]
 
 
 @njit(cache=True, parallel=True)
 def _scale_gradient(
-    gradient: np.ndarray, y: np.ndarray, scale: np.ndarray, token_scale: np.ndarray
+    gradient: np.ndarray,
+    y: np.ndarray,
+    scale: np.ndarray,
+    token_scale: np.ndarray,
+    out: np.ndarray,
 ) -> np.ndarray:
     """What y = product * scale * token_scale hands back. gradient, y: f32[T, M].
 
-    gradient becomes that of the product, in place; returns that of log(scale), f32[M].
+    out, words [T, M], is that of the product; returns that of log(scale), f32[M].
     """
     tokens, rows = y.shape
-    part = np.empty((_PARTS, rows), np.float32)
-    for i in prange(_PARTS):
-        total = part[i]
-        total[:] = 0
-        for t in range(i * tokens // _PARTS, (i + 1) * tokens // _PARTS):
+    part = np.zeros((PARTS, rows), np.float32)
+    for i in prange(PARTS):
+        scaled = np.empty(rows, np.float32)
+        for t in range(i * tokens // PARTS, (i + 1) * tokens // PARTS):
             for m in range(rows):
-                total[m] += gradient[t, m] * y[t, m]
-                gradient[t, m] *= scale[m] * token_scale[t]
+                part[i, m] += gradient[t, m] * y[t, m]
+                scaled[m] = gradient[t, m] * (scale[m] * token_scale[t])
+            narrowed(scaled.view(np.uint32), out[t])
     return part.sum(0)
 
 
@@ -117,8 +128,9 @@ class _CodedProduct(torch.autograd.Function):
     ) -> torch.Tensor:
         y = rounded
         if y is None:
-            y = product(z, _decoded(books, codes, group_size, z.dtype))
-            y.mul_(scale).mul_(token_scale[:, None])
+            product = words(z @ _decoded(books, codes, group_size, z.dtype))
+            y = torch.empty(product.shape)
+            _scale_product(product, scale.numpy(), token_scale.numpy(), y.numpy())
         ctx.save_for_backward(z, books, scale, token_scale, y)
         ctx.codes, ctx.group_size = codes, group_size
         return y
@@ -126,37 +138,67 @@ class _CodedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         z, books, scale, token_scale, y = ctx.saved_tensors
-        grad = gradients[0].clone(memory_format=torch.contiguous_format)  # ours to change
+        grad = torch.empty(y.shape, dtype=z.dtype)
         grad_scale = torch.from_numpy(
-            _scale_gradient(grad.numpy(), y.numpy(), scale.numpy(), token_scale.numpy())
+            _scale_gradient(
+                gradients[0].contiguous().numpy(),
+                y.numpy(),
+                scale.numpy(),
+                token_scale.numpy(),
+                words(grad),
+            )
         ).div_(scale)
-        grad = grad.to(z.dtype)
         grad_z = None
         if ctx.needs_input_grad[0]:
             grad_z = grad @ _decoded(books, ctx.codes, ctx.group_size, z.dtype).t()
-        grad_weight = product(z.t(), grad).view(books.shape[1], books.shape[4], -1)
+        grad_weight = (z.t() @ grad).view(books.shape[1], books.shape[4], -1)
         grad_books = torch.empty_like(books)
-        _collect_gradient(grad_weight.numpy(), ctx.codes, ctx.group_size, grad_books.numpy())
+        _collect_gradient(words(grad_weight), ctx.codes, ctx.group_size, grad_books.numpy())
         return grad_z, grad_books, grad_scale, None, None, None, None
+
+
+@njit(inline="always")
+def _gather(x: np.ndarray, perm: np.ndarray, scale: np.ndarray, out: np.ndarray) -> None:
+    """out f32[C] = x f32[D] in the order of slots, scaled; -1 in perm is padding."""
+    for c in range(len(perm)):
+        out[c] = x[perm[c]] * scale[c] if perm[c] >= 0 else 0
 
 
 @njit(cache=True, parallel=True)
 def _gather_slots(x: np.ndarray, perm: np.ndarray, scale: np.ndarray, out: np.ndarray) -> None:
-    """out f32[T, C] = x f32[T, D] in the order of slots, scaled; -1 in perm is padding."""
     for t in prange(len(x)):
-        for c in range(len(perm)):
-            out[t, c] = x[t, perm[c]] * scale[c] if perm[c] >= 0 else 0
+        _gather(x[t], perm, scale, out[t])
+
+
+@njit(cache=True, parallel=True)
+def _round_slots(
+    x: np.ndarray, perm: np.ndarray, scale: np.ndarray, out: np.ndarray, unit: np.ndarray
+) -> None:
+    """Slots of each token in units of its largest / 127, f32[T] `unit`, rounded to out, words."""
+    for t in prange(len(x)):
+        row = np.empty(len(perm), np.float32)
+        _gather(x[t], perm, scale, row)
+        top = np.float32(1e-30)
+        for c in range(len(row)):
+            top = max(top, abs(row[c]))
+        factor = np.float32(127) / top
+        unit[t] = top / np.float32(127)
+        for c in range(len(row)):
+            row[c] = np.rint(row[c] * factor)
+        narrowed(row.view(np.uint32), out[t])
 
 
 @njit(cache=True, parallel=True)
 def _scatter_slots(
-    gradient: np.ndarray, perm: np.ndarray, scale: np.ndarray, out: np.ndarray
+    gradient: np.ndarray, perm: np.ndarray, scale: np.ndarray, unit: np.ndarray, out: np.ndarray
 ) -> None:
-    """The adjoint of `_gather_slots`: every channel has one slot."""
+    """The adjoint of slots in units of `unit` f32[T]: every channel has one. gradient: words."""
     for t in prange(len(gradient)):
+        row = np.empty(len(perm), np.float32)
+        widened(gradient[t], row.view(np.uint32))
         for c in range(len(perm)):
             if perm[c] >= 0:
-                out[t, perm[c]] = gradient[t, c] * scale[c]
+                out[t, perm[c]] = row[c] * scale[c] / unit[t]
 
 
 class _Slots(torch.autograd.Function):
@@ -172,24 +214,32 @@ class _Slots(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         out = torch.empty(ctx.shape)
-        _scatter_slots(gradients[0].contiguous().numpy(), ctx.perm, ctx.scale, out.numpy())
+        unit = np.ones(len(out), np.float32)
+        _scatter_slots(words(gradients[0].contiguous()), ctx.perm, ctx.scale, unit, out.numpy())
         return out, None, None
 
 
-class _RoundedActivation(torch.autograd.Function):
-    """Slots f32[T, C] times `factor` f32[T, 1], rounded, in `dtype`; gradient straight through."""
+class _RoundedSlots(torch.autograd.Function):
+    """The same rounded to integers up to 127, in `dtype`, and what 1 is worth in each token.
+
+    f32[T, D] -> [T, C], f32[T]; the gradient goes straight through the rounding.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, z: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype
-    ) -> torch.Tensor:
-        ctx.save_for_backward(factor)
-        return torch.mul(z, factor).round_().to(dtype)
+        ctx: Any, x: torch.Tensor, perm: np.ndarray, scale: np.ndarray, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out, unit = torch.empty(len(x), len(perm), dtype=dtype), torch.empty(len(x))
+        _round_slots(x.contiguous().numpy(), perm, scale, words(out), unit.numpy())
+        ctx.perm, ctx.scale, ctx.shape, ctx.unit = perm, scale, x.shape, unit.numpy()
+        ctx.mark_non_differentiable(unit)
+        return out, unit
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (factor,) = ctx.saved_tensors
-        return gradients[0] * factor, None, None
+        out = torch.empty(ctx.shape)
+        _scatter_slots(words(gradients[0].contiguous()), ctx.perm, ctx.scale, ctx.unit, out.numpy())
+        return out, None, None, None
 
 
 @njit(cache=True, parallel=True)
@@ -299,14 +349,8 @@ def _decoded(
 ) -> torch.Tensor:
     """[C, M] in dtype."""
     _, positions, rows = codes.shape
-    shape = (positions, books.shape[4], rows)
-    values = books.detach().numpy()
-    if dtype == torch.bfloat16:
-        halves = np.empty(shape, np.uint16)
-        _decode_weight_bfloat16(values, codes, group_size, halves)
-        return torch.from_numpy(halves).view(dtype).view(-1, rows)
-    out = torch.empty(shape)
-    _decode_weight(values, codes, group_size, out.numpy())
+    out = torch.empty(positions, books.shape[4], rows, dtype=dtype)
+    _decode_weight(books.detach().numpy(), codes, group_size, words(out))
     return out.view(-1, rows)
 
 
@@ -320,8 +364,9 @@ class StudentLinear:
 
     parameters: `books` f32[Sw, P, B, Kw, v] in units of `rms` integers, `gain` f32[M] around 1, and
     in scheme "co" `act_books` f32[Sa, P, Ka, v] in units of theirs. Matrices are multiplied in
-    `dtype`: bfloat16 holds an integer activation and an integer centroid exactly. Without an engine
-    table entries are not rounded.
+    `dtype`: bfloat16 holds an integer activation and an integer centroid exactly. The engine runs
+    tables whose entries are rounded. Where they are dot products, and without an engine, the
+    product is what they give, but for its own rounding.
     """
 
     def __init__(
@@ -331,7 +376,10 @@ class StudentLinear:
         engine: TableEngine | None = None,
     ):
         self.linear = linear
-        self._tables = None if engine is None else engine(dataclasses.replace(linear, bias=None))
+        rounds = not all(linear.exact(stage) for stage in range(linear.config.weight_stages))
+        self._tables = None
+        if engine is not None and rounds:
+            self._tables = engine(dataclasses.replace(linear, bias=None))
         self._dtype = dtype
         config = linear.config
         self._codes = np.ascontiguousarray(linear.unpack_weight_codes())
@@ -377,7 +425,7 @@ class StudentLinear:
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """x: f32[T, D] -> f32[T, M]."""
         rounded, codes = (None, None) if self._tables is None else self._through_tables(x)
-        z, token_scale = self._code(_Slots.apply(x, self._perm, self._scale), codes)
+        z, token_scale = self._code(x, codes)
         books = self.integers() * self._unit
         scale = self._output_scale * self.gain
         group_size = self.linear.config.group_size
@@ -395,19 +443,19 @@ class StudentLinear:
         y, codes = self._tables.apply(x.detach().numpy())
         return torch.from_numpy(y), codes
 
-    def _code(self, z: torch.Tensor, codes: np.ndarray | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _code(self, x: torch.Tensor, codes: np.ndarray | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Coded activations with straight-through gradients, and what one of them is worth.
 
-        z: f32[T, C] -> [T, C] in the type that matrices are multiplied in, f32[T]. codes: those of
+        x: f32[T, D] -> [T, C] in the type that matrices are multiplied in, f32[T]. codes: those of
         scheme "co" where they are known.
         """
         config = self.linear.config
         if config.scheme == "weight":
-            top = z.detach().abs().amax(1).clamp(min=1e-30)
-            return _RoundedActivation.apply(z, (127 / top)[:, None], self._dtype), top / 127
+            return _RoundedSlots.apply(x, self._perm, self._scale, self._dtype)
         centroids = self.act_integers() * self._act_unit
         by_chebyshev = config.metric == "chebyshev"
-        coded = _CodedActivation.apply(z / self._fine, centroids, self._fine, by_chebyshev, codes)
+        z = _Slots.apply(x, self._perm, self._scale / np.float32(self._fine))
+        coded = _CodedActivation.apply(z, centroids, self._fine, by_chebyshev, codes)
         return coded.to(self._dtype), torch.ones(len(z))
 
     def trained(self) -> LutLinear:

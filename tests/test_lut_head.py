@@ -10,7 +10,8 @@ import pytest
 import torch
 from numba import njit
 
-from calib.decoder import FloatDecoder, rms_norm
+from calib.decoder import FloatDecoder
+from calib.operators import rms_norm
 from codegen.csim import run_csim
 from codegen.decoder_images import plan_decoder
 from codegen.export import export

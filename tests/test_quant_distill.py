@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from calib.decoder import FloatDecoder, rms_norm
+from calib.decoder import FloatDecoder
+from calib.operators import rms_norm
 from lutllm import intmath
 from lutllm.artifact import EMBEDDING, Artifact, artifact_hash
 from lutllm.checkpoint import Checkpoint, open_checkpoint

@@ -89,7 +89,7 @@ def disturbed(checkpoint: Checkpoint, name: str, size: float, seed: int) -> floa
 
             hidden = decoder.run_layer(hidden, weights, apply)
         norm, head = decoder.head()
-        from calib.decoder import rms_norm
+        from calib.operators import rms_norm
 
         return rms_norm(hidden.flatten(0, 1), norm, checkpoint.model.rms_norm_eps) @ head.t()
 
