@@ -81,7 +81,11 @@ class QuantizedLinear:
     code: InputCode
     weight: torch.Tensor  # f32[M, C], acts on the coded input in y
     bias: torch.Tensor | None
-    output: torch.Tensor  # f32[T, M], what `apply` gives for the calibration inputs
+    coded_x: torch.Tensor  # f32[C, T], the calibration inputs as the layer sees them
+
+    def output(self) -> torch.Tensor:
+        """What `apply` gives for the calibration inputs: f32[T, M]."""
+        return _product(self.coded_x, self.weight, self.bias)
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """The linear in float arithmetic, table rounding left out. f32[T, D] -> f32[T, M]."""
@@ -118,7 +122,7 @@ def quantize_linear(
     coded, row_scale = _code_rows(weight, inputs, config, effort, extra)
     linear = _assemble(shape, config, inputs, coded, row_scale, bias)
     final = torch.from_numpy(coded.values) * row_scale[:, None]
-    return QuantizedLinear(linear, inputs.code, final, bias, _product(inputs.coded_x, final, bias))
+    return QuantizedLinear(linear, inputs.code, final, bias, inputs.coded_x)
 
 
 def quantize_rows(

@@ -39,7 +39,7 @@ from lutllm.version import __version__
 from quant.baseline import relative_error, round_to_nearest
 from quant.engine import TableEngine
 from quant.head import head_bytes, quantize_head, stored_tensors, stored_values
-from quant.linear import CHUNK_ROWS, Effort, QuantizedLinear, quantize_linear, searches
+from quant.linear import CHUNK_ROWS, Effort, quantize_linear, searches
 from quant.refine import refine
 from quant.workspace import Workspace, check_output
 
@@ -55,7 +55,7 @@ _FLOAT_WINDOWS = 4
 class CalibrationConfig:
     """Calibration tokens: `tokens` in windows of `ctx`."""
 
-    tokens: int = 8192
+    tokens: int = 32768
     ctx: int = 512
 
 
@@ -198,13 +198,15 @@ def _quantize_layer(
             seed,
             lacking=effort.correction * lacking if adds and effort.correction else None,
         )
-        if engine is not None:
-            result.output = torch.from_numpy(engine(result.linear).apply(x.numpy())[0])
+        if engine is None:
+            output = result.output()
+        else:
+            output = torch.from_numpy(engine(result.linear).apply(x.numpy())[0])
         if adds:
-            lacking.add_(weights.apply(shape, x_float)).sub_(result.output)
+            lacking.add_(weights.apply(shape, x_float)).sub_(output)
         done.append(result.linear)
-        errors.append(_layer_error(shape, weights, x_float, x, result))
-        return result.output
+        errors.append(_layer_error(shape, weights, x_float, x, result.linear, output))
+        return output
 
     streams.quantized = decoder.run_layer(streams.quantized, weights, apply)
     return done, errors
@@ -231,7 +233,8 @@ def _layer_error(
     weights: LayerWeights,
     x_float: torch.Tensor,
     x_quant: torch.Tensor,
-    result: QuantizedLinear,
+    linear: LutLinear,
+    output: torch.Tensor,
 ) -> dict[str, Any]:
     """Distance to the float model's output, beside round-to-nearest of the weights at like bits.
 
@@ -239,8 +242,8 @@ def _layer_error(
     """
     stride = max(1, len(x_quant) // _ERROR_TOKENS)
     exact = weights.apply(shape, x_float[::stride])
-    sample, found = x_quant[::stride], result.output[::stride]
-    bits = max(2, round(result.linear.config.index_bits_per_weight))
+    sample, found = x_quant[::stride], output[::stride]
+    bits = max(2, round(linear.config.index_bits_per_weight))
     rounded = sample @ round_to_nearest(weights.weight[shape.name], bits).t()
     bias = weights.bias[shape.name]
     return {

@@ -125,7 +125,7 @@ def test_tokens_count_by_their_weight(config: LutConfig) -> None:
 
     def error(weights: torch.Tensor | None) -> float:
         result = quantize_linear(shape, weight, None, x, x, config, Effort(), 0, weights)
-        return relative_error(result.output[:half], x[:half] @ weight.t())
+        return relative_error(result.output()[:half], x[:half] @ weight.t())
 
     favoured = torch.cat([torch.full((half,), 1.99), torch.full((TOKENS - half,), 0.01)])
     assert error(favoured) < 0.9 * error(None)

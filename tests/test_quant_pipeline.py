@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from calib.decoder import FloatDecoder
+from lutllm.api.quantizing import _calibration
 from lutllm.artifact import EMBEDDING, Artifact, artifact_hash, read_json
 from lutllm.checkpoint import Checkpoint, open_checkpoint
 from lutllm.config import LutConfig, QuantConfig
@@ -281,3 +283,22 @@ def test_output_that_is_something_else(checkpoint: Checkpoint, tmp_path: Path) -
     (tmp_path / "file").write_text("x")
     with pytest.raises(LutLLMError, match="is a file"):
         run(checkpoint, tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("asked", "available", "found"),
+    [
+        (None, None, 32768),
+        (None, 10_000_000, 32768),
+        (None, 5000, 4608),
+        (None, 100, 512),
+        (1500, 100, 1500),
+    ],
+)
+def test_calibration_takes_what_the_text_has(
+    asked: int | None, available: int | None, found: int
+) -> None:
+    checkpoint = SimpleNamespace(model=SimpleNamespace(max_position_embeddings=2048))
+    assert _calibration(checkpoint, asked, available) == CalibrationConfig(found, 512)
+    with pytest.raises(ConfigError, match="at least one window of 512 tokens"):
+        _calibration(checkpoint, 511, available)

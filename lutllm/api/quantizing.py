@@ -74,18 +74,19 @@ def plan(
     recipe: str | None = None,
     max_bits: float | None = None,
     max_mb: float | None = None,
-    calib_tokens: int = 8192,
+    calib_tokens: int | None = None,
     tie_head: bool = False,
 ) -> dict[str, Any]:
     """What quantizing `source` would take: seconds, peak memory, artifact size.
 
-    config, recipe, max_bits, max_mb, tie_head  as for `quantize`
+    config, recipe, max_bits, max_mb, calib_tokens, tie_head  as for `quantize`, whose text is
+    taken to be long enough
     """
     from quant import pipeline
 
     config, choice = _configured(source, config, recipe, max_bits, max_mb, tie_head)
     checkpoint = open_source(source, tie_head)
-    calibration = pipeline.CalibrationConfig(calib_tokens, _context(checkpoint, calib_tokens))
+    calibration = _calibration(checkpoint, calib_tokens)
     return pipeline.plan(checkpoint, config, calibration) | choice
 
 
@@ -98,7 +99,7 @@ def quantize(
     max_bits: float | None = None,
     max_mb: float | None = None,
     calib: Source | None = None,
-    calib_tokens: int = 8192,
+    calib_tokens: int | None = None,
     eval_text: Source | None = None,
     eval_tokens: int = 4096,
     bits: float | None = None,
@@ -114,6 +115,7 @@ def quantize(
     recipe       a name; None takes the published setting, "auto" the most accurate one within
                  max_bits and max_mb (`choose_recipe`), which "recipe_choice" in the result explains
     calib        calibration text; None takes the one that ships with lutllm
+    calib_tokens how many of its tokens; None takes 32,768, or what the text has
     eval_text    text for perplexity before and after; None takes the end of the calibration text,
                  which is then not calibrated on
     eval_tokens  how many of its tokens, 0 to leave the perplexities out
@@ -125,6 +127,7 @@ def quantize(
                  both as roundings of one matrix (`lutllm.checkpoint.tied`)
     resume       continue a run that was interrupted, from its last finished layer
     """
+    from calib.text import default_text, read_text
     from lutllm.checkpoint import open_checkpoint
     from lutllm.emulator.runner import table_engine
     from quant import pipeline
@@ -135,9 +138,12 @@ def quantize(
     config, choice = _configured(source, config, recipe, max_bits, max_mb, tie_head)
     out = Path(out)
     checkpoint = open_source(source, tie_head)
-    calibration = pipeline.CalibrationConfig(calib_tokens, _context(checkpoint, calib_tokens))
     tokenizer = checkpoint.tokenizer()
-    calib_ids, windows = _texts(tokenizer, calib, calibration, eval_text, eval_tokens)
+    text = default_text() if calib is None else read_text(calib)
+    calib_ids = np.array(tokenizer.encode(text), np.int64)
+    spare = eval_tokens if eval_text is None else 0
+    calibration = _calibration(checkpoint, calib_tokens, len(calib_ids) - spare)
+    calib_ids, windows = _held_back(tokenizer, calib_ids, calibration, eval_text, eval_tokens)
     allocation = None
     if bits is not None:
         config, allocation = _mixed(checkpoint, config, bits, calib_ids, calibration, progress)
@@ -199,28 +205,40 @@ def _finished(out: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
     return report if same and report.get("artifact_hash") == artifact_hash(out) else None
 
 
-def _context(checkpoint: Checkpoint, calib_tokens: int) -> int:
-    """Tokens per window: CTX, or fewer where the model is made for fewer."""
+def _calibration(
+    checkpoint: Checkpoint, calib_tokens: int | None, available: int | None = None
+) -> CalibrationConfig:
+    """Tokens, and tokens per window: CTX, or fewer where the model is made for fewer.
+
+    available: what the text has, None where it is not known.
+    """
+    from quant.pipeline import CalibrationConfig
+
     ctx = min(CTX, checkpoint.model.max_position_embeddings)
+    if calib_tokens is None:
+        calib_tokens = CalibrationConfig().tokens
+        if available is not None:
+            calib_tokens = max(ctx, min(calib_tokens, available) // ctx * ctx)
     if calib_tokens < ctx:
         raise ConfigError(
             f"calib_tokens is {calib_tokens}; at least one window of {ctx} tokens is needed"
         )
-    return ctx
+    return CalibrationConfig(calib_tokens, ctx)
 
 
-def _texts(
+def _held_back(
     tokenizer: Tokenizer,
-    calib: Source | None,
+    ids: np.ndarray,
     calibration: CalibrationConfig,
     eval_text: Source | None,
     eval_tokens: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Calibration ids i64[T] and evaluation windows i64[N, ctx], None where there is no text."""
-    from calib.text import default_text, read_text, windows
+    """Calibration ids i64[T] and evaluation windows i64[N, ctx], None where there is no text.
 
-    text = default_text() if calib is None else read_text(calib)
-    ids = np.array(tokenizer.encode(text), np.int64)
+    ids: i64[N], the calibration text, whose end stands in for an evaluation text.
+    """
+    from calib.text import read_text, windows
+
     ctx = calibration.ctx
     if eval_tokens == 0:
         return ids, None

@@ -119,7 +119,12 @@ def add_parser(commands: Any) -> None:
     )
     text = parser.add_argument_group("text")
     text.add_argument("--calib", type=Path, metavar="FILE", help="calibration text (default: ours)")
-    text.add_argument("--calib-tokens", type=positive, default=8192, metavar="N")
+    text.add_argument(
+        "--calib-tokens",
+        type=positive,
+        metavar="N",
+        help="how many of its tokens (default: 32768, or what it has)",
+    )
     text.add_argument(
         "--eval",
         type=Path,
