@@ -111,8 +111,9 @@ RECIPES = {
         "weights coded, 2 index bits per weight, rows computed",
     ),
     "balanced": Recipe(
-        _by_weight(2, block_positions=_BLOCK, weight_centroids=8),
-        "weights coded in two stages of 8 centroids, 3 index bits",
+        _by_weight(2, block_positions=_BLOCK, weight_centroids=8, group_size=_LARGE_GROUP),
+        "weights coded in two stages of 8 centroids, of 16 in attention, some 3.2 index bits",
+        {f"*.{name}": {"weight_centroids": 16} for name in ("qkv_proj", "o_proj")},
     ),
     "accurate": Recipe(
         _by_weight(2, block_positions=1, group_size=_LARGE_GROUP),

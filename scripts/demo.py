@@ -29,7 +29,9 @@ def run(out: Path) -> list[tuple[str, str]]:
     artifact, design = out / "tiny-qwen3-lut", out / "tiny-qwen3-v80"
 
     stage("quantize: v=2, 64 activation and 16 weight centroids, 512 rows a codebook, INT8 tables")
-    report = lutllm.quantize(MODEL, artifact, eval_text=MODEL / "sample.txt", progress=True)
+    report = lutllm.quantize(
+        MODEL, artifact, calib_tokens=8192, eval_text=MODEL / "sample.txt", progress=True
+    )
     rows = [
         ("perplexity, float model", f"{report['perplexity_before']:.2f}"),
         ("perplexity, tables", f"{report['perplexity_after']:.2f}"),
