@@ -10,7 +10,7 @@ demo: setup
 	$(BIN)/python scripts/demo.py
 
 test: setup-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -201,9 +201,11 @@ def compile_testbench(sources: dict[str, str], main: str, extra_flags: Sequence[
     used = {p: t for p, t in sources.items() if p == main or not p.endswith(".md")}
     stamp = json.dumps([compiler, flags, main, sorted(used.items())]).encode()
     program = cache_folder() / hashlib.sha256(stamp).hexdigest()[:32]
-    if program.is_file():
-        program.touch()
+    try:
+        os.utime(program)  # in use: not the next to go
         return program
+    except FileNotFoundError:
+        pass
     try:
         program.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as cause:
@@ -226,10 +228,18 @@ def compile_testbench(sources: dict[str, str], main: str, extra_flags: Sequence[
 
 
 def _prune(folder: Path) -> None:
-    """Keep the newest programs of the cache."""
-    programs = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+    """Keep the newest programs of the cache, which other processes write and prune as well."""
+    programs = sorted(folder.iterdir(), key=_written)
     for path in programs[:-CACHED_PROGRAMS]:
         path.unlink(missing_ok=True)
+
+
+def _written(path: Path) -> float:
+    """When a file was written last, long ago if it is gone."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _tail(text: str, lines: int = 30) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from codegen import csim as csim_module
 from codegen.csim import run_csim
 from codegen.manifest import MANIFEST, file_entry, read_design
 from fpga.design import EngineConfig, EngineDesign
@@ -242,3 +244,21 @@ def test_golden_of_the_wrong_size_is_refused(copy: Path) -> None:
     rehash(copy)
     with pytest.raises(ArtifactError, match=r"y\.bin: 16636 bytes, its engine needs 16640"):
         run_csim(copy)
+
+
+def test_pruning_survives_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that goes while the cache is looked through is no error."""
+    for i in range(3):
+        (tmp_path / str(i)).touch()
+        os.utime(tmp_path / str(i), (i, i))
+    written = csim_module._written
+    monkeypatch.setattr(csim_module, "CACHED_PROGRAMS", 1)
+
+    def vanishing(path: Path) -> float:
+        if path.name == "1":
+            path.unlink(missing_ok=True)
+        return written(path)
+
+    monkeypatch.setattr(csim_module, "_written", vanishing)
+    csim_module._prune(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
