@@ -16,8 +16,9 @@ from codegen.decoder_golden import DecoderGolden
 from codegen.manifest import Design
 from fpga.decoder_design import PROJECTIONS
 from fpga.head_slices import slice_name
-from lutllm.config import ACT_LIMIT, HEAD_LINEAR, STAGE_BITS, TINY_INPUT
+from lutllm.config import ACT_LIMIT, CENTROID_LIMIT, HEAD_LINEAR, STAGE_BITS, TINY_INPUT
 from lutllm.model_config import ModelConfig
+from lutllm.rotation import rotate
 
 #: Verdicts on a token that is not the one expected.
 TIE = "tie"  # two logits closer than the error of the kernel's, which is within the tolerance
@@ -197,9 +198,11 @@ def _rounded(design: Design, name: str, x: np.ndarray) -> np.ndarray:
     scales = np.stack([part.reshape(rows, -1) for part in beats], axis=1).reshape(-1)
     scales = scales[: kind.in_features]
     with np.errstate(all="ignore"):
-        z = x * scales
-        if engine.search:
-            limit = np.float32(ACT_LIMIT << (STAGE_BITS * (kind.act_stages - 1)))
+        z = rotate(x, kind.rotation) * scales
+        fine = STAGE_BITS * (kind.act_stages - 1)
+        if not kind.token_scale:
+            limit = np.float32(ACT_LIMIT << fine)
             return np.rint(np.clip(z, -limit, limit))
         top = np.abs(z).max(axis=1, keepdims=True)
-        return np.rint(z * np.where(top > TINY_INPUT, np.float32(127) / top, np.float32(0)))
+        most = np.float32(CENTROID_LIMIT << fine)
+        return np.rint(z * np.where(top > TINY_INPUT, most / top, np.float32(0)))

@@ -167,6 +167,8 @@ class LayerKind:
     weight_stages: int
     table_bits: int
     wide_stages: int
+    token_scale: bool
+    rotation: int
     bias: bool
     names: tuple[str, ...]
 
@@ -250,6 +252,11 @@ class EngineDesign:
     def search(self) -> bool:
         """Activations are coded."""
         return self.lut.scheme == "co"
+
+    @property
+    def token_scale(self) -> bool:
+        """Tokens of some kind have scales of their own."""
+        return any(kind.token_scale for kind in self.kinds)
 
     @property
     def online_rows(self) -> bool:
@@ -496,6 +503,13 @@ class EngineDesign:
             ("int", "GROUP_SIZE", lut.group_size, "outputs per weight codebook"),
             ("int", "TABLE_BITS", lut.table_bits, "bits of the widest table entry"),
             ("int", "BLOCK_POSITIONS", lut.block_positions, "positions under one exponent"),
+            (
+                "bool",
+                "TOKEN_SCALE",
+                self.token_scale,
+                "tokens may have scales",
+            ),
+            ("int", "ROTATION", lut.rotation, "floats of the longest rotation, 0 = none"),
             ("int", "MAX_ACT_STAGES", lut.act_stages, "residual stages of an activation code"),
             ("int", "MAX_WEIGHT_STAGES", lut.weight_stages, "residual stages of a weight code"),
             ("int", "CHANNELS", config.channels, "memory channels, one position each a round"),

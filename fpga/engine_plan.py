@@ -27,6 +27,8 @@ def plan_engines(
             weight_stages=max(lut.weight_stages for _, lut in linears),
             weight_centroids=max(lut.weight_centroids for _, lut in linears),
             table_bits=max(lut.table_bits for _, lut in linears),
+            token_scale=any(lut.token_scale for _, lut in linears),
+            rotation=max(lut.rotation for _, lut in linears),
         )
         name = "lut_linear" if len(members) == 1 else f"lut_linear_{i}"
         engines.append(EngineDesign(name, config, most, _kinds(model, linears)))
@@ -34,12 +36,15 @@ def plan_engines(
 
 
 def _shared(lut: LutConfig) -> LutConfig:
-    """What linears of one engine have in common: all but stages, and how many of them are wide.
+    """What linears of one engine have in common: all but stages, how many of them are wide, and
+    what is done to an input before it is coded.
 
     Where rows are computed, small codebooks and narrow entries run in the lanes of the largest;
     stored tables would have to be stored as large.
     """
-    key = dataclasses.replace(lut, act_stages=1, weight_stages=1, wide_stages=1)
+    key = dataclasses.replace(
+        lut, act_stages=1, weight_stages=1, wide_stages=1, token_scale=False, rotation=0
+    )
     if lut.scheme == "weight":
         return dataclasses.replace(key, weight_centroids=2, table_bits=8)
     return key
@@ -60,6 +65,8 @@ def _kinds(
             weight_stages=lut.weight_stages,
             table_bits=lut.table_bits,
             wide_stages=lut.wide_stages,
+            token_scale=lut.scales_tokens,
+            rotation=lut.rotation,
             bias=model.qkv_bias and suffix == "qkv_proj",
             names=(),
         )

@@ -36,6 +36,8 @@ CENTROID_LIMIT = 127
 #: In scheme "weight", inputs up to this magnitude are zero.
 TINY_INPUT = 1e-30
 MAX_TABLE_BITS = 16
+#: Most channels that one output of a rotation depends on.
+MAX_ROTATION = 4096
 #: Entries of weight stages after the first have at most this many bits: what those stages add is
 #: several times smaller, and so is its rounding.
 RESIDUAL_TABLE_BITS = 8
@@ -71,6 +73,10 @@ class LutConfig:
     wide_stages     the first weight stages, with entries of table_bits; later ones have 8 at most
     block_positions positions that share one accumulator exponent
     metric          one of METRICS, by which activations find their centroid (scheme "co")
+    token_scale     activations are coded relative to the largest of their token (scheme "co";
+                    scheme "weight" does so whatever this says)
+    rotation        channels of a block that is rotated before coding (`lutllm.rotation`), a power
+                    of two; 0 = none
     """
 
     scheme: str = "co"
@@ -84,6 +90,8 @@ class LutConfig:
     wide_stages: int = 1
     block_positions: int = 16
     metric: str = "l2"
+    token_scale: bool = False
+    rotation: int = 0
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
@@ -112,6 +120,32 @@ class LutConfig:
                 f"metric is {self.metric!r} in scheme 'weight', which does not search; leave it at "
                 "'l2' or use scheme 'co'"
             )
+        self._check_scaling()
+
+    def _check_scaling(self) -> None:
+        if not isinstance(self.token_scale, bool):
+            raise ConfigError(
+                f"quantization config: token_scale is {self.token_scale!r}; it must be true or "
+                "false"
+            )
+        size = self.rotation
+        _check_range("quantization config", "rotation", size, 0, MAX_ROTATION)
+        if size == 1 or size & (size - 1):
+            raise ConfigError(
+                f"quantization config: rotation is {size}; it must be 0 or a power of two from 2 "
+                f"to {MAX_ROTATION}"
+            )
+
+    @property
+    def scales_tokens(self) -> bool:
+        """Every token has a scale of its own, which its results are multiplied with."""
+        return self.scheme == "weight" or self.token_scale
+
+    @property
+    def act_limit(self) -> int:
+        """Largest magnitude of a quantized activation."""
+        largest = CENTROID_LIMIT if self.scales_tokens else ACT_LIMIT
+        return largest << (STAGE_BITS * (self.act_stages - 1))
 
     @property
     def code_bits(self) -> int:

@@ -3,7 +3,7 @@
 The emulator's kernels, the ONNX graph and the HLS engines are tested against these functions to
 the bit. Float steps are single float32 operations in the stated order, so they too are exact.
 
-    x_int  quantized activation           `quantize_activation`
+    x_int  rotated, quantized activation  `quantize_activation`
     codes  nearest activation centroid    `search`           (scheme "co")
     rows   table entries of a position    `table_rows`
     acc    integer sum over positions     `lookup_accumulate`
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from lutllm.config import ACT_LIMIT, STAGE_BITS, TINY_INPUT
+from lutllm.config import CENTROID_LIMIT, STAGE_BITS, TINY_INPUT
 from lutllm.lut_linear import LutLinear
+from lutllm.rotation import rotate
 
 
 def gather_input(x: np.ndarray, input_perm: np.ndarray) -> np.ndarray:
@@ -30,28 +31,28 @@ def gather_input(x: np.ndarray, input_perm: np.ndarray) -> np.ndarray:
 
 
 def quantize_activation(x: np.ndarray, linear: LutLinear) -> tuple[np.ndarray, np.ndarray | None]:
-    """Integer activations and, in scheme "weight", the scale of each token.
+    """Integer activations and, where every token has one, its scale.
 
     x: f32[T, D]. Returns x_int i32[T, P, v] and token_scale f32[T] or None.
 
-    co:     x_int = clamp(rint(x * input_scale), +-ACT_LIMIT << frac), frac = 3 (Sa - 1)
-    weight: z = x * input_scale; top = max |z|; x_int = rint(z * (127 / top)); scale = top / 127;
-            a token with top <= TINY_INPUT is zero: 127 / top must be finite
+    z = rotate(x)[perm] * input_scale, and with limit = `LutConfig.act_limit`
+    with token scales: top = max |z|; x_int = rint(z * (limit / top)); token_scale = top / 127;
+                       a token with top <= TINY_INPUT is zero: limit / top must be finite
+    without:           x_int = clamp(rint(z), +-limit)
     rint rounds halves to even, as IEEE 754 does.
     """
-    z = gather_input(x, linear.input_perm) * linear.input_scale
+    config = linear.config
+    z = gather_input(rotate(x, config.rotation), linear.input_perm) * linear.input_scale
     token_scale = None
-    if linear.config.scheme == "weight":
+    limit = config.act_limit
+    if config.scales_tokens:
         top = np.abs(z).max(axis=1)
         inverse = np.zeros_like(top)
-        np.divide(np.float32(127), top, out=inverse, where=top > TINY_INPUT)
-        token_scale = top / np.float32(127)
+        np.divide(np.float32(limit), top, out=inverse, where=top > TINY_INPUT)
+        token_scale = top / np.float32(CENTROID_LIMIT)
         z = z * inverse[:, None]
-        limit = 127
-    else:
-        limit = ACT_LIMIT << (STAGE_BITS * (linear.config.act_stages - 1))
     x_int = np.clip(np.rint(z), -limit, limit).astype(np.int32)
-    return x_int.reshape(len(x), -1, linear.config.vec_len), token_scale
+    return x_int.reshape(len(x), -1, config.vec_len), token_scale
 
 
 def search(x_int: np.ndarray, act_codebook: np.ndarray, metric: str) -> np.ndarray:

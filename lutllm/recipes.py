@@ -88,12 +88,18 @@ def _by_weight(weight_stages: int, **changes: Any) -> LutConfig:
     )
 
 
+#: Inputs of these linears have tails that no codebook of fixed rate follows, and no norm before
+#: them that a rotation could be folded into.
+_ROTATED = {f"*.{name}": {"rotation": 512} for name in ("o_proj", "down_proj")}
+
+
 def _coded_wide(weight_stages: int, group_size: int) -> LutConfig:
     """Activations coded as well. One width for all linears: with stored tables an engine on a board
     has entries of one width, and two widths would be two engines."""
     return LutConfig(
         block_positions=_BLOCK,
         group_size=group_size,
+        token_scale=True,
         act_stages=2,
         weight_stages=weight_stages,
         table_bits=16,
@@ -103,8 +109,9 @@ def _coded_wide(weight_stages: int, group_size: int) -> LutConfig:
 
 RECIPES = {
     "paper": Recipe(
-        LutConfig(block_positions=_BLOCK),
+        LutConfig(block_positions=_BLOCK, token_scale=True),
         "the published setting: activations and weights coded, 2 index bits",
+        _ROTATED,
     ),
     "tiny": Recipe(
         _by_weight(1, block_positions=_BLOCK),
@@ -124,14 +131,21 @@ RECIPES = {
         "weights coded in three stages, 6 index bits",
     ),
     "balanced-co": Recipe(
-        LutConfig(block_positions=_BLOCK, act_stages=2, weight_stages=2, weight_centroids=8),
+        LutConfig(
+            block_positions=_BLOCK,
+            token_scale=True,
+            act_stages=2,
+            weight_stages=2,
+            weight_centroids=8,
+        ),
         "as balanced, activations coded in two stages",
+        _ROTATED,
     ),
     "accurate-co": Recipe(
-        _coded_wide(2, _LARGE_GROUP), "as accurate, activations coded in two stages"
+        _coded_wide(2, _LARGE_GROUP), "as accurate, activations coded in two stages", _ROTATED
     ),
     "lossless-co": Recipe(
-        _coded_wide(3, _LARGEST_GROUP), "as lossless, activations coded in two stages"
+        _coded_wide(3, _LARGEST_GROUP), "as lossless, activations coded in two stages", _ROTATED
     ),
 }
 DEFAULT_RECIPE = "paper"

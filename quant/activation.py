@@ -2,8 +2,10 @@
 
 Each channel is scaled by u, the norm of its weight column, so that squared distance between scaled
 activations is (up to correlations) squared error in the output. That domain is called `y` below:
-y = x[perm] * u. A slot's stored input_scale is u * rho, where rho brings the integers of its
-position to full range.
+y = x[perm] * u, with x rotated where the linear rotates (`quant.rotated.orthogonal`). A slot's
+stored input_scale is u * rho, where rho brings the integers of its position to full range; where
+tokens have scales, to the range that positions have in common, and a token's largest slot then to
+full range.
 """
 
 from __future__ import annotations
@@ -14,12 +16,16 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from lutllm.config import ACT_LIMIT, STAGE_BITS, LutConfig
+from lutllm.config import CENTROID_LIMIT, STAGE_BITS, LutConfig
+from lutllm.rotation import lengths
 from quant.kmeans import assign_one, kmeans
 
 #: Tokens that codebooks are fitted on; all calibration tokens are coded with the result.
-FIT_TOKENS = 4096
+FIT_TOKENS = 16384
 _ITERATIONS = 15
+#: Rounds in which codebooks of several stages are fitted to what the others leave.
+_JOINT_ROUNDS = 10
+_TINY = np.float32(1e-30)
 
 
 @dataclass(frozen=True)
@@ -28,19 +34,41 @@ class InputCode:
 
     perm         i32[C]            channel of each slot, -1 = padding (C = P * v)
     column_norm  f32[C]            u, zero at padding
-    rho          f32[P, v]         integer units per unit of y
+    rho          f32[P, v]         integer units per unit of y, before the scale of a token
+    length       f32[C]            what a rotated channel is divided by, 1 where none is
     codebook     i8[Sa, P, Ka, v]  scheme "co", else None
     """
 
     perm: np.ndarray
     column_norm: np.ndarray
     rho: np.ndarray
+    length: np.ndarray
     codebook: np.ndarray | None
 
     def input_scale(self, config: LutConfig) -> np.ndarray:
-        """f32[C]: what the artifact stores; further activation stages ask for a finer grid."""
-        fine = float(1 << (STAGE_BITS * (config.act_stages - 1)))
-        return (self.column_norm * self.rho.reshape(-1) * fine).astype(np.float32)
+        """f32[C]: what the artifact stores. Further activation stages ask for a finer grid, to
+        which a token's scale brings its activations by itself.
+        """
+        fine = 1.0 if config.scales_tokens else _finest(config)
+        scale = self.column_norm * self.rho.reshape(-1) * np.float32(fine)
+        return (scale / self.length).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class CodedInput:
+    """Activations as the tables see them.
+
+    codes  u8[P, T] per activation stage
+    unit   f32[T], what 1 is worth in each token, or None where it is worth 1 / rho in all
+    """
+
+    codes: list[np.ndarray]
+    unit: np.ndarray | None
+
+
+def _finest(config: LutConfig) -> float:
+    """Steps of the finest activation grid in a unit of a first-stage centroid."""
+    return float(1 << (STAGE_BITS * (config.act_stages - 1)))
 
 
 def slot_order(importance: np.ndarray, vec_len: int) -> np.ndarray:
@@ -94,40 +122,119 @@ def fit_input(
     slot_norm = np.where(perm < 0, 0, norm[np.maximum(perm, 0)]).astype(np.float32)
     stride = max(1, len(x) // FIT_TOKENS)
     y = gather_slots(x[::stride], perm, slot_norm).numpy()
+    length = lengths(x.shape[1], config.rotation)[np.maximum(perm, 0)]
     if config.scheme == "weight":
         rho = _token_scaled_rho(y).reshape(-1, config.vec_len)
-        return InputCode(perm, slot_norm, rho, None)
-    points = y.reshape(-1, config.vec_len, y.shape[1])
-    codebook, unit = _fit_codebooks(points, token_weights[::stride].numpy(), config, seed)
+        return InputCode(perm, slot_norm, rho, length, None)
+    points, weights = y.reshape(-1, config.vec_len, y.shape[1]), token_weights[::stride].numpy()
+    unit = None
+    if config.token_scale:
+        unit = CENTROID_LIMIT / _reach(points)
+        points = points * unit[:, None, None]
+        token_unit = _token_unit(points)
+        points, weights = points / token_unit, weights * np.square(token_unit)
+    codebook, unit = _fit_codebooks(points, weights, config, seed, unit)
     rho = np.repeat(unit[:, None], config.vec_len, axis=1)
-    return InputCode(perm, slot_norm, rho, codebook)
+    return InputCode(perm, slot_norm, rho, length, codebook)
+
+
+def _reach(points: np.ndarray) -> np.ndarray:
+    """What brings positions to a common range: f32[P, v, n] -> f32[P].
+
+    The geometric mean of root mean square and maximum of the position's stronger channel. With
+    the former alone positions of heavy tails would set the scale of most tokens, with the latter
+    alone a position would have few units for all that is not in its tail. What the calibration
+    hardly used must not set the scale of other text: it gets the range of the strongest position.
+    """
+    top = np.abs(points).max(axis=2)
+    rms = np.sqrt(np.square(points).mean(axis=2))
+    reach = np.sqrt(top * rms).max(axis=1)
+    largest = max(float(reach.max()), 1e-20)
+    return np.where(reach > 1e-4 * largest, reach, largest).astype(np.float32)
+
+
+def _token_unit(z: np.ndarray) -> np.ndarray:
+    """z f32[..., T] -> f32[T], by which the largest magnitude of each token is 127."""
+    top = np.abs(z).reshape(-1, z.shape[-1]).max(axis=0)
+    return np.maximum(top, _TINY) / np.float32(CENTROID_LIMIT)
 
 
 def _fit_codebooks(
-    points: np.ndarray, weights: np.ndarray, config: LutConfig, seed: int
+    points: np.ndarray,
+    weights: np.ndarray,
+    config: LutConfig,
+    seed: int,
+    unit: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Residual codebooks on the integer grid. points: f32[P, v, n] in y; weights: f32[n].
+    """Residual codebooks on the integer grid. points: f32[P, v, n], in y or, where tokens have
+    scales, in integer units; weights: f32[n]; unit: f32[P], integer units per unit of y in the
+    latter case.
 
     Returns i8[Sa, P, Ka, v] and rho f32[P].
     """
     chebyshev = config.metric == "chebyshev"
-    rest = np.ascontiguousarray(points)
-    unit = np.ones(len(points), np.float32)
+    points = np.ascontiguousarray(points)
     stages = []
+    rest = points
     for t in range(config.act_stages):
         centroids = kmeans(
             rest, config.act_centroids, _ITERATIONS, seed + 7919 * t, weights, chebyshev
         )
-        if t == 0:
-            codes = assign(rest, centroids, chebyshev)
-            usage = code_usage(codes, config.act_centroids, weights)
-            unit = _integer_unit(centroids, usage)
-        fine = unit[:, None, None] * np.float32(1 << (STAGE_BITS * t))
-        integers = np.clip(np.rint(centroids * fine), -127, 127).astype(np.int8)
-        stages.append(integers)
-        rounded = integers / fine
-        rest = rest - take_centroids(rounded, assign(rest, rounded, chebyshev))
-    return np.stack(stages), unit
+        stages.append(centroids)
+        rest = rest - take_centroids(centroids, assign(rest, centroids, chebyshev))
+    if config.act_stages > 1:
+        _fit_jointly(points, weights, stages, chebyshev)
+    grid = np.ones(len(points), np.float32)
+    if unit is None:
+        usage = code_usage(assign(points, stages[0], chebyshev), config.act_centroids, weights)
+        grid = unit = _integer_unit(stages[0], usage)
+    integers = []
+    for t, centroids in enumerate(stages):
+        fine = grid[:, None, None] * np.float32(1 << (STAGE_BITS * t))
+        limit = CENTROID_LIMIT
+        integers.append(np.clip(np.rint(centroids * fine), -limit, limit).astype(np.int8))
+    return np.stack(integers), unit
+
+
+def _fit_jointly(
+    points: np.ndarray, weights: np.ndarray, stages: list[np.ndarray], chebyshev: bool
+) -> None:
+    """Improve the centroids f32[P, Ka, v] of several stages in place.
+
+    A code is found stage by stage, as kernels do. Given the codes, a centroid is the mean of what
+    the other stages leave of its points, which the search that follows may only use better.
+    """
+    best, found = np.inf, [c.copy() for c in stages]
+    for _ in range(_JOINT_ROUNDS + 1):
+        codes, rest = [], points
+        for centroids in stages:
+            codes.append(assign(rest, centroids, chebyshev))
+            rest = rest - take_centroids(centroids, codes[-1])
+        error = float((np.square(rest).sum(axis=(0, 1), dtype=np.float64) * weights).sum())
+        if error < best:
+            best, found = error, [c.copy() for c in stages]
+        for centroids, chosen in zip(stages, codes, strict=True):
+            target = rest + take_centroids(centroids, chosen)
+            _means(target, weights, chosen, centroids)
+            rest = target - take_centroids(centroids, chosen)
+    stages[:] = found
+
+
+@njit(cache=True, parallel=True)
+def _means(points: np.ndarray, weights: np.ndarray, codes: np.ndarray, out: np.ndarray) -> None:
+    """out f32[P, K, v] = weighted mean of the points f32[P, v, n] of each code u8[P, n]; unused
+    ones stay as they are."""
+    for p in prange(len(points)):
+        total = np.zeros(out.shape[1])
+        sums = np.zeros(out.shape[1:])
+        for i in range(codes.shape[1]):
+            total[codes[p, i]] += weights[i]
+            for j in range(out.shape[2]):
+                sums[codes[p, i], j] += weights[i] * points[p, j, i]
+        for k in range(out.shape[1]):
+            if total[k] > 0:
+                for j in range(out.shape[2]):
+                    out[p, k, j] = sums[k, j] / total[k]
 
 
 def code_usage(codes: np.ndarray, count: int, weights: np.ndarray) -> np.ndarray:
@@ -213,17 +320,22 @@ def take_centroids(centroids: np.ndarray, codes: np.ndarray) -> np.ndarray:
     return out
 
 
-def input_codes(x: torch.Tensor, code: InputCode, config: LutConfig) -> list[np.ndarray]:
-    """Activation codes of each stage, u8[P, T], scheme "co".
+def input_codes(x: torch.Tensor, code: InputCode, config: LutConfig) -> CodedInput:
+    """Activation codes of each stage, scheme "co". x: f32[T, D].
 
     The search compares float32 squares, which are exact for one stage; with more stages a near tie
     may fall differently from `lutllm.intmath.search`. Chebyshev distances are always exact.
     """
     assert code.codebook is not None
     scale = code.column_norm * code.rho.reshape(-1)
-    fine = np.float32(1 << (STAGE_BITS * (config.act_stages - 1)))
+    fine = np.float32(_finest(config))
     z = gather_slots(x, code.perm, scale).numpy()
-    rest = np.clip(np.rint(z * fine), -ACT_LIMIT * fine, ACT_LIMIT * fine) / fine
+    unit = None
+    if config.token_scale:
+        unit = _token_unit(z)
+        z /= unit
+    limit = np.float32(config.act_limit)
+    rest = np.clip(np.rint(z * fine), -limit, limit) / fine
     rest = rest.reshape(-1, config.vec_len, len(x)).astype(np.float32)
     codes = []
     for t in range(config.act_stages):
@@ -231,20 +343,23 @@ def input_codes(x: torch.Tensor, code: InputCode, config: LutConfig) -> list[np.
         codes.append(assign(rest, centroids, config.metric == "chebyshev"))
         if t + 1 < config.act_stages:
             rest -= take_centroids(centroids, codes[t])
-    return codes
+    return CodedInput(codes, unit)
 
 
-def decode_input(codes: list[np.ndarray], code: InputCode) -> torch.Tensor:
-    """The coded activation in y. codes: u8[P, T] per stage -> f32[C, T]."""
+def decode_input(coded: CodedInput, code: InputCode) -> torch.Tensor:
+    """The coded activation in y: f32[C, T]."""
     assert code.codebook is not None
     rho = np.where(code.rho > 0, code.rho, 1.0).astype(np.float32)[:, None, :]
     total = None
-    for t, stage in enumerate(codes):
+    for t, stage in enumerate(coded.codes):
         centroids = code.codebook[t] / (rho * np.float32(1 << (STAGE_BITS * t)))
         chosen = take_centroids(centroids, stage)
         total = chosen if total is None else total + chosen
     assert total is not None
-    return torch.from_numpy(total.reshape(-1, codes[0].shape[1]))
+    y = total.reshape(-1, total.shape[-1])
+    if coded.unit is not None:
+        y *= coded.unit
+    return torch.from_numpy(y)
 
 
 def round_input(x: torch.Tensor, code: InputCode) -> torch.Tensor:

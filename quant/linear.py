@@ -12,6 +12,7 @@ from lutllm.lut_linear import LutLinear, pack_codes
 from lutllm.model_config import LinearShape
 from lutllm.progress import Progress
 from quant.activation import (
+    CodedInput,
     InputCode,
     code_input,
     code_usage,
@@ -31,6 +32,7 @@ from quant.error_feedback import (
     with_damping,
 )
 from quant.exact import common_exponents, has_exact_entries, round_to, rounding_error
+from quant.rotated import orthogonal
 from quant.tables import (
     RANGE_TOKENS,
     TableUse,
@@ -89,7 +91,9 @@ class QuantizedLinear:
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """The linear in float arithmetic, table rounding left out. f32[T, D] -> f32[T, M]."""
-        return _product(code_input(x, self.code, self.linear.config), self.weight, self.bias)
+        config = self.linear.config
+        coded = code_input(orthogonal(x, config.rotation), self.code, config)
+        return _product(coded, self.weight, self.bias)
 
 
 def _product(coded: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -117,6 +121,7 @@ def quantize_linear(
     squared output error of a token counts, None for all alike; lacking: f32[T, M], what the outputs
     are to give beside those of the float model.
     """
+    weight, x_float, x_quant = (orthogonal(m, config.rotation) for m in (weight, x_float, x_quant))
     inputs = _code_inputs(weight, x_float, x_quant, config, seed, token_weights)
     extra = None if lacking is None else lacking.t() @ inputs.weighted
     coded, row_scale = _code_rows(weight, inputs, config, effort, extra)
@@ -139,6 +144,7 @@ def quantize_rows(
 
     Row groups do not depend on each other, so only the working memory differs.
     """
+    weight, x_float, x_quant = (orthogonal(m, config.rotation) for m in (weight, x_float, x_quant))
     inputs = _code_inputs(weight, x_float, x_quant, config, seed, None)
     size = max(1, CHUNK_ROWS // config.group_size) * config.group_size
     parts = []
@@ -181,15 +187,15 @@ def _code_inputs(
     if token_weights is None:
         token_weights = torch.ones(len(x_quant))
     code = fit_input(x_quant, weight, config, seed, token_weights)
-    codes = input_codes(x_quant, code, config) if config.scheme == "co" else []
-    coded_x = decode_input(codes, code) if codes else round_input(x_quant, code)
+    coded = input_codes(x_quant, code, config) if config.scheme == "co" else None
+    coded_x = decode_input(coded, code) if coded else round_input(x_quant, code)
     weighted = (coded_x * (token_weights / len(x_quant))).t()
     moment = coded_x @ weighted
     cross = gather_slots(x_float, code.perm, code.column_norm) @ weighted
     shares = token_weights.numpy()
     uses = (
-        _coded_uses(code, codes, config, shares)
-        if codes
+        _coded_uses(code, coded, config, shares)
+        if coded
         else _rounded_use(code, config, x_quant, shares, seed)
     )
     return _CodedInputs(code, coded_x, weighted, moment, cross, uses)
@@ -342,13 +348,17 @@ def _assemble(
 
 
 def _coded_uses(
-    code: InputCode, codes: list[np.ndarray], config: LutConfig, weights: np.ndarray
+    code: InputCode, coded: CodedInput, config: LutConfig, weights: np.ndarray
 ) -> list[TableUse]:
-    """The centroids of each activation stage, with the weighted share of their codes u8[P, T]."""
+    """The centroids of each activation stage, with the weighted share of their codes.
+
+    A table entry of a token is worth its scale.
+    """
     assert code.codebook is not None
+    worth = weights if coded.unit is None else weights * np.square(coded.unit)
     return [
-        TableUse(np.swapaxes(stage, 0, 1), code_usage(c, config.act_centroids, weights).T)
-        for stage, c in zip(code.codebook, codes, strict=True)
+        TableUse(np.swapaxes(stage, 0, 1), code_usage(c, config.act_centroids, worth).T)
+        for stage, c in zip(code.codebook, coded.codes, strict=True)
     ]
 
 

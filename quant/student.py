@@ -21,6 +21,7 @@ from lutllm.config import ACT_LIMIT, STAGE_BITS
 from lutllm.lut_linear import LutLinear
 from quant.engine import TableEngine
 from quant.kmeans import assign_one
+from quant.rotated import rotated
 
 
 @njit(cache=True, parallel=True)
@@ -202,21 +203,30 @@ def _scatter_slots(
 
 
 class _Slots(torch.autograd.Function):
-    """Activations f32[T, D] in the order of slots, times the scale of each: f32[T, C]."""
+    """Activations f32[T, D] in the order of slots, times the scale of each: f32[T, C].
+
+    by_token: in units of the token's largest / 127. Returns as well what 1 is worth, f32[T].
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, perm: np.ndarray, scale: np.ndarray) -> torch.Tensor:
-        ctx.perm, ctx.scale, ctx.shape = perm, scale, x.shape
-        out = torch.empty(len(x), len(perm))
+    def forward(
+        ctx: Any, x: torch.Tensor, perm: np.ndarray, scale: np.ndarray, by_token: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out, unit = torch.empty(len(x), len(perm)), torch.ones(len(x))
         _gather_slots(x.contiguous().numpy(), perm, scale, out.numpy())
-        return out
+        if by_token:
+            top = out.abs().amax(1).clamp(min=1e-30)
+            out *= (127 / top)[:, None]
+            unit = top / 127
+        ctx.perm, ctx.scale, ctx.shape, ctx.unit = perm, scale, x.shape, unit.numpy()
+        ctx.mark_non_differentiable(unit)
+        return out, unit
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         out = torch.empty(ctx.shape)
-        unit = np.ones(len(out), np.float32)
-        _scatter_slots(words(gradients[0].contiguous()), ctx.perm, ctx.scale, unit, out.numpy())
-        return out, None, None
+        _scatter_slots(words(gradients[0].contiguous()), ctx.perm, ctx.scale, ctx.unit, out.numpy())
+        return out, None, None, None
 
 
 class _RoundedSlots(torch.autograd.Function):
@@ -450,13 +460,15 @@ class StudentLinear:
         scheme "co" where they are known.
         """
         config = self.linear.config
+        x = rotated(x, config.rotation)
         if config.scheme == "weight":
             return _RoundedSlots.apply(x, self._perm, self._scale, self._dtype)
         centroids = self.act_integers() * self._act_unit
         by_chebyshev = config.metric == "chebyshev"
-        z = _Slots.apply(x, self._perm, self._scale / np.float32(self._fine))
+        scale = self._scale if config.token_scale else self._scale / np.float32(self._fine)
+        z, unit = _Slots.apply(x, self._perm, scale, config.token_scale)
         coded = _CodedActivation.apply(z, centroids, self._fine, by_chebyshev, codes)
-        return coded.to(self._dtype), torch.ones(len(z))
+        return coded.to(self._dtype), unit
 
     def trained(self) -> LutLinear:
         """The layer with its trained codebooks and scales."""

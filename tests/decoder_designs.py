@@ -43,9 +43,12 @@ def screened(margin: float, head: LutConfig) -> QuantConfig:
 
 #: name -> config.json, quantization, type of embedding and head, decoder, lanes per cycle
 MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] = {
-    "coded": (
+    "coded": (  # rotated by runs of a word, and longer ones
         tiny_config("qwen2"),
-        QuantConfig(LutConfig(group_size=64)),
+        QuantConfig(
+            LutConfig(group_size=64, token_scale=True),
+            overrides={"*.o_proj": {"rotation": 8}, "*.down_proj": {"rotation": 64}},
+        ),
         "F16",
         DecoderConfig(vocab_ports=4, kv_ports=4, query_tokens=4),
         32,
@@ -62,7 +65,7 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
         QuantConfig(
             LutConfig(group_size=60),
             overrides={
-                "*.1.mlp.down_proj": {"act_stages": 2},
+                "*.1.mlp.down_proj": {"act_stages": 2, "token_scale": True},
                 "*.o_proj": {"scheme": "weight"},
             },
         ),
@@ -86,7 +89,7 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
     ),
     "screened": (  # a head coded like the layers, on their engine, in three slices
         tiny_config("qwen3"),
-        screened(0.25, CODED),
+        screened(2.0, dataclasses.replace(CODED, token_scale=True, rotation=32)),
         "",
         DecoderConfig(vocab_ports=5, kv_ports=3),
         32,

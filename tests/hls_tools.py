@@ -34,6 +34,8 @@ def kind_of(linear: LutLinear) -> LayerKind:
         weight_stages=linear.config.weight_stages,
         table_bits=linear.config.table_bits,
         wide_stages=linear.config.wide_stages,
+        token_scale=linear.config.scales_tokens,
+        rotation=linear.config.rotation,
         bias=linear.bias is not None,
         names=(linear.name,),
     )
@@ -164,6 +166,9 @@ class Units:
             "table_bits": 8,
             "wide_stages": 1,
             "in_beats": 4,
+            "token_scale": 0,
+            "rotation": 0,
+            "in_features": 1,
         }
         assert set(call) <= set(fields)
         numbers = [str(v) for v in (fields | call).values()]

@@ -37,11 +37,13 @@ def engine() -> EngineDesign:
         ("down_proj", 4864, 896, False),
     ]
     names = [tuple(f"model.layers.{i}.{name}" for i in range(24)) for name, *_ in shapes]
+    rotation = {"o_proj": 512, "down_proj": 512}
     kinds = tuple(
-        LayerKind(name, d, m, 1, 1, 8, 1, bias, linears)
+        LayerKind(name, d, m, 1, 1, 8, 1, True, rotation.get(name, 0), bias, linears)
         for (name, d, m, bias), linears in zip(shapes, names, strict=True)
     )
-    return EngineDesign("lut_linear", EngineConfig(), LutConfig(), kinds)
+    lut = LutConfig(token_scale=True, rotation=512)
+    return EngineDesign("lut_linear", EngineConfig(), lut, kinds)
 
 
 @pytest.fixture(scope="module")

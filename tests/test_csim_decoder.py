@@ -292,7 +292,7 @@ def test_changed_index_of_the_head_is_found(
 
 
 def test_another_margin_is_found(screened_copy: Path) -> None:
-    modify(screened_copy, "HEAD_MARGIN = 0.25f", "HEAD_MARGIN = 0.0f")
+    modify(screened_copy, "HEAD_MARGIN = 2.0f", "HEAD_MARGIN = 0.0f")
     first = run_decoder(screened_copy, allow_modified=True)["first_divergence"]
     assert (first["position"], first["step"]) == (PROMPT - 1, "logits")
 

@@ -68,6 +68,16 @@ MATRIX: dict[str, tuple[LutConfig, EngineConfig, list[Shape]]] = {
         EngineConfig(channels=8, max_tokens=4),
         RAGGED,
     ),
+    "token scales, rotated": (
+        LutConfig(token_scale=True, rotation=128, group_size=64, act_stages=2, weight_stages=2),
+        EngineConfig(channels=8, max_tokens=4, lanes_per_cycle=32),
+        [(330, 130, True), (33, 64, False)],
+    ),
+    "rotated, no token scales, short runs": (
+        LutConfig(rotation=8, group_size=64),
+        EngineConfig(channels=8, max_tokens=4, lanes_per_cycle=32),
+        RAGGED,
+    ),
     "12-bit tables": (
         LutConfig(group_size=64, act_centroids=16, table_bits=12, block_positions=4),
         EngineConfig(channels=8, lanes_per_cycle=32, max_tokens=4),

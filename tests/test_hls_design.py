@@ -12,7 +12,7 @@ from fpga.device import DEVICE_FOLDER, device_names, load_device
 from lutllm.config import LutConfig
 from lutllm.errors import ConfigError
 
-KIND = LayerKind("o_proj", 896, 896, 1, 1, 8, 1, False, ("a.o_proj",))
+KIND = LayerKind("o_proj", 896, 896, 1, 1, 8, 1, False, 0, False, ("a.o_proj",))
 
 
 def test_v80_facts() -> None:
@@ -84,7 +84,7 @@ def test_bad_engine_configs_are_refused(changes: dict[str, Any], message: str) -
         (
             EngineConfig(),
             LutConfig(),
-            LayerKind("big", 70000, 8, 1, 1, 8, 1, False, ("big",)),
+            LayerKind("big", 70000, 8, 1, 1, 8, 1, False, 0, False, ("big",)),
             "70000 inputs; a gather index has 16 bits",
         ),
         (

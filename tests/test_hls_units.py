@@ -86,6 +86,14 @@ CONFIGS = {
         LutConfig(metric="chebyshev", vec_len=1, act_centroids=9, group_size=16),
         EngineConfig(channels=8, search_segments=1, search_chain=3, lanes_per_cycle=16),
     ),
+    "token scales, rotated": (
+        LutConfig(token_scale=True, rotation=32, act_stages=2, act_centroids=16, group_size=16),
+        EngineConfig(channels=8, axi_bits=128, lanes_per_cycle=16, search_segments=2),
+    ),
+    "rotated within a word": (
+        LutConfig(scheme="weight", rotation=4, group_size=24),
+        EngineConfig(channels=8, lanes_per_cycle=12, gather_lanes=4),
+    ),
     "coded online": (
         LutConfig(act_stages=2, group_size=32, weight_centroids=20, table_bits=7),
         EngineConfig(channels=8, lanes_per_cycle=8, rows="online"),
@@ -316,7 +324,7 @@ def test_lookup_adds_without_carries(units: Units, engines: dict, name: str, ent
     assert Output(sums).sums(words) == pack_sums(engine, total)
 
 
-@pytest.mark.parametrize("name", ["published", "narrow", "weight"])
+@pytest.mark.parametrize("name", ["published", "narrow", "weight", "token scales, rotated"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_accumulate_shifts_and_dequantizes(
     units: Units, engines: dict, name: str, bias: bool
@@ -348,8 +356,8 @@ def test_accumulate_shifts_and_dequantizes(
     data += to_words(beats_of(shift_image, engine.beat_bytes), beat)
     data += to_words(beats_of(padded(scale), engine.beat_bytes), beat)
     data += to_words(beats_of(padded(biases), engine.beat_bytes) if bias else [], beat)
-    weight = not engine.search
-    sent = token_scale if weight else np.ones_like(token_scale)
+    scaled = lut.scales_tokens
+    sent = token_scale if scaled else np.ones_like(token_scale)
     data += to_words([int(v) for v in sent.view(np.uint32)], 32)
     out = units.run(
         "accumulate",
@@ -359,6 +367,7 @@ def test_accumulate_shifts_and_dequantizes(
         subs=subs,
         rounds=passes,
         bias=int(bias),
+        token_scale=int(lut.scales_tokens),
     )
     beats = Output(out).stream(beat)
     raw = b"".join(value.to_bytes(engine.beat_bytes, "little") for value in beats)
@@ -366,7 +375,7 @@ def test_accumulate_shifts_and_dequantizes(
     found_acc = pairs[..., 1, :].reshape(TOKENS, subs, width)[..., :lanes]
     np.testing.assert_array_equal(found_acc, acc.astype(np.int32))
     y = acc.astype(np.int32).astype(np.float32) * scale
-    if weight:
+    if scaled:
         y = y * token_scale[:, None, None]
     if bias:
         y = y + biases
@@ -389,7 +398,7 @@ def special_input(linear: LutLinear) -> np.ndarray:
 def test_quantize_equals_reference(units: Units, engines: dict, name: str) -> None:
     engine, linear = engines[name], linear_of(name)
     lut, kind = linear.config, engine.kinds[0]
-    if engine.search:  # scale 1 keeps the halves of `special_input`
+    if not lut.scales_tokens:  # scale 1 keeps the halves of `special_input`
         ones = np.where(linear.input_perm < 0, 0, 1).astype(np.float32)
         linear = dataclasses.replace(linear, input_scale=ones)
     x = special_input(linear)
@@ -410,6 +419,9 @@ def test_quantize_equals_reference(units: Units, engines: dict, name: str) -> No
         rounds=engine.rounds(kind),
         in_beats=in_beats,
         act_stages=lut.act_stages,
+        token_scale=int(lut.scales_tokens),
+        rotation=lut.rotation,
+        in_features=linear.in_features,
     )
     output = Output(out)
     bits = 10 + 3 * (lut.act_stages - 1) if engine.search else 8

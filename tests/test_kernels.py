@@ -89,6 +89,18 @@ CASES: list[tuple[dict[str, Any], int, int, int]] = [
     ({"group_size": 1}, 20, 30, 2),
     ({}, 2000, 128, 2),
     ({}, 1, 1, 1),
+    ({"token_scale": True}, 576, 200, 1),
+    ({"token_scale": True, "act_stages": 2}, 192, 300, 40),
+    ({"token_scale": True, "act_stages": 3, "vec_len": 3}, 99, 130, 3),
+    ({"token_scale": True, "metric": "chebyshev"}, 130, 100, 5),
+    ({"token_scale": True, "rotation": 512}, 576, 200, 1),
+    ({"token_scale": True, "rotation": 512, "act_stages": 2}, 1100, 130, 40),
+    ({"rotation": 64}, 99, 192, 3),
+    ({"rotation": 4}, 31, 64, 6),
+    ({"rotation": 2}, 1, 20, 2),
+    ({"rotation": 8, "vec_len": 3}, 23, 64, 100),
+    ({"scheme": "weight", "rotation": 256}, 300, 192, 40),
+    ({"scheme": "weight", "rotation": 32, "table_bits": 16, "weight_stages": 2}, 50, 192, 1),
 ]
 
 
@@ -101,9 +113,9 @@ def check(linear: LutLinear, x: np.ndarray, team: Team) -> None:
     """Codes, accumulators and outputs of the kernels equal those of intmath."""
     got = run_linear(pack(linear), x, team)
     x_int, token_scale = intmath.quantize_activation(x, linear)
-    if linear.config.scheme == "weight":
+    if linear.config.scales_tokens:
         np.testing.assert_array_equal(got["token_scale"], token_scale)
-    else:
+    if linear.config.scheme == "co":
         np.testing.assert_array_equal(got["codes"], _codes(x_int, linear))
     sums, _ = intmath.accumulate(x, linear)
     np.testing.assert_array_equal(got["accumulators"], sums)

@@ -34,6 +34,9 @@ LINEARS = {
     "chebyshev": (LutConfig(metric="chebyshev", act_stages=2), 73, 101),
     "chebyshev, three stages": (LutConfig(metric="chebyshev", act_stages=3, vec_len=5), 41, 70),
     "codes of a byte": (LutConfig(weight_centroids=20, vec_len=3, block_positions=3), 50, 90),
+    "token scales, rotated": (LutConfig(token_scale=True, rotation=16, act_stages=2), 73, 101),
+    "rotated in whole blocks": (LutConfig(rotation=8), 64, 70),
+    "weight, rotated": (LutConfig(scheme="weight", rotation=32), 41, 70),
     "weight": (LutConfig(scheme="weight", block_positions=4), 73, 101),
     "weight, two stages": (LutConfig(scheme="weight", weight_stages=2, group_size=33), 64, 96),
     "wide entries": (

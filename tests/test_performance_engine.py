@@ -45,6 +45,7 @@ CONFIG = EngineConfig(
 LUTS = {
     "co": LutConfig(act_centroids=32, group_size=64, act_stages=2, weight_stages=2),
     "weight": LutConfig(group_size=64, scheme="weight"),
+    "rotated": LutConfig(act_centroids=32, group_size=64, token_scale=True, rotation=64),
 }
 
 
@@ -135,7 +136,7 @@ def screened(lut, margin, **changes):
 DECODERS = [
     (
         tiny_config("qwen2"),
-        QuantConfig(CODED),
+        QuantConfig(CODED, {"*.o_proj": {"rotation": 32}, "*.down_proj": {"rotation": 64}}),
         "F16",
         DecoderConfig(vector_lanes=1, vocab_ports=4),
         0.0,

@@ -52,7 +52,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Artifact
     [
         LutConfig(group_size=48),
         LutConfig(group_size=64, act_stages=2, weight_stages=2),
+        LutConfig(group_size=64, act_stages=2, token_scale=True, rotation=16),
         LutConfig(scheme="weight", vec_len=3, weight_centroids=30, group_size=100),
+        LutConfig(scheme="weight", group_size=64, rotation=32),
     ],
     ids=str,
 )
@@ -121,9 +123,13 @@ def test_gradients_in_bfloat16_are_those_in_float32() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("stages", [1, 2])
-def test_activation_centroids_get_the_gradient_of_their_tokens(stages: int, metric: str) -> None:
-    config = LutConfig(act_stages=stages, act_centroids=5, group_size=48, metric=metric)
+@pytest.mark.parametrize(("stages", "token_scale"), [(1, False), (2, False), (2, True)])
+def test_activation_centroids_get_the_gradient_of_their_tokens(
+    stages: int, token_scale: bool, metric: str
+) -> None:
+    config = LutConfig(
+        act_stages=stages, act_centroids=5, group_size=48, metric=metric, token_scale=token_scale
+    )
     linear = random_linear(config, 20, 70)
     student = StudentLinear(linear)
     x = torch.from_numpy(random_input(9, 20)).requires_grad_()
@@ -131,7 +137,8 @@ def test_activation_centroids_get_the_gradient_of_their_tokens(stages: int, metr
     (student.apply(x) * probe).sum().backward()
 
     # The same with the codes of intmath and torch indexing.
-    x_int, _ = intmath.quantize_activation(x.detach().numpy(), linear)
+    x_int, token = intmath.quantize_activation(x.detach().numpy(), linear)
+    unit = torch.ones(9, 1) if token is None else torch.from_numpy(token)[:, None]
     found = intmath.search(x_int, linear.act_codebook, metric)
     codes = torch.from_numpy(found.astype(np.int64))
     books = student.act_books.detach().clone().requires_grad_()
@@ -139,9 +146,10 @@ def test_activation_centroids_get_the_gradient_of_their_tokens(stages: int, metr
     p = torch.arange(linear.num_positions)[None]
     z = sum(centroids[t][p, codes[:, t]] for t in range(stages)).flatten(1)
     weight = _decoded((student.integers() * student._unit).detach(), student._codes, 48)
-    (z @ weight * student._output_scale * probe).sum().backward()
+    (z @ weight * unit * student._output_scale * probe).sum().backward()
     assert torch.allclose(books.grad, student.act_books.grad, rtol=1e-3, atol=1e-4)
-    slot_scale = torch.from_numpy(linear.input_scale) / 8 ** (stages - 1)
+    fine = 1 if token_scale else 8 ** (stages - 1)
+    slot_scale = torch.from_numpy(linear.input_scale) / fine
     straight = (probe * student._output_scale) @ weight.t() * slot_scale
     expected = torch.zeros_like(x)
     expected[:, linear.input_perm] = straight

@@ -10,8 +10,16 @@ from lutllm.config import METRICS, LutConfig
 from lutllm.intmath import lut_linear
 from lutllm.lut_linear import accumulator_bound
 from lutllm.model_config import LinearShape
-from quant.activation import fit_input, input_codes, slot_order
+from quant.activation import (
+    _fit_jointly,
+    assign,
+    fit_input,
+    input_codes,
+    slot_order,
+    take_centroids,
+)
 from quant.baseline import relative_error, round_to_nearest
+from quant.kmeans import kmeans
 from quant.linear import Effort, quantize_linear
 from quant.tables import TableUse, choose_levels, code_frequency
 from tests.quant_problem import COLUMNS, ROWS, TOKENS, data, run
@@ -21,7 +29,9 @@ CONFIGS = [
     LutConfig(group_size=64, weight_stages=2),
     LutConfig(group_size=64, act_stages=2, weight_stages=2, act_centroids=32),
     LutConfig(group_size=50, vec_len=3, weight_centroids=64, act_centroids=100),
+    LutConfig(group_size=64, token_scale=True, rotation=16, act_stages=2),
     LutConfig(scheme="weight", group_size=64),
+    LutConfig(scheme="weight", group_size=64, rotation=32),
     LutConfig(scheme="weight", group_size=200, weight_stages=2, vec_len=4),
     LutConfig(scheme="weight", group_size=64, vec_len=1, weight_centroids=8),
 ]
@@ -99,19 +109,59 @@ def test_slot_order_is_a_permutation(vec_len: int) -> None:
     assert sorted(perm[perm >= 0]) == list(range(23))
 
 
+def test_heavy_tails_want_token_scales_and_rotation() -> None:
+    """Tokens of very different size, and in each a few channels far above the others."""
+    rng = np.random.default_rng(4)
+    x = torch.tensor(rng.standard_t(2, (2000, 64)) * rng.lognormal(0, 1, (2000, 1))).float()
+    weight = torch.tensor(rng.standard_normal((48, 64))).float()
+    shape = LinearShape("layer", ("layer",), 64, 48)
+
+    def error(**changes: object) -> float:
+        config = LutConfig(group_size=48, act_stages=2, weight_stages=3, **changes)
+        result = quantize_linear(shape, weight, None, x, x, config, Effort(sweeps=0), seed=0)
+        y = torch.from_numpy(lut_linear(x.numpy(), result.linear))
+        return relative_error(y, x @ weight.t())
+
+    plain, scaled = error(), error(token_scale=True)
+    both = error(token_scale=True, rotation=64)
+    assert scaled < 0.8 * plain
+    assert both < 0.6 * scaled
+
+
+@pytest.mark.parametrize("chebyshev", [False, True])
+def test_joint_fit_of_stages_never_does_worse(chebyshev: bool) -> None:
+    rng = np.random.default_rng(5)
+    points = rng.standard_normal((6, 2, 400)).astype(np.float32)
+    weights = rng.random(400).astype(np.float32)
+    stages = [kmeans(points, 8, 5, 0, weights, chebyshev)]
+    rest = points - take_centroids(stages[0], assign(points, stages[0], chebyshev))
+    stages.append(kmeans(rest, 8, 5, 1, weights, chebyshev))
+
+    def error() -> float:
+        left = points
+        for centroids in stages:
+            left = left - take_centroids(centroids, assign(left, centroids, chebyshev))
+        return float((np.square(left).sum(axis=(0, 1)) * weights).sum())
+
+    before = error()
+    _fit_jointly(points, weights, stages, chebyshev)
+    assert error() < (before if chebyshev else 0.97 * before)
+
+
+@pytest.mark.parametrize("token_scale", [False, True])
 @pytest.mark.parametrize("metric", METRICS)
-def test_calibration_codes_are_the_artifact_codes(metric: str) -> None:
+def test_calibration_codes_are_the_artifact_codes(metric: str, token_scale: bool) -> None:
     """The search in calibration finds the codes that the integer definition finds."""
     from lutllm.intmath import quantize_activation, search
 
     x, weight = data()
-    config = LutConfig(group_size=64, metric=metric)
+    config = LutConfig(group_size=64, metric=metric, token_scale=token_scale)
     result = run(config)
     code = fit_input(x, weight, config, seed=0)
     x_int, _ = quantize_activation(x.numpy(), result.linear)
     assert np.array_equal(code.codebook, result.linear.act_codebook)
     expected = search(x_int, result.linear.act_codebook, metric)[:, 0]
-    assert np.array_equal(input_codes(x, code, config)[0].T, expected)
+    assert np.array_equal(input_codes(x, code, config).codes[0].T, expected)
 
 
 @pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[4]], ids=str)

@@ -51,7 +51,8 @@ def lut_linear(kind: LinearKind, name: str) -> onnx.FunctionProto:
     positions = config.num_positions(kind.in_features)
     g = Body()
     tokens = g("Reshape", "x", g.constant([-1, kind.in_features], np.int64))
-    x_int, token_scale = steps.quantize_activation(g, tokens, "input_perm", "input_scale", config)
+    turned = steps.rotate(g, tokens, kind.in_features, config.rotation)
+    x_int, token_scale = steps.quantize_activation(g, turned, "input_perm", "input_scale", config)
     vectors = steps.by_position(g, x_int, positions, config.vec_len)
     if config.scheme == "co":
         codes, activations = steps.search(g, vectors, "act_codebook", config)

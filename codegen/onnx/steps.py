@@ -14,8 +14,9 @@ from onnx import TensorProto, helper
 
 from codegen.onnx.body import Body
 from lutllm import int8_rows
-from lutllm.config import ACT_LIMIT, CENTROID_LIMIT, STAGE_BITS, TINY_INPUT, LutConfig
+from lutllm.config import CENTROID_LIMIT, STAGE_BITS, TINY_INPUT, LutConfig
 from lutllm.lut_linear import MAX_TABLE_SHIFT
+from lutllm.rotation import steps
 
 #: Bits of the parts in which entries are looked up and summed.
 BYTE = 8
@@ -40,19 +41,36 @@ def gather_input(g: Body, x: str, perm: str) -> str:
     return g("Where", g("Less", perm, zero), g.constant(0, np.float32), channels)
 
 
+def rotate(g: Body, x: str, channels: int, rotation: int) -> str:
+    """`lutllm.rotation.rotate`. x: f32[T, D] -> f32[T, D]."""
+    axis = g.constant([1], np.int64)
+    for h, end in steps(channels, rotation):
+        runs = g("Slice", x, g.constant([0], np.int64), g.constant([end], np.int64), axis)
+        halves = g.reshape(runs, -1, end // (2 * h), 2, h)
+        a, b = (g("Gather", halves, g.constant([i], np.int64), axis=2) for i in (0, 1))
+        turned = g.reshape(g("Concat", g("Add", a, b), g("Sub", a, b), axis=2), -1, end)
+        if end < channels:
+            rest = g(
+                "Slice", x, g.constant([end], np.int64), g.constant([channels], np.int64), axis
+            )
+            turned = g("Concat", turned, rest, axis=1)
+        x = turned
+    return x
+
+
 def quantize_activation(
     g: Body, x: str, perm: str, scale: str, config: LutConfig
 ) -> tuple[str, str | None]:
-    """x: f32[T, D] -> x_int as f32[T, P*v]; token scale f32[T, 1] in scheme "weight"."""
+    """x: rotated f32[T, D] -> x_int as f32[T, P*v]; f32[T, 1] where tokens have scales."""
     z = g("Mul", gather_input(g, x, perm), scale)
-    if config.scheme == "co":
-        limit = ACT_LIMIT << (STAGE_BITS * (config.act_stages - 1))
+    limit = config.act_limit
+    if not config.scales_tokens:
         return round_and_clip(g, z, limit), None
     top = g("ReduceMax", g("Abs", z), g.constant([1], np.int64), keepdims=1)
-    most = g.constant(CENTROID_LIMIT, np.float32)
+    most, unit = g.constant(limit, np.float32), g.constant(CENTROID_LIMIT, np.float32)
     tiny, none = g.constant(TINY_INPUT, np.float32), g.constant(0, np.float32)
     inverse = g("Where", g("Greater", top, tiny), g("Div", most, top), none)
-    return round_and_clip(g, g("Mul", z, inverse), CENTROID_LIMIT), g("Div", top, most)
+    return round_and_clip(g, g("Mul", z, inverse), limit), g("Div", top, unit)
 
 
 def round_and_clip(g: Body, z: str, limit: int) -> str:
@@ -124,7 +142,7 @@ def _distance_bound(config: LutConfig) -> int:
     """
     unit = 1 << (STAGE_BITS * (config.act_stages - 1))
     centroid = CENTROID_LIMIT * unit
-    rest = ACT_LIMIT * unit + config.act_stages * centroid
+    rest = config.act_limit + config.act_stages * centroid
     if config.metric == "chebyshev":
         return rest + centroid
     return config.vec_len * centroid * (centroid + 2 * rest)

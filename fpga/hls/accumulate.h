@@ -62,11 +62,11 @@ accumulate_loop:
 
 // y = float(acc) * output_scale (* token_scale) (+ bias), each step rounded to float32.
 template <class E>
-float dequantize(int acc, float scale, float token_scale, float bias, bool has_bias) {
+float dequantize(int acc, float scale, float token_scale, float bias, LinearCall call) {
 #pragma HLS INLINE
     float y = static_cast<float>(acc) * scale;
-    if (!E::SEARCH) y = y * token_scale;
-    if (has_bias) y = y + bias;
+    if (E::TOKEN_SCALE && call.token_scale) y = y * token_scale;
+    if (call.bias) y = y + bias;
     return y;
 }
 
@@ -107,7 +107,7 @@ drain_loop:
             const int value = lane < E::LANES ? word.lane[lane] : 0;
             const float y =
                 dequantize<E>(value, bits_to_float(scale.range(low + 31, low)), token_scale,
-                              bits_to_float(bias.range(low + 31, low)), call.bias);
+                              bits_to_float(bias.range(low + 31, low)), call);
             results.range(low + 31, low) = float_to_bits(y);
             integers.range(low + 31, low) = ap_uint<32>(value);
         }

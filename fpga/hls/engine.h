@@ -119,6 +119,9 @@ struct LinearCall {
     bool row_fetch;     // read only the rows of the codes found, instead of whole tables
     bool accumulators;  // write the integer sums beside the results
     bool bias;
+    bool token_scale;  // every token is coded relative to its largest input
+    int rotation;      // floats of a block that is rotated before coding, 0 = none
+    int in_features;
     int rounds;  // positions per channel
     int groups;  // groups that the sub-blocks cover
     int subs;    // sub-blocks of LANES outputs
@@ -319,11 +322,16 @@ LinearCall make_call(int slot, int tokens, bool row_fetch, bool accumulators) {
     static_assert(K::ACT_STAGES <= E::MAX_ACT_STAGES, "activation stages fit");
     static_assert(K::WEIGHT_STAGES <= E::MAX_WEIGHT_STAGES, "weight stages fit");
     static_assert(K::TABLE_BITS <= E::TABLE_BITS, "entries fit");
+    static_assert(K::ROTATION <= E::ROTATION, "the steps of a rotation are there");
+    static_assert(!K::TOKEN_SCALE || E::TOKEN_SCALE, "results are scaled by token");
     LinearCall call;
     call.tokens = tokens;
     call.row_fetch = row_fetch;
     call.accumulators = accumulators;
     call.bias = K::BIAS;
+    call.token_scale = K::TOKEN_SCALE;
+    call.rotation = K::ROTATION;
+    call.in_features = K::IN_FEATURES;
     call.rounds = ROUNDS;
     call.groups = ceil_div(SUBS, E::SUBS_PER_GROUP);
     call.subs = SUBS;

@@ -1,6 +1,6 @@
 // lut_linear.h: the channels of a LUT linear engine. The rendered top function wires them up.
 //
-//   x -> scale -> round -> gather --+-> channel 0 -> channel 1 -> ... --+-> accumulate -> y
+//   x -> (rotate) -> scale -> round -> gather --+-> channel 0 -> channel 1 -> ... --+-> accumulate -> y
 //                                   |   (a chain adds up its channels)  |
 //                                   +-> the other chains ---------------+
 //
@@ -14,6 +14,7 @@
 #include "lookup.h"
 #include "memory.h"
 #include "quantize_input.h"
+#include "rotate_input.h"
 #include "row_source.h"
 
 namespace lutllm {
@@ -94,9 +95,9 @@ void online_channel(hls::burst_maxi<typename E::beat_t> memory, typename E::acts
     LUTLLM_PROCESS("part", online_part<E>(memory, vectors, in, out, calls));
 }
 
-// Float32 input to one position per channel, round and token.
+// Float32 words to integers, and those to their channels.
 template <class E, class Calls>
-void quantize_input(typename E::words& x, typename E::input_words& input_scales,
+void quantize_words(typename E::words& x, typename E::input_words& input_scales,
                     typename E::param_beats& gather_beats, typename E::acts (&act)[E::CHANNELS],
                     typename E::token_floats& token_scales, Calls calls) {
 #pragma HLS DATAFLOW
@@ -107,6 +108,40 @@ void quantize_input(typename E::words& x, typename E::input_words& input_scales,
     LUTLLM_CALLS("scale", calls, scale_input<E>(x, input_scales, z, largest, call));
     LUTLLM_CALLS("round", calls, round_input<E>(z, largest, quantized, token_scales, call));
     LUTLLM_CALLS("gather", calls, gather_input<E>(quantized, gather_beats, act, call));
+}
+
+// What an engine does with its input; ROTATES: before that some of its linears rotate it.
+template <class E, bool ROTATES = (E::ROTATION > 0)>
+struct InputStage {
+    template <class Calls>
+    static void run(typename E::words& x, typename E::input_words& input_scales,
+                    typename E::param_beats& gather_beats, typename E::acts (&act)[E::CHANNELS],
+                    typename E::token_floats& token_scales, Calls calls) {
+#pragma HLS DATAFLOW
+        typename E::words rotated("rotated");
+        LUTLLM_REGION;
+        LUTLLM_PROCESS("rotate", Rotation<E>::rotate(x, rotated, calls));
+        LUTLLM_PROCESS("quantize", quantize_words<E>(rotated, input_scales, gather_beats, act,
+                                                     token_scales, calls));
+    }
+};
+
+template <class E>
+struct InputStage<E, false> {
+    template <class Calls>
+    static void run(typename E::words& x, typename E::input_words& input_scales,
+                    typename E::param_beats& gather_beats, typename E::acts (&act)[E::CHANNELS],
+                    typename E::token_floats& token_scales, Calls calls) {
+        quantize_words<E>(x, input_scales, gather_beats, act, token_scales, calls);
+    }
+};
+
+// Float32 input to one position per channel, round and token.
+template <class E, class Calls>
+void quantize_input(typename E::words& x, typename E::input_words& input_scales,
+                    typename E::param_beats& gather_beats, typename E::acts (&act)[E::CHANNELS],
+                    typename E::token_floats& token_scales, Calls calls) {
+    InputStage<E>::run(x, input_scales, gather_beats, act, token_scales, calls);
 }
 
 }  // namespace lutllm

@@ -9,6 +9,7 @@
 namespace lutllm {
 
 constexpr int ACT_LIMIT = 511;  // largest integer activation in units of a first-stage centroid
+constexpr int CENTROID_LIMIT = 127;  // the same where tokens have scales
 constexpr float TINY_INPUT = 1e-30f;  // a token with no larger input is zero
 
 // rint(value) for |value| <= 2^21. Adding 1.5 * 2^23 leaves the integer in the low mantissa bits.
@@ -60,13 +61,15 @@ scale_loop:
     }
 }
 
-// z to integers. Where rows are computed from the activation (no search) each token is scaled to
-// 127, and the scale that undoes this goes with the token to the results.
+// z to integers. With token scales each token is brought to the same largest value, and the scale
+// that undoes this goes with the token to the results.
 template <class E>
 void round_input(typename E::token_words& z, typename E::token_floats& largest,
                  typename E::quantizeds& out, typename E::token_floats& token_scales,
                  LinearCall call) {
-    const int limit = E::SEARCH ? ACT_LIMIT << (E::STAGE_BITS * (call.act_stages - 1)) : 127;
+    const int fine = E::SEARCH ? E::STAGE_BITS * (call.act_stages - 1) : 0;
+    const int limit = (call.token_scale ? CENTROID_LIMIT : ACT_LIMIT) << fine;
+    const float most = static_cast<float>(limit);
     float inverse = 0.0f;
     int at = 0;
 round_loop:
@@ -74,8 +77,8 @@ round_loop:
 #pragma HLS PIPELINE II=1
         if (at == 0) {
             const float top = largest.read();
-            inverse = top > TINY_INPUT ? 127.0f / top : 0.0f;
-            token_scales.write(E::SEARCH ? 1.0f : top / 127.0f);
+            inverse = top > TINY_INPUT ? most / top : 0.0f;
+            token_scales.write(call.token_scale ? top / static_cast<float>(CENTROID_LIMIT) : 1.0f);
         }
         const typename E::wide_t in = z.read();
         typename E::quantized_t word;
@@ -83,7 +86,7 @@ round_loop:
         for (int j = 0; j < E::WIDE_FLOATS; j++) {
 #pragma HLS UNROLL
             const float value = bits_to_float(in.range(32 * j + 31, 32 * j));
-            const float scaled = E::SEARCH ? value : value * inverse;
+            const float scaled = call.token_scale ? value * inverse : value;
             const int low = j * E::ACT_BITS;
             word.range(low + E::ACT_BITS - 1, low) =
                 ap_uint<E::ACT_BITS>(quantize_value(scaled, limit));

@@ -202,9 +202,9 @@ class Decoder:
 
     @property
     def _slice_input(self) -> Quantity:
-        """The normed vector to the engine, scaled as it comes, then rounded."""
+        """The normed vector to the engine, rotated and scaled as it comes, then rounded."""
         run = Run(*self._slice, 1, "table", lanes=self.design.config.vector_lanes)
-        return 2 * run.in_words
+        return 2 * run.in_words + run.rotation_delay
 
     @property
     def _slice(self) -> tuple[EngineDesign, LayerKind]:
@@ -297,15 +297,26 @@ class Decoder:
         """From the last look-up of the projection before this one to its last activation."""
         blocks, drain = self.blocks, self._drain(_before(projection))
         if projection == "o_proj":
-            return blocks.attention(tokens, context, drain)
-        return (blocks.gate if projection == "down_proj" else blocks.norm)(tokens, drain)
+            step = blocks.attention(tokens, context, drain)
+        elif projection == "down_proj":
+            step = blocks.gate(tokens, drain)
+        else:
+            step = blocks.norm(tokens, drain)
+        engine, kind = self._linear(projection)
+        if not kind.rotation:
+            return step
+        run = Run(engine, kind, tokens, "table", lanes=self.design.config.vector_lanes)
+        return (step + run.rotation_delay).named("step", "cycles")
+
+    def _linear(self, projection: str) -> tuple[EngineDesign, LayerKind]:
+        """The first kind of a projection, and its engine."""
+        return next(
+            (engine, kind) for engine, kind, _ in self.linears if _projection(kind) == projection
+        )
 
     def _drain(self, projection: str) -> Drain:
         """The results of a projection."""
-        engine, kind = next(
-            (engine, kind) for engine, kind, _ in self.linears if _projection(kind) == projection
-        )
-        return self.engine.drain(engine, kind)
+        return self.engine.drain(*self._linear(projection))
 
     @cached_property
     def _calls(self) -> dict[tuple[str, str, int, bool], Call]:

@@ -126,7 +126,8 @@ class Engine:
     def turn(self, design: EngineDesign, kind: LayerKind, tokens: int, mode: str) -> Call:
         """A call between two of the other part of a prefill; step: its activations stored."""
         run = Run(design, kind, tokens, mode, lanes=self.vector_lanes)
-        return self.call(design, kind, tokens, mode, run.x_words)
+        before = run.x_words + run.rotation_delay if kind.rotation else run.x_words
+        return self.call(design, kind, tokens, mode, before)
 
     def pace(self, design: EngineDesign, kind: LayerKind, mode: str) -> Quantity:
         """Cycles from one call for a token to the next where all inputs wait: the slices of a head.
@@ -163,10 +164,10 @@ class Engine:
     # Phases ------------------------------------------------------------------------------------
 
     def _load(self, run: Run) -> Quantity:
-        """Scale and round: a token is rounded when its largest value is known. The first token's
-        input scales come from memory."""
+        """Rotate, scale and round: a token is rounded when its largest value is known. The first
+        token's input scales come from memory."""
         scales = maximum(run.in_rows, run.input_widened).named("input_scales", "cycles")
-        return (scales + run.x_words).named("load", "cycles")
+        return (maximum(scales, run.rotation_delay) + run.x_words).named("load", "cycles")
 
     def _drain(self, run: Run) -> Quantity:
         """Words of results, or the pieces in which a decoder repacks them."""

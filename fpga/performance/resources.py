@@ -203,6 +203,7 @@ class EngineResources:
             Block("unpack_words", channels, self._unpack()),
             Block("accumulate", one, self._accumulate()),
             Block("quantize_input", one, self._quantize_input()),
+            *([Block("rotate_input", one, self._rotate_input())] if design.lut.rotation else []),
             Block("ports", given("ports", self._ports()), self._port()),
             Block(
                 "read_parameters",
@@ -376,7 +377,7 @@ class EngineResources:
         bias = any(kind.bias for kind in design.kinds)
         words = self._max_subs() * ceil_div(design.lanes, self.floats)
         scales = 2 * bram_of(32 * self.floats, words)  # as they come, and kept
-        multiplies = 1 if design.search else 2
+        multiplies = 2 if design.token_scale else 1
         return self._logic(
             lanes * chains * term + lanes * 32 + floats * output,
             dsp=floats * given("float_operations", multiplies + bias) * costs.float_dsp,
@@ -399,10 +400,23 @@ class EngineResources:
         buffers = 2 * bram_of(32 * self.floats, in_words)
         return self._logic(
             floats * given("round_lut", 120, "lut", "assumed") + lanes * pick + slots / 2,
-            dsp=floats * given("float_operations", 2 if design.search else 3) * costs.float_dsp,
+            dsp=floats
+            * given("float_operations", 3 if design.token_scale else 2)
+            * costs.float_dsp,
             bram36=buffers,
             uram=copies * store,
         )
+
+    def _rotate_input(self) -> Resources:
+        """An addition of every float in every step, both results of a pair within a word; longer
+        runs are held twice, as they come and until their pair is out."""
+        rotation, word = self.design.lut.rotation, 32 * self.floats
+        steps = given("rotation_steps", rotation.bit_length() - 1)
+        spans = [1 << n for n in range((rotation // self.floats).bit_length() - 1)]
+        held = sum((2 * bram_of(word, span) for span in spans), given("none", 0))
+        floats = given("floats_per_cycle", self.floats)
+        control = given("step_lut", 2 * word, "lut", "assumed")
+        return self._logic(steps * control, dsp=steps * floats * self.costs.float_dsp, bram36=held)
 
     def _ports(self) -> int:
         config = self.design.config

@@ -93,6 +93,12 @@ class Run:
         return maximum(words, MIN_DISTANCE).named("in_words", "words")
 
     @cached_property
+    def rotation_delay(self) -> Quantity:
+        """Words that are under way in the steps of a rotation whose runs are longer than a word."""
+        words = self.kind.rotation // (self.design.floats * self.lanes)
+        return given("rotation_delay", max(0, words - 1), "words")
+
+    @cached_property
     def out_words(self) -> Quantity:
         """Result words of a token."""
         per_sub = ceil_div(given("lanes", self.design.lanes), self.wide_floats)
@@ -249,9 +255,9 @@ class Run:
             "input_words": self.in_words,
             "scale_words": self.out_words,
             "bias_words": self.out_words if kind.bias else zero,
-            "quantize_input/z": self.x_words,
-            "quantize_input/quantized": self.x_words,
-            "quantize_input/largest": self.t,
+            "z": self.x_words,
+            "quantized": self.x_words,
+            "largest": self.t,
             "token_scales": self.t,
             "parameters": self.parameter_beats,
             "input_scales": self.in_rows,
@@ -269,6 +275,8 @@ class Run:
             "indices": self.indices,
             "rows": self.rows,
         }
+        if design.lut.rotation:
+            out["rotated"] = self.x_words
         if search:
             out |= {"centroids": self.centroid_words, "found": self.found}
         if self.mode != "online":
@@ -327,6 +335,8 @@ def process_cycles(run: Run, timing: Timing) -> dict[str, Quantity]:
         "accumulate": shift_words(run) + run.sums + run.t * run.out_words,
         "write_output": run.y_words,
     }
+    if design.lut.rotation:
+        out["within"] = run.x_words
     if design.search:
         words = given("words_per_beat", design.centroid_packing.per_beat, "words/beat")
         out["read_centroids"] = run.centroid_beats * words

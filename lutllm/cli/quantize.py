@@ -41,6 +41,7 @@ _SIZES = {
     "group-size": "output rows that share a weight codebook",
     "act-stages": "residual stages of the activation code",
     "weight-stages": "residual stages of the weight code",
+    "rotation": "channels of a block that is rotated before coding, a power of two; 0: none",
 }
 
 
@@ -78,6 +79,12 @@ def add_parser(commands: Any) -> None:
         choices=METRICS,
         help="of the search for an activation's centroid: l2: squared distance (default); "
         "chebyshev: largest difference, an FPGA needs no multipliers for it",
+    )
+    setting.add_argument(
+        "--token-scale",
+        action=argparse.BooleanOptionalAction,
+        help="of scheme co: code activations relative to the largest of their token; scheme weight "
+        "always does",
     )
     for option, meaning in _SIZES.items():
         setting.add_argument(f"--{option}", type=int, metavar="N", help=meaning)
@@ -211,7 +218,7 @@ def _choice(args: argparse.Namespace) -> Result:
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:
     """Fields of LutConfig that options of their own set."""
-    names = ("scheme", "metric", *(option.replace("-", "_") for option in _SIZES))
+    names = ("scheme", "metric", "token_scale", *(o.replace("-", "_") for o in _SIZES))
     return {n: v for n in names if (v := getattr(args, n)) is not None}
 
 
@@ -236,11 +243,13 @@ def build_config(args: argparse.Namespace) -> QuantConfig:
 
 
 def parse_override(text: str) -> tuple[str, str, str | int]:
-    """ "PATTERN:FIELD=VALUE" -> its parts, the value a number where it looks like one."""
+    """ "PATTERN:FIELD=VALUE" -> its parts, the value a number or truth where it looks like one."""
     pattern, colon, setting = text.rpartition(":")
     field, equals, value = setting.partition("=")
     if not (pattern and colon and field and equals and value):
         raise ConfigError(f"override {text!r} is not of the form PATTERN:FIELD=VALUE")
+    if value in ("true", "false"):
+        return pattern, field, value == "true"
     return pattern, field, int(value) if value.lstrip("-").isdigit() else value
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lutllm.config import ACT_LIMIT, STAGE_BITS
+from lutllm.config import STAGE_BITS
 from lutllm.emulator import plain
 from lutllm.emulator.jit import inline
 from lutllm.emulator.layout import UNIT
@@ -62,7 +62,7 @@ def _gather(lin: Any, x: int, first: int, scratch: int) -> None:
 
 
 @inline
-def _rounded(values: Vector, limit: int) -> Vector:
+def _rounded(values: Vector, limit: Any) -> Vector:
     """clamp(rint(values)) as i32x8."""
     top = splat(f32x8, float(limit))
     low = splat(f32x8, float(-limit))
@@ -112,13 +112,15 @@ def _spread(lin: Any, first: int, vector: int) -> None:
 
 
 @inline
-def _quantize_pairs(lin: Any, x: int, first: int, end: int, out: int, scratch: int) -> None:
+def _quantize_pairs(
+    lin: Any, x: int, inverse: float, first: int, end: int, out: int, scratch: int
+) -> None:
     """The integers i16[end - first, 2] of slots first .. end."""
-    limit = ACT_LIMIT << (STAGE_BITS * (lin.act_stages - 1))
+    factor = splat(f32x8, inverse)
     for slot in range(first, end, UNIT):
         _gather(lin, x, 2 * slot, scratch)
         for i in range(0, 2 * UNIT, 8):
-            value = _rounded(load(f32x8, scratch + 4 * i), limit)
+            value = _rounded(mul(load(f32x8, scratch + 4 * i), factor), lin.act_limit)
             store(out + 4 * (slot - first) + 2 * i, trunc(i16x8, value))
 
 
@@ -167,6 +169,7 @@ def make_code_slots(squared: Search, chebyshev: Search) -> Any:
         act: int,
         act_bytes: int,
         codes: int,
+        inverses: int,
         scratch: int,
     ) -> None:
         """As `plain.code_slots`.
@@ -174,11 +177,17 @@ def make_code_slots(squared: Search, chebyshev: Search) -> Any:
         scratch: NUMBERS_BYTES, 128 for each centroid, 4 for each slot of each token.
         """
         if not lin.fast_search:
-            plain.code_slots(lin, tokens, x, x_bytes, first, end, act, act_bytes, codes, scratch)
+            plain.code_slots(
+                lin, tokens, x, x_bytes, first, end, act, act_bytes, codes, inverses, scratch
+            )
         elif lin.chebyshev:
-            by_largest(lin, tokens, x, x_bytes, first, end, act, act_bytes, codes, scratch)
+            by_largest(
+                lin, tokens, x, x_bytes, first, end, act, act_bytes, codes, inverses, scratch
+            )
         else:
-            by_squares(lin, tokens, x, x_bytes, first, end, act, act_bytes, codes, scratch)
+            by_squares(
+                lin, tokens, x, x_bytes, first, end, act, act_bytes, codes, inverses, scratch
+            )
 
     return code_slots
 
@@ -220,6 +229,7 @@ def _make_coding(search: Search) -> Any:
         act: int,
         act_bytes: int,
         codes: int,
+        inverses: int,
         scratch: int,
     ) -> None:
         expanded = scratch + NUMBERS_BYTES
@@ -228,7 +238,9 @@ def _make_coding(search: Search) -> Any:
         code_bytes = lin.act_stages * lin.slots if codes else 0
         together = at_once if tokens >= EXPAND_TOKENS else 1
         for t in range(tokens):
-            _quantize_pairs(lin, x + t * x_bytes, first, end, rests + t * rest_bytes, scratch)
+            inverse = load_f32(inverses + 4 * t)
+            rest = rests + t * rest_bytes
+            _quantize_pairs(lin, x + t * x_bytes, inverse, first, end, rest, scratch)
         for slot in range(first, end, UNIT):
             for stage in range(lin.act_stages):
                 book = lin.act_codebook + (stage * lin.slots + slot) * lin.act_centroids * 2

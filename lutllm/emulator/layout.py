@@ -58,6 +58,7 @@ def record_type(fields: str, *floats: str) -> np.dtype:
 
 #: What a kernel knows of a linear: sizes, flags, and the addresses of its arrays (0 = absent).
 #: by_weight     1 in scheme "weight"
+#: by_token      1 where every token has a scale; act_limit: the largest quantized activation
 #: chebyshev     1 where the search is by the largest difference, else by squares
 #: fast_*        1 where the layout is that of the vector kernels, see `Packing`
 #: slots         of the longest weight stage, whole UNITs; stream_slots: of all segments
@@ -76,7 +77,8 @@ def record_type(fields: str, *floats: str) -> np.dtype:
 LINEAR = record_type(
     """
     in_features out_features vec_len act_centroids weight_centroids act_stages weight_stages
-    by_weight chebyshev table_bits wide_stages exact multiplied factor_bytes
+    by_weight by_token act_limit rotation chebyshev
+    table_bits wide_stages exact multiplied factor_bytes
     slots orders stream_slots groups segments panels tiles
     fast_search fast_rows fast_lookup row_stride row_planes row_bias sum_bias slot_bytes code_bytes
     perm scale copies act_codebook weight_codebook shift codes segment_table panel_table
@@ -286,6 +288,9 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
         "act_stages": config.act_stages,
         "weight_stages": config.weight_stages,
         "by_weight": int(config.scheme == "weight"),
+        "by_token": int(config.scales_tokens),
+        "act_limit": config.act_limit,
+        "rotation": config.rotation,
         "chebyshev": int(config.metric == "chebyshev"),
         "table_bits": config.table_bits,
         "wide_stages": config.wide_stages,

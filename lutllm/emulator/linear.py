@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lutllm.config import TINY_INPUT
+from lutllm.config import CENTROID_LIMIT, TINY_INPUT
 from lutllm.emulator.activations import NUMBERS_BYTES
 from lutllm.emulator.jit import inline, kernel
 from lutllm.emulator.kernels import (
@@ -32,6 +32,7 @@ from lutllm.emulator.layout import (
     product_bytes,
 )
 from lutllm.emulator.plain import segment_place, segment_slots
+from lutllm.emulator.rotation import rotate
 from lutllm.emulator.simd import (
     add,
     atomic_add,
@@ -55,6 +56,8 @@ TOKEN_BLOCK = 64
 #: Tokens coded together.
 CODE_TOKENS = 16
 _TINY = np.float32(TINY_INPUT)
+_LARGEST = np.float32(CENTROID_LIMIT)
+_INVERSES_BYTES = 4 * CODE_TOKENS
 _ACC_BYTES = 4 * TILE * PANEL_TILES
 _SUMS_BYTES = TOKEN_BLOCK * _ACC_BYTES
 _ROWS_AT = _SUMS_BYTES + 2 * SEGMENT * TILE
@@ -71,9 +74,16 @@ def scratch_bytes(record: np.ndarray) -> int:
         NUMBERS_BYTES
         + 128 * record["act_centroids"].max()
         + 4 * CODE_TOKENS * record["slots"].max()
+        + _inputs_bytes(record)
     )
     products = _SUMS_BYTES + product_bytes(record, TOKEN_BLOCK).max()
     return int(max(_ROWS_AT + rows, products, search))
+
+
+def _inputs_bytes(record: np.ndarray) -> int:
+    """Room for the scales of CODE_TOKENS tokens, and for rotated inputs where there are any."""
+    rotated = np.where(record["rotation"] > 0, record["in_features"], 0).max()
+    return _INVERSES_BYTES + 4 * CODE_TOKENS * int(rotated)
 
 
 def act_bytes(record: np.ndarray) -> int:
@@ -103,8 +113,8 @@ def code_inputs(
     """Code the inputs of `tokens` tokens.
 
     x: f32[D] of token t at x + t * x_bytes. act receives i8[Sa, orders, slots * v] per token, every
-    act_bytes; scales f32[tokens] (scheme "weight"); codes u8[tokens, Sa, slots] unless 0. Few
-    tokens are split by slots (by token where each needs its largest input); many are taken in
+    act_bytes; scales f32[tokens] where tokens have them; codes u8[tokens, Sa, slots] unless 0. Few
+    tokens are split by slots (by token where each needs all of its inputs); many are taken in
     turn, see `turns` in `apply_tables`.
     """
     first_slot, end_slot = 0, lin.slots
@@ -112,7 +122,7 @@ def code_inputs(
     in_turn = tokens >= CODE_TOKENS * members
     if in_turn:
         t = atomic_add(turns, CODE_TOKENS)
-    elif lin.by_weight and tokens > 1:
+    elif (lin.by_token or lin.rotation) and tokens > 1:
         t, end = share(tokens, member, members)
     else:
         low, high = share(lin.slots // UNIT, member, members)
@@ -148,16 +158,51 @@ def _code_some(
     codes: int,
     scratch: int,
 ) -> None:
-    """Slots first .. end of some tokens."""
+    """Slots first .. end of at most CODE_TOKENS tokens.
+
+    One token is rotated, and its largest input sought, by every member that has a part of it.
+    """
+    inverses = scratch
+    free = scratch + _INVERSES_BYTES
+    source, source_bytes = x, x_bytes
+    if lin.rotation:
+        source, source_bytes = free, 4 * lin.in_features
+        for t in range(tokens):
+            rotate(lin, x + t * x_bytes, source + t * source_bytes)
+        free += tokens * source_bytes
+    for t in range(tokens):
+        inverse = np.float32(1)
+        if lin.by_token:
+            top = largest_input(lin, source + t * source_bytes, free)
+            inverse = np.float32(lin.act_limit) / top if top > _TINY else np.float32(0)
+            if first == 0:
+                store_f32(scales + 4 * t, top / _LARGEST)
+        store_f32(inverses + 4 * t, inverse)
     if not lin.by_weight:
-        code_slots(lin, tokens, x, x_bytes, first, end, act, act_bytes, codes, scratch)
+        code_slots(
+            lin,
+            tokens,
+            source,
+            source_bytes,
+            first,
+            end,
+            act,
+            act_bytes,
+            codes,
+            inverses,
+            free,
+        )
         return
     for t in range(tokens):
-        top = largest_input(lin, x + t * x_bytes, scratch)
-        inverse = np.float32(127) / top if top > _TINY else np.float32(0)
-        quantize_slots(lin, x + t * x_bytes, inverse, first, end, act + t * act_bytes, scratch)
-        if first == 0:
-            store_f32(scales + 4 * t, top / np.float32(127))
+        quantize_slots(
+            lin,
+            source + t * source_bytes,
+            load_f32(inverses + 4 * t),
+            first,
+            end,
+            act + t * act_bytes,
+            free,
+        )
 
 
 # ---------------------------------------------------------------- phase 2
@@ -350,7 +395,7 @@ def _dequantize(
         value = mul(
             int_to_float(f32x8, load(i32x8, acc + 4 * i)), load(f32x8, lin.output_scale + m)
         )
-        if lin.by_weight:
+        if lin.by_token:
             value = mul(value, factor)
         if lin.bias:
             value = add(value, load(f32x8, lin.bias + m))
@@ -360,7 +405,7 @@ def _dequantize(
     for i in range(whole, end):
         m = 4 * (first + i)
         single = np.float32(load_i32(acc + 4 * i)) * load_f32(lin.output_scale + m)
-        if lin.by_weight:
+        if lin.by_token:
             single = single * token_scale
         if lin.bias:
             single = single + load_f32(lin.bias + m)
@@ -430,8 +475,8 @@ def _run(
 def run_linear(packed: PackedLinear, x: np.ndarray, team: Team) -> dict[str, np.ndarray]:
     """One linear on x: f32[T, D].
 
-    Returns y f32[T, M], accumulators i32[T, M], codes u8[T, Sa, P] (scheme "co"),
-    token_scale f32[T] (scheme "weight").
+    Returns y f32[T, M], accumulators i32[T, M], codes u8[T, Sa, P] (scheme "co"), token_scale
+    f32[T] where tokens have them.
     """
     lin = packed.record[0]
     tokens = len(x)
@@ -464,9 +509,9 @@ def run_linear(packed: PackedLinear, x: np.ndarray, team: Team) -> dict[str, np.
         turns.ctypes.data,
     )
     out: dict[str, np.ndarray] = {"y": y, "accumulators": sums}
-    if lin["by_weight"]:
+    if lin["by_token"]:
         out["token_scale"] = scales
-    else:
+    if not lin["by_weight"]:
         position = packed.slot_position[0]
         out["codes"] = codes[..., np.argsort(position, kind="stable")[(position < 0).sum() :]]
     return out

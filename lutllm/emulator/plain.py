@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lutllm.config import ACT_LIMIT, STAGE_BITS
+from lutllm.config import STAGE_BITS
 from lutllm.emulator.jit import inline
 from lutllm.emulator.layout import SEGMENT, SEGMENT_COLUMNS, TILE
 from lutllm.emulator.simd import (
@@ -93,26 +93,38 @@ def code_slots(
     act: int,
     act_bytes: int,
     codes: int,
+    inverses: int,
     scratch: int,
 ) -> None:
     """Scheme "co": code slots first .. end (whole UNITs) of some tokens.
 
-    x: f32[D] of token t at x + t * x_bytes; act: i8[Sa, orders, slots * v] receives the chosen
-    centroids, every act_bytes; codes: u8[tokens, Sa, slots] their numbers, unless 0; scratch: 64
-    bytes.
+    x: f32[D] of token t at x + t * x_bytes; inverses: f32[tokens], what scaled activations are
+    multiplied with, 1 where tokens have no scale; act: i8[Sa, orders, slots * v] receives the
+    chosen centroids, every act_bytes; codes: u8[tokens, Sa, slots] their numbers, unless 0;
+    scratch: 64 bytes.
     """
     for t in range(tokens):
         numbers = codes + t * lin.act_stages * lin.slots if codes else 0
         for slot in range(first, end):
-            _code_slot(lin, x + t * x_bytes, slot, act + t * act_bytes, numbers, scratch)
+            _code_slot(
+                lin,
+                x + t * x_bytes,
+                load_f32(inverses + 4 * t),
+                slot,
+                act + t * act_bytes,
+                numbers,
+                scratch,
+            )
 
 
 @inline
-def _code_slot(lin: Any, x: int, slot: int, act: int, codes: int, scratch: int) -> None:
+def _code_slot(
+    lin: Any, x: int, inverse: Any, slot: int, act: int, codes: int, scratch: int
+) -> None:
     v = lin.vec_len
-    limit = ACT_LIMIT << (STAGE_BITS * (lin.act_stages - 1))
     for i in range(v):
-        store_i32(scratch + 4 * i, _round(_scaled(lin, x, slot * v + i), limit))
+        value = _scaled(lin, x, slot * v + i) * inverse
+        store_i32(scratch + 4 * i, _round(value, lin.act_limit))
     for stage in range(lin.act_stages):
         shift = STAGE_BITS * (lin.act_stages - 1 - stage)
         code = _nearest(lin, stage, slot, shift, scratch)

@@ -14,6 +14,8 @@ struct Config {
     static constexpr int GROUP_SIZE = 512;  // outputs per weight codebook
     static constexpr int TABLE_BITS = 8;  // bits of the widest table entry
     static constexpr int BLOCK_POSITIONS = 16;  // positions under one exponent
+    static constexpr bool TOKEN_SCALE = true;  // tokens may have scales
+    static constexpr int ROTATION = 512;  // floats of the longest rotation, 0 = none
     static constexpr int MAX_ACT_STAGES = 1;  // residual stages of an activation code
     static constexpr int MAX_WEIGHT_STAGES = 1;  // residual stages of a weight code
     static constexpr int CHANNELS = 16;  // memory channels, one position each a round
@@ -46,6 +48,8 @@ struct QkvProj {
     static constexpr int WEIGHT_STAGES = 1;
     static constexpr int TABLE_BITS = 8;
     static constexpr int WIDE_STAGES = 1;
+    static constexpr bool TOKEN_SCALE = true;
+    static constexpr int ROTATION = 0;
     static constexpr bool BIAS = true;
     static constexpr int CHANNEL_BASE = 0;
     static constexpr int CHANNEL_BEATS = 4088;
@@ -64,6 +68,8 @@ struct OProj {
     static constexpr int WEIGHT_STAGES = 1;
     static constexpr int TABLE_BITS = 8;
     static constexpr int WIDE_STAGES = 1;
+    static constexpr bool TOKEN_SCALE = true;
+    static constexpr int ROTATION = 512;
     static constexpr bool BIAS = false;
     static constexpr int CHANNEL_BASE = 98112;
     static constexpr int CHANNEL_BEATS = 2184;
@@ -82,6 +88,8 @@ struct GateUpProj {
     static constexpr int WEIGHT_STAGES = 1;
     static constexpr int TABLE_BITS = 8;
     static constexpr int WIDE_STAGES = 1;
+    static constexpr bool TOKEN_SCALE = true;
+    static constexpr int ROTATION = 0;
     static constexpr bool BIAS = false;
     static constexpr int CHANNEL_BASE = 150528;
     static constexpr int CHANNEL_BEATS = 22176;
@@ -100,6 +108,8 @@ struct DownProj {
     static constexpr int WEIGHT_STAGES = 1;
     static constexpr int TABLE_BITS = 8;
     static constexpr int WIDE_STAGES = 1;
+    static constexpr bool TOKEN_SCALE = true;
+    static constexpr int ROTATION = 512;
     static constexpr bool BIAS = false;
     static constexpr int CHANNEL_BASE = 682752;
     static constexpr int CHANNEL_BEATS = 11856;

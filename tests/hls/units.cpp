@@ -1,6 +1,7 @@
 // Runs one engine header at a time on streams given in a file, for tests/test_hls_units.py.
 //
-// units COMMAND CONFIG tokens row_fetch bias rounds groups subs act_stages weight_stages in_beats
+// units COMMAND CONFIG tokens row_fetch bias rounds groups subs act_stages weight_stages
+//     table_bits wide_stages in_beats token_scale rotation in_features
 // Standard input: the input streams of the command, each as a count and its elements; an element
 // is as many little-endian 64-bit words as it needs. Standard output: the output streams likewise.
 // CONFIGS.h, rendered by the test, declares Config0, Config1, ... and UNITS_DISPATCH.
@@ -264,9 +265,9 @@ static void run_command(const std::string& command, const LinearCall& call) {
 }
 
 int main(int argc, char** argv) {
-    if (argc != 14) return 5;
-    int number[12];
-    for (int i = 0; i < 12; i++) number[i] = std::atoi(argv[i + 2]);
+    if (argc != 17) return 5;
+    int number[15];
+    for (int i = 0; i < 15; i++) number[i] = std::atoi(argv[i + 2]);
     LinearCall call = LinearCall();
     call.tokens = number[1];
     call.row_fetch = number[2] != 0;
@@ -281,6 +282,9 @@ int main(int argc, char** argv) {
     call.wide_stages = number[10];
     call.in_beats = number[11];
     call.in_words = number[11];
+    call.token_scale = number[12] != 0;
+    call.rotation = number[13];
+    call.in_features = number[14];
     const std::string command = argv[1];
     UNITS_DISPATCH(number[0])
     return 0;
