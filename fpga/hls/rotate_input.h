@@ -79,6 +79,8 @@ template <class E, int SPAN>
 void rotate_across(typename E::words& in, typename E::words& out, LinearCall call) {
     typename E::wide_t first[SPAN], second[SPAN];
     bool paired[SPAN];
+#pragma HLS BIND_STORAGE variable=first type=RAM_S2P impl=LUTRAM
+#pragma HLS BIND_STORAGE variable=second type=RAM_S2P impl=LUTRAM
 #pragma HLS DEPENDENCE variable=first type=inter direction=RAW distance=SPAN true
 #pragma HLS DEPENDENCE variable=second type=inter direction=RAW distance=SPAN true
 #pragma HLS DEPENDENCE variable=paired type=inter direction=RAW distance=SPAN true

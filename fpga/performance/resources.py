@@ -408,15 +408,16 @@ class EngineResources:
         )
 
     def _rotate_input(self) -> Resources:
-        """An addition of every float in every step, both results of a pair within a word; longer
-        runs are held twice, as they come and until their pair is out."""
+        """An addition of every float in every step. Words of longer runs are held twice, as they
+        come and until their pair is out, in memory made of LUTs: eight hold 64 words of 7 bits."""
         rotation, word = self.design.lut.rotation, 32 * self.floats
         steps = given("rotation_steps", rotation.bit_length() - 1)
         spans = [1 << n for n in range((rotation // self.floats).bit_length() - 1)]
-        held = sum((2 * bram_of(word, span) for span in spans), given("none", 0))
+        rows = sum(-(-span // 64) for span in spans)
+        held = given("held_lut", 2 * rows * word * 8 / 7, "lut")
         floats = given("floats_per_cycle", self.floats)
         control = given("step_lut", 2 * word, "lut", "assumed")
-        return self._logic(steps * control, dsp=steps * floats * self.costs.float_dsp, bram36=held)
+        return self._logic(held + steps * control, dsp=steps * floats * self.costs.float_dsp)
 
     def _ports(self) -> int:
         config = self.design.config
