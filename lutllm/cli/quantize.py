@@ -242,7 +242,7 @@ def build_config(args: argparse.Namespace) -> QuantConfig:
     return dataclasses.replace(config, head_margin=args.head_margin)
 
 
-def parse_override(text: str) -> tuple[str, str, str | int]:
+def parse_override(text: str) -> tuple[str, str, str | int | bool]:
     """ "PATTERN:FIELD=VALUE" -> its parts, the value a number or truth where it looks like one."""
     pattern, colon, setting = text.rpartition(":")
     field, equals, value = setting.partition("=")
