@@ -24,15 +24,16 @@ from lutllm.config import METRICS, QuantConfig
 from lutllm.recipes import recipe, with_head
 
 #: A head coded like the layers; `tiny` with entries of 8 bits, of which twice as many fit.
+_NARROW = QuantConfig(dataclasses.replace(recipe("tiny").config, table_bits=8))
 QUANTS = {
     "paper": recipe("paper").quant(head="engine"),
-    "tiny, 8 bits": with_head(QuantConfig(recipe("tiny").config), "engine"),
+    "tiny, 8 bits": with_head(_NARROW, "engine"),
 }
 #: The same with other heads, and with the entries of the recipe.
 OTHERS = {
     "paper, int8 rows": recipe("paper").quant(),
     "tiny": recipe("tiny").quant(head="engine"),
-    "tiny, 8 bits, int8 rows": with_head(QuantConfig(recipe("tiny").config), "int8"),
+    "tiny, 8 bits, int8 rows": with_head(_NARROW, "int8"),
 }
 MODEL = "qwen3-1.7b"
 #: The goals for Qwen3-1.7B: 1.1 ms a token with the head, 55 ms for 128 tokens.
