@@ -43,12 +43,9 @@ def screened(margin: float, head: LutConfig) -> QuantConfig:
 
 #: name -> config.json, quantization, type of embedding and head, decoder, lanes per cycle
 MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] = {
-    "coded": (  # rotated by runs of a word, and longer ones
+    "coded": (
         tiny_config("qwen2"),
-        QuantConfig(
-            LutConfig(group_size=64, token_scale=True),
-            overrides={"*.o_proj": {"rotation": 8}, "*.down_proj": {"rotation": 64}},
-        ),
+        QuantConfig(LutConfig(group_size=64)),
         "F16",
         DecoderConfig(vocab_ports=4, kv_ports=4, query_tokens=4),
         32,
@@ -73,9 +70,13 @@ MODELS: dict[str, tuple[dict[str, Any], QuantConfig, str, DecoderConfig, int]] =
         DecoderConfig(vector_lanes=2, vocab_ports=1, kv_ports=1, query_tokens=3),
         20,
     ),
-    "int8": (
+    "int8": (  # rotated by runs of a word, and longer ones
         tiny_config("qwen2"),
-        QuantConfig(LutConfig(group_size=64), head="int8"),
+        QuantConfig(
+            LutConfig(group_size=64, token_scale=True),
+            overrides={"*.o_proj": {"rotation": 8}, "*.down_proj": {"rotation": 64}},
+            head="int8",
+        ),
         "",
         DecoderConfig(vocab_ports=16),
         32,

@@ -52,7 +52,7 @@ def test_every_command_has_help(capsys):
 
 
 def test_recipe_and_sizes():
-    assert parse_config().default == LutConfig(block_positions=4)
+    assert parse_config().default == LutConfig(block_positions=4, token_scale=True)
     config = parse_config("--recipe", "accurate", "--group-size", "64", "--seed", "5")
     assert config.default == LutConfig(
         scheme="weight",
@@ -63,9 +63,17 @@ def test_recipe_and_sizes():
         block_positions=1,
     )
     assert config.seed == 5
-    words = "--scheme co --vec-len 4 --act-centroids 32 --weight-centroids 8 --act-stages 2"
+    words = (
+        "--scheme co --vec-len 4 --act-centroids 32 --weight-centroids 8 --act-stages 2 "
+        "--no-token-scale --rotation 64"
+    )
     expected = LutConfig(
-        vec_len=4, act_centroids=32, weight_centroids=8, act_stages=2, block_positions=4
+        vec_len=4,
+        act_centroids=32,
+        weight_centroids=8,
+        act_stages=2,
+        block_positions=4,
+        rotation=64,
     )
     assert parse_config(*words.split()).default == expected
     assert parse_config("--metric", "chebyshev").default.metric == "chebyshev"
@@ -73,7 +81,9 @@ def test_recipe_and_sizes():
 
 def test_overrides():
     config = parse_config(
-        "--override", "*.down_proj:weight_stages=2", "--override", "*.down_proj:scheme=weight"
+        *("--override", "*.down_proj:weight_stages=2"),
+        *("--override", "*.down_proj:scheme=weight"),
+        *("--override", "*.down_proj:token_scale=false"),
     )
     assert config.for_linear("model.layers.0.mlp.down_proj") == LutConfig(
         scheme="weight", weight_stages=2, block_positions=4
@@ -444,5 +454,6 @@ def test_options_have_one_spelling():
 
 
 def test_recipes_are_valid():
-    assert RECIPES["paper"].config == LutConfig(block_positions=4)
+    assert RECIPES["paper"].config == LutConfig(block_positions=4, token_scale=True)
+    assert RECIPES["accurate-co"].quant().for_linear("a.down_proj").rotation == 512
     assert all(recipe.purpose for recipe in RECIPES.values())
