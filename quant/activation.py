@@ -324,7 +324,8 @@ def input_codes(x: torch.Tensor, code: InputCode, config: LutConfig) -> CodedInp
     """Activation codes of each stage, scheme "co". x: f32[T, D].
 
     The search compares float32 squares, which are exact for one stage; with more stages a near tie
-    may fall differently from `lutllm.intmath.search`. Chebyshev distances are always exact.
+    may fall differently from `lutllm.intmath.search`. Chebyshev distances are always exact. With
+    token scales, which are divided by here, a value next to a half may be rounded otherwise.
     """
     assert code.codebook is not None
     scale = code.column_norm * code.rho.reshape(-1)
