@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import resource
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from calib.decoder import FloatDecoder, LayerWeights
 from calib.text import calibration_windows
 from calib.text import windows as text_windows
 from lutllm.artifact import (
-    INDEX_NAME,
+    Artifact,
     artifact_hash,
     content_files,
     file_digest,
@@ -29,19 +27,19 @@ from lutllm.artifact import (
 )
 from lutllm.checkpoint import Checkpoint
 from lutllm.config import QuantConfig
-from lutllm.errors import ArtifactError, ResourceError
+from lutllm.errors import ResourceError
 from lutllm.hub_files import hub_config, write_hub_module
 from lutllm.lut_linear import LutLinear, stored_bytes
 from lutllm.model_config import LinearShape
 from lutllm.progress import Progress
-from lutllm.tensorfile import TensorFile, write_tensors
 from lutllm.version import __version__
 from quant.baseline import relative_error, round_to_nearest
 from quant.engine import TableEngine
 from quant.head import head_bytes, quantize_head, stored_tensors, stored_values
 from quant.linear import CHUNK_ROWS, Effort, quantize_linear, searches
-from quant.refine import refine
-from quant.workspace import Workspace, check_output
+from quant.refine import Budget, refine
+from quant.shards import shard_name, write_index, write_shard
+from quant.workspace import Workspace, check_disk, check_output
 
 #: Tokens that per-layer errors are measured on.
 _ERROR_TOKENS = 1024
@@ -120,9 +118,15 @@ def quantize(
             bar.advance(note=f"layer {index}")
     _finish_files(workspace, decoder, config, streams, effort, progress)
     if distill_minutes > 0:
-        every = text_windows(calib_ids, calibration.ctx)
-        refine(workspace, checkpoint, config, every, distill_minutes, engine, progress)
-        _write_index(workspace.path, layers + 1)
+        refine(
+            Artifact.open(workspace.path),
+            workspace,
+            checkpoint,
+            text_windows(calib_ids, calibration.ctx),
+            Budget(distill_minutes),
+            engine=engine,
+            progress=progress,
+        )
     report = _report(workspace, checkpoint, config, calibration)
     report["seconds"] = round(time.monotonic() - started, 1)
     write_json(workspace.path / "report.json", report)
@@ -134,7 +138,7 @@ def _fingerprint(
     checkpoint: Checkpoint, config: QuantConfig, windows: np.ndarray, effort: Effort
 ) -> dict[str, Any]:
     return {
-        "checkpoint": _checkpoint_digest(checkpoint),
+        "checkpoint": checkpoint_digest(checkpoint),
         "quantization": config.to_dict(),
         "calibration tokens": hashlib.sha256(windows.tobytes()).hexdigest(),
         "effort": vars(effort),
@@ -142,7 +146,7 @@ def _fingerprint(
     }
 
 
-def _checkpoint_digest(checkpoint: Checkpoint) -> str:
+def checkpoint_digest(checkpoint: Checkpoint) -> str:
     """Identifies a model by its config, its final norm and a few embedding rows."""
     digest = hashlib.sha256(json.dumps(checkpoint.hf_config, sort_keys=True).encode())
     digest.update(checkpoint.tensor("model.norm.weight").tobytes())
@@ -254,16 +258,6 @@ def _layer_error(
     }
 
 
-def shard_name(index: int, count: int) -> str:
-    return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
-
-
-def _write_shard(path: Path, tensors: dict[str, tuple[str, np.ndarray]]) -> None:
-    temporary = path.with_suffix(".new")
-    write_tensors(temporary, tensors)
-    os.replace(temporary, path)
-
-
 def _write_layer(
     folder: Path, checkpoint: Checkpoint, index: int, linears: list[LutLinear]
 ) -> None:
@@ -275,7 +269,7 @@ def _write_layer(
     for name in checkpoint.names():
         if name.startswith(prefix) and name.endswith("norm.weight"):
             tensors[name] = checkpoint.stored(name)
-    _write_shard(folder / shard_name(index, checkpoint.model.num_hidden_layers + 1), tensors)
+    write_shard(folder / shard_name(index, checkpoint.model.num_hidden_layers + 1), tensors)
 
 
 def _finish_files(
@@ -299,28 +293,14 @@ def _finish_files(
     for name in checkpoint.names():
         if not name.startswith("model.layers."):
             tensors |= stored_tensors(checkpoint, name, config)
-    _write_shard(folder / shard_name(count - 1, count), tensors)
+    write_shard(folder / shard_name(count - 1, count), tensors)
     write_json(
         folder / "config.json",
         hub_config(checkpoint.hf_config) | {"quantization_config": config.to_dict()},
     )
     write_hub_module(folder, checkpoint.model.model_type)
     checkpoint.write_tokenizer(folder)
-    _write_index(folder, count)
-
-
-def _write_index(folder: Path, count: int) -> None:
-    weight_map: dict[str, str] = {}
-    total = 0
-    for index in range(count):
-        file = TensorFile(folder / shard_name(index, count), ArtifactError)
-        for name in file.names():
-            weight_map[name] = file.path.name
-            total += file.view(name).nbytes
-    write_json(
-        folder / INDEX_NAME,
-        {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
-    )
+    write_index(folder, count)
 
 
 def _report(
@@ -329,21 +309,27 @@ def _report(
     config: QuantConfig,
     calibration: CalibrationConfig,
 ) -> dict[str, Any]:
-    folder = workspace.path
+    return report_facts(workspace.path, checkpoint, config) | {
+        "calibration": {"tokens": calibration.tokens, "ctx": calibration.ctx},
+        "distillation": workspace.refined,
+        "layers": workspace.records,
+    }
+
+
+def report_facts(folder: Path, checkpoint: Checkpoint, config: QuantConfig) -> dict[str, Any]:
+    """What the report of any artifact says: what it is of, its sizes, its files."""
     sizes = artifact_sizes(checkpoint, config)
+    files = content_files(folder)
     return {
         "lutllm_version": __version__,
         "source": checkpoint.source,
         "quantization": config.to_dict(),
-        "calibration": {"tokens": calibration.tokens, "ctx": calibration.ctx},
         "bits_per_weight": sizes["linear_bytes"] * 8 / sizes["linear_weights"],
         "head_bytes": head_bytes(checkpoint, config),
-        "artifact_bytes": sum(f.stat().st_size for f in content_files(folder)),
+        "artifact_bytes": sum(f.stat().st_size for f in files),
         "peak_rss_bytes": peak_rss_bytes(),
         "artifact_hash": artifact_hash(folder),
-        "file_sha256": {f.name: file_digest(f) for f in content_files(folder)},
-        "distillation": workspace.refined,
-        "layers": workspace.records,
+        "file_sha256": {f.name: file_digest(f) for f in files},
     }
 
 
@@ -399,13 +385,7 @@ def check_resources(
     sizes = artifact_sizes(checkpoint, config)
     hidden = 8 * calibration.tokens * checkpoint.model.hidden_size
     need = sizes["linear_bytes"] + sizes["float_bytes"] + 2 * hidden
-    parent = next(p for p in out.absolute().parents if p.exists())
-    free = shutil.disk_usage(parent).free
-    if free < need:
-        raise ResourceError(
-            f"{parent}: {free >> 20} MiB free, the artifact needs about {need >> 20} MiB; "
-            "free some space or choose another folder with -o"
-        )
+    check_disk(out, need, "the artifact")
     memory = estimate_peak_rss(checkpoint, config, calibration)
     available = available_memory()
     if available is not None and available < memory:

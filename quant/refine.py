@@ -1,10 +1,10 @@
-"""The distillation stage of a quantization: trains the finished layers in their work folder."""
+"""Distillation into a work folder: of the layers a quantization has just finished, or another's."""
 
 from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,35 @@ from lutllm.artifact import Artifact, linear_tensors
 from lutllm.checkpoint import Checkpoint
 from lutllm.config import QuantConfig
 from lutllm.errors import ConfigError
-from lutllm.tensorfile import write_tensors
 from quant.distill import DistillConfig, Student, distill, trained_tensors
 from quant.engine import TableEngine
+from quant.shards import shard_name, write_index, write_shard
 from quant.workspace import Workspace
 
 #: Windows kept back, spread over the text, to measure what distillation brought.
 _HELD_OUT = 4
 #: Upper limit of steps when only a time is given; the time decides.
 _MANY_STEPS = 100_000
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: about `minutes`, or exactly `steps`, the same bytes on a machine of any
+    speed. One of the two, the other 0."""
+
+    minutes: float = 0
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.minutes > 0) == (self.steps > 0) or min(self.minutes, self.steps) < 0:
+            raise ConfigError(
+                f"distillation for {self.minutes:g} minutes and {self.steps} steps; give one of "
+                "them, above 0"
+            )
+
+    def deadline(self, begun: float) -> float | None:
+        """When to stop, in the clock of `begun`, or None where steps decide."""
+        return begun + 60 * self.minutes if self.minutes else None
 
 
 def learning_rate(config: QuantConfig, linears: list[str]) -> float:
@@ -46,37 +66,61 @@ def _index_bits(config: QuantConfig, linears: list[str]) -> float:
 
 
 def refine(
+    artifact: Artifact,
     workspace: Workspace,
     checkpoint: Checkpoint,
-    config: QuantConfig,
     windows: np.ndarray,
-    minutes: float,
+    budget: Budget,
+    *,
     engine: TableEngine | None,
     progress: bool,
 ) -> dict[str, Any]:
-    """Distil the model in the work folder for about `minutes`, in place; returns a record.
+    """Distil `artifact` and put its tensor files into the work folder; returns a record.
 
-    windows: i64[N, ctx], all of the calibration text. A killed run goes on from its saved state.
+    artifact: may be the one in the work folder, whose files are then replaced. windows:
+    i64[N, ctx], all of the calibration text. A killed run goes on from its saved state.
     """
-    if workspace.refined is not None:
-        _adopt(workspace)
-        return workspace.refined
+    if workspace.refined is None:
+        check_windows(windows)
+        workspace.finish_refinement(
+            _train(artifact, workspace, checkpoint, windows, budget, engine, progress)
+        )
+    _adopt(workspace)
+    write_index(workspace.path, artifact.model.num_hidden_layers + 1)
+    assert workspace.refined is not None
+    return workspace.refined
+
+
+def check_windows(windows: np.ndarray) -> None:
+    """ConfigError where a text is too short to train on some of it and measure on the rest."""
     if len(windows) <= _HELD_OUT:
         raise ConfigError(
             f"the calibration text has {len(windows)} windows, distillation needs more than "
             f"{_HELD_OUT}; give a longer text with --calib"
         )
+
+
+def _train(
+    artifact: Artifact,
+    workspace: Workspace,
+    checkpoint: Checkpoint,
+    windows: np.ndarray,
+    budget: Budget,
+    engine: TableEngine | None,
+    progress: bool,
+) -> dict[str, Any]:
+    """Train, write the tensor files into the state folder and return the record."""
     begun = time.monotonic()
     kept = (2 * np.arange(_HELD_OUT) + 1) * len(windows) // (2 * _HELD_OUT)
-    names = [s.name for s in checkpoint.model.linears()]
+    names = [s.name for s in artifact.model.linears()]
     settings = DistillConfig(
-        steps=_MANY_STEPS,
-        learning_rate=learning_rate(config, names),
-        seed=config.seed,
-        dtype=multiply_dtype(config, names),
+        steps=budget.steps or _MANY_STEPS,
+        learning_rate=learning_rate(artifact.quant, names),
+        seed=artifact.quant.seed,
+        dtype=multiply_dtype(artifact.quant, names),
     )
     student, record = distill(
-        Artifact.open(workspace.path),
+        artifact,
         checkpoint,
         np.delete(windows, kept, axis=0),
         windows[kept],
@@ -84,31 +128,28 @@ def refine(
         state_path=workspace.state_file("distill.npz"),
         engine=engine,
         progress=progress,
-        deadline=begun + 60 * minutes,
+        deadline=budget.deadline(begun),
     )
     record |= {
         "learning_rate": settings.learning_rate,
         "windows_per_step": settings.windows,
         "seconds": round(time.monotonic() - begun, 1),
     }
-    _write(workspace, student)
-    workspace.finish_refinement(record)
-    _adopt(workspace)
+    _write(artifact, workspace, student)
     return record
 
 
-def _write(workspace: Workspace, student: Student) -> None:
+def _write(artifact: Artifact, workspace: Workspace, student: Student) -> None:
     """The trained tensor files, in the state folder under their final names."""
     folder = workspace.state_file("refined")
     folder.mkdir(exist_ok=True)
-    files = sorted(workspace.path.glob("*.safetensors"))
+    count = len(student.layers) + 1
     for layer in range(len(student.layers)):
         linears, norms = trained_tensors(student, layer)
         tensors: dict[str, tuple[str, np.ndarray]] = {n: ("F32", v) for n, v in norms.items()}
         for linear in linears:
             tensors |= linear_tensors(linear)
-        write_tensors(folder / files[layer].name, tensors)
-    artifact = Artifact.open(workspace.path)
+        write_shard(folder / shard_name(layer, count), tensors)
     rest = {
         name: artifact.stored(name)
         for name in artifact.float_tensors()
@@ -118,10 +159,10 @@ def _write(workspace: Workspace, student: Student) -> None:
     head = artifact.head_linear()
     if head is not None:
         rest |= linear_tensors(head)
-    write_tensors(folder / files[-1].name, rest)
+    write_shard(folder / shard_name(count - 1, count), rest)
 
 
 def _adopt(workspace: Workspace) -> None:
     """Move the trained files to their place; safe to repeat after a kill."""
-    for file in sorted(Path(workspace.state_file("refined")).glob("*.safetensors")):
+    for file in sorted(workspace.state_file("refined").glob("*.safetensors")):
         os.replace(file, workspace.path / file.name)

@@ -48,6 +48,7 @@ ELSEWHERE = {
 #: Appended to a command; the last value of an option counts.
 SHORTER = {
     "quantize": "--calib-tokens 512 --eval-tokens 0 --distill-minutes 0 -q",
+    "distill": "--minutes 0.01 --eval-tokens 0 -q",
     "eval": "--max-tokens 128 --ctx 64 -q",
     "generate": "--max-tokens 3 -q",
 }

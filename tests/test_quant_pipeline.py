@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -244,7 +245,7 @@ def test_too_little_memory_or_disk(
         run(checkpoint, tmp_path / "out")
     monkeypatch.setattr(pipeline, "available_memory", lambda: None)
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ResourceError, match="0 MiB free"):
         run(checkpoint, tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -5,13 +5,14 @@ Heavy modules are imported inside the functions.
 
 from lutllm.api.evaluating import evaluate, evaluate_task
 from lutllm.api.hardware import csim, estimate, explore, export, golden_run
-from lutllm.api.quantizing import choose_recipe, plan, quantize
+from lutllm.api.quantizing import choose_recipe, distill, plan, quantize
 from lutllm.api.running import bench, load, serve, verify
 
 __all__ = [
     "bench",
     "choose_recipe",
     "csim",
+    "distill",
     "estimate",
     "evaluate",
     "evaluate_task",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lutllm.api.running import load
-from lutllm.api.source import CTX, Source, names_artifact
+from lutllm.api.source import CTX, Source, names_artifact, open_reference
 from lutllm.artifact import Artifact
 from lutllm.errors import ConfigError
 
@@ -100,12 +99,9 @@ def _compare(
     model: Source, reference: Source, windows: np.ndarray, progress: bool
 ) -> dict[str, Any]:
     from calib.compare import compare
-    from lutllm.checkpoint import open_checkpoint
 
-    checkpoint, artifact = open_checkpoint(reference), load(model)
-    tied = artifact.config.tie_word_embeddings  # quantize may have tied them
-    if dataclasses.replace(checkpoint.model, tie_word_embeddings=tied) != artifact.config:
-        raise ConfigError(f"{reference} has another config than {model}; give what it was made of")
+    artifact = load(model)
+    checkpoint = open_reference(reference, model, artifact.config)
     return compare(checkpoint, artifact.logits, windows, progress).to_dict()
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from lutllm import recipes
 from lutllm.api.evaluating import artifact_perplexity
-from lutllm.api.source import CTX, Source, open_source
-from lutllm.artifact import artifact_hash, read_json, write_json
+from lutllm.api.source import CTX, Source, open_reference, open_source
+from lutllm.artifact import Artifact, artifact_hash, read_json, write_json
 from lutllm.config import QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.model_card import write_model_card
@@ -127,7 +127,6 @@ def quantize(
                  both as roundings of one matrix (`lutllm.checkpoint.tied`)
     resume       continue a run that was interrupted, from its last finished layer
     """
-    from calib.text import default_text, read_text
     from lutllm.checkpoint import open_checkpoint
     from lutllm.emulator.runner import table_engine
     from quant import pipeline
@@ -139,11 +138,12 @@ def quantize(
     out = Path(out)
     checkpoint = open_source(source, tie_head)
     tokenizer = checkpoint.tokenizer()
-    text = default_text() if calib is None else read_text(calib)
-    calib_ids = np.array(tokenizer.encode(text), np.int64)
+    calib_ids = _calibration_ids(tokenizer, calib)
     spare = eval_tokens if eval_text is None else 0
     calibration = _calibration(checkpoint, calib_tokens, len(calib_ids) - spare)
-    calib_ids, windows = _held_back(tokenizer, calib_ids, calibration, eval_text, eval_tokens)
+    calib_ids, windows = _held_back(
+        tokenizer, calib_ids, calibration.tokens, calibration.ctx, eval_text, eval_tokens
+    )
     allocation = None
     if bits is not None:
         config, allocation = _mixed(checkpoint, config, bits, calib_ids, calibration, progress)
@@ -175,11 +175,80 @@ def quantize(
         report |= inputs | {"allocation": allocation}
         write_json(out / "report.json", report)
     report |= _perplexities(open_checkpoint(source), out, windows, progress)
-    report["peak_rss_bytes"] = pipeline.peak_rss_bytes()
-    report["seconds"] = round(time.monotonic() - begun, 1)
+    return _concluded(report, out, begun) | choice
+
+
+def distill(
+    artifact: Source,
+    out: Source,
+    reference: Source,
+    *,
+    minutes: float = 0,
+    steps: int = 0,
+    calib: Source | None = None,
+    eval_text: Source | None = None,
+    eval_tokens: int = 4096,
+    resume: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Train the finished `artifact` towards the float model and write the artifact folder `out`.
+
+    reference    the checkpoint that the artifact was made of; it has to fit in memory
+    minutes      about how long to train codebooks, scales and norms, or
+    steps        how often, 1,024 tokens each: the same bytes on a machine of any speed
+    calib        text to train on, all of it; None takes the one that ships with lutllm
+    eval_text, eval_tokens  as for `quantize`
+    resume       continue a run that was interrupted
+    Returns the report of the new artifact, "distillation" and "distilled_from" in it.
+    """
+    from calib.text import windows
+    from lutllm.checkpoint.tied import TiedCheckpoint
+    from lutllm.emulator.runner import table_engine
+    from quant.further import distill_further
+    from quant.refine import Budget
+
+    begun, out = time.monotonic(), Path(out)
+    budget = Budget(minutes, steps)
+    opened = Artifact.open(artifact)
+    checkpoint = open_reference(reference, artifact, opened.model)
+    tokenizer = checkpoint.tokenizer()
+    ids = _calibration_ids(tokenizer, calib)
+    ctx = min(CTX, checkpoint.model.max_position_embeddings)
+    ids, held_out = _held_back(tokenizer, ids, len(ids) // 2, ctx, eval_text, eval_tokens)
+    ties = opened.model.tie_word_embeddings and not checkpoint.model.tie_word_embeddings
+    report = distill_further(
+        opened,
+        TiedCheckpoint(checkpoint) if ties else checkpoint,
+        out,
+        windows(ids, ctx),
+        budget,
+        engine=table_engine(),
+        resume=resume,
+        progress=progress,
+    )
+    report |= _perplexities(checkpoint, out, held_out, progress)
+    return _concluded(report, out, begun)
+
+
+def _calibration_ids(tokenizer: Tokenizer, calib: Source | None) -> np.ndarray:
+    """Token ids i64[T] of the calibration text, None for the one that ships with lutllm."""
+    from calib.text import default_text, read_text
+
+    text = default_text() if calib is None else read_text(calib)
+    return np.array(tokenizer.encode(text), np.int64)
+
+
+def _concluded(report: dict[str, Any], out: Path, begun: float) -> dict[str, Any]:
+    """The report with what the whole run took, written beside a model card."""
+    from quant.pipeline import peak_rss_bytes
+
+    report |= {
+        "peak_rss_bytes": peak_rss_bytes(),
+        "seconds": round(time.monotonic() - begun, 1),
+    }
     write_json(out / "report.json", report)
     write_model_card(out, report)
-    return report | choice
+    return report
 
 
 def _mixed(
@@ -229,23 +298,24 @@ def _calibration(
 def _held_back(
     tokenizer: Tokenizer,
     ids: np.ndarray,
-    calibration: CalibrationConfig,
+    needed: int,
+    ctx: int,
     eval_text: Source | None,
     eval_tokens: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Calibration ids i64[T] and evaluation windows i64[N, ctx], None where there is no text.
 
-    ids: i64[N], the calibration text, whose end stands in for an evaluation text.
+    ids: i64[N], the calibration text, whose end stands in for an evaluation text, but for the
+    `needed` tokens of its beginning.
     """
     from calib.text import read_text, windows
 
-    ctx = calibration.ctx
     if eval_tokens == 0:
         return ids, None
     if eval_text is not None:
         held_out = np.array(tokenizer.encode(read_text(eval_text)), np.int64)
         return ids, windows(held_out, ctx, max(eval_tokens, ctx))
-    spare = min(eval_tokens, len(ids) - calibration.tokens) // ctx * ctx
+    spare = min(eval_tokens, len(ids) - needed) // ctx * ctx
     if spare < ctx:
         return ids, None
     return ids[:-spare], windows(ids[-spare:], ctx)

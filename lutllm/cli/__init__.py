@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from lutllm.cli import (
     bench,
     csim,
+    distill,
     estimate,
     evaluate,
     explore,
@@ -33,6 +34,7 @@ from lutllm.version import __version__
 
 COMMANDS = (
     quantize,
+    distill,
     evaluate,
     generate,
     serve,

@@ -9,9 +9,11 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lutllm.config import KV_DTYPES
+from lutllm.progress import format_seconds
 
 Result = dict[str, Any]
 
@@ -93,6 +95,23 @@ def format_perplexity(value: float | None, stderr: float | None) -> str:
     return f"{value:.3f}" if stderr is None else f"{value:.3f} +- {stderr:.3f}"
 
 
+def artifact_rows(out: Path, report: Result) -> list[tuple[str, str]]:
+    """What was written to `out`, and what it took, from its report."""
+    return [
+        ("artifact", str(out)),
+        ("hash", report["artifact_hash"]),
+        ("size", format_bytes(report["artifact_bytes"])),
+        ("bits per weight", f"{report['bits_per_weight']:.2f}, codebooks and scales included"),
+        *((f"perplexity {when}", _perplexity(report, when)) for when in ("before", "after")),
+        ("time", format_seconds(report["seconds"])),
+        ("peak memory", format_bytes(report["peak_rss_bytes"])),
+    ]
+
+
+def _perplexity(report: Result, when: str) -> str:
+    return format_perplexity(report[f"perplexity_{when}"], report.get(f"stderr_{when}"))
+
+
 def positive(text: str) -> int:
     """argparse type: a whole number above zero."""
     return _whole(text, 1)
@@ -122,6 +141,28 @@ def non_negative_number(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return value
+
+
+def add_texts(parser: argparse.ArgumentParser) -> Any:
+    """--calib, --eval and --eval-tokens, in a group that is returned."""
+    text = parser.add_argument_group("text")
+    text.add_argument("--calib", type=Path, metavar="FILE", help="calibration text (default: ours)")
+    text.add_argument(
+        "--eval",
+        type=Path,
+        metavar="FILE",
+        dest="eval_text",
+        help="text for perplexity before and after (default: the unused end of the calibration "
+        "text)",
+    )
+    text.add_argument(
+        "--eval-tokens",
+        type=natural,
+        default=4096,
+        metavar="N",
+        help="tokens of it to use, 0 to skip",
+    )
+    return text
 
 
 def add_kv(parser: argparse.ArgumentParser) -> None:

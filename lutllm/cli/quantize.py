@@ -12,8 +12,9 @@ from lutllm.cli.common import (
     Outcome,
     Result,
     add_command,
+    add_texts,
+    artifact_rows,
     format_bytes,
-    format_perplexity,
     natural,
     non_negative_number,
     positive,
@@ -124,28 +125,12 @@ def add_parser(commands: Any) -> None:
         help="index bits a weight on average; weight stages of every linear are then chosen by "
         "measured sensitivity",
     )
-    text = parser.add_argument_group("text")
-    text.add_argument("--calib", type=Path, metavar="FILE", help="calibration text (default: ours)")
+    text = add_texts(parser)
     text.add_argument(
         "--calib-tokens",
         type=positive,
         metavar="N",
         help="how many of its tokens (default: 32768, or what it has)",
-    )
-    text.add_argument(
-        "--eval",
-        type=Path,
-        metavar="FILE",
-        dest="eval_text",
-        help="text for perplexity before and after (default: the unused end of the calibration "
-        "text)",
-    )
-    text.add_argument(
-        "--eval-tokens",
-        type=natural,
-        default=4096,
-        metavar="N",
-        help="tokens of it to use, 0 to skip",
     )
     parser.add_argument(
         "--distill-minutes",
@@ -272,14 +257,7 @@ def _text(out: Path, report: Result) -> str:
     )[:3]
     rows = [
         *_recipe_row(report),
-        ("artifact", str(out)),
-        ("hash", report["artifact_hash"]),
-        ("size", format_bytes(report["artifact_bytes"])),
-        ("bits per weight", f"{report['bits_per_weight']:.2f}, codebooks and scales included"),
-        ("perplexity before", _perplexity(report, "before")),
-        ("perplexity after", _perplexity(report, "after")),
-        ("time", format_seconds(report["seconds"])),
-        ("peak memory", format_bytes(report["peak_rss_bytes"])),
+        *artifact_rows(out, report),
     ]
     rows += [("largest error", f"{w['name']} {w['relative_error']:.2%}") for w in worst]
     return table(rows)
@@ -289,7 +267,3 @@ def _recipe_row(found: Result) -> list[tuple[str, str]]:
     """The recipe, where it was chosen and not named."""
     choice = found.get("recipe_choice")
     return [("recipe", choice["recipe"])] if choice else []
-
-
-def _perplexity(report: Result, when: str) -> str:
-    return format_perplexity(report[f"perplexity_{when}"], report.get(f"stderr_{when}"))

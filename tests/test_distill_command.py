@@ -1,0 +1,154 @@
+"""A finished artifact distilled into a new one: what changes, determinism, resume, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lutllm
+from calib.text import default_text
+from lutllm.artifact import Artifact, artifact_hash, read_json
+from lutllm.cli import main
+from lutllm.errors import ConfigError, ResourceError
+from quant import distill as training
+from quant.refine import Budget
+from tests.embedded import MODEL, SAMPLE, embedded_artifact
+from tests.test_tied_head import untied
+
+#: Characters of the calibration text, some ten windows.
+TEXT = 20_000
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("text") / "calib.txt"
+    file.write_text(default_text()[:TEXT], encoding="utf-8")
+    return file
+
+
+def run(artifact: Path, out: Path, text: Path, **options: Any) -> dict[str, Any]:
+    settings = {"reference": MODEL, "steps": 2, "calib": text, "eval_tokens": 0} | options
+    return lutllm.distill(artifact, out, **settings)
+
+
+def test_values_are_trained_and_codes_stay(text: Path, tmp_path: Path) -> None:
+    source, out = embedded_artifact("weight"), tmp_path / "out"
+    report = run(source, out, text)
+    before, after = Artifact.open(source), Artifact.open(out)
+    assert after.verify() == []
+    for old, new in zip(before.linears(), after.linears(), strict=True):
+        assert np.array_equal(old.weight_codes, new.weight_codes)
+        assert not np.array_equal(old.output_scale, new.output_scale)
+    for name in ("config.json", "tokenizer.json", "lutllm_hub.py"):
+        assert (out / name).read_bytes() == (source / name).read_bytes()
+    assert report == read_json(out / "report.json")
+    assert report["distillation"]["steps"] == 2
+    assert report["distilled_from"] == {
+        "artifact_hash": artifact_hash(source),
+        "distillation": None,
+    }
+    assert report["artifact_hash"] == artifact_hash(out) != artifact_hash(source)
+    assert "lutllm generate out" in (out / "README.md").read_text()
+    again = run(out, tmp_path / "again", text)
+    assert again["distilled_from"]["distillation"] == report["distillation"]
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stop(Exception):
+        pass
+
+    source = embedded_artifact("co")
+    whole = run(source, tmp_path / "whole", text, steps=3)
+    original, calls = training._train_step, []
+
+    def stop(*rest: Any) -> float:
+        calls.append(rest)
+        if len(calls) == 3:
+            raise Stop
+        return original(*rest)
+
+    monkeypatch.setattr(training, "SAVE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(training, "_train_step", stop)
+    with pytest.raises(Stop):
+        run(source, tmp_path / "out", text, steps=3)
+    with pytest.raises(ConfigError, match="begun with another budget"):
+        run(source, tmp_path / "out", text, steps=4, resume=True)
+    resumed = run(source, tmp_path / "out", text, steps=3, resume=True)
+    assert len(calls) == 4
+    assert resumed["artifact_hash"] == whole["artifact_hash"]
+
+
+def test_what_the_old_report_measured_is_left_behind(text: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(embedded_artifact("weight"), source)
+    old = read_json(source / "report.json") | {"evaluations": [{}], "perplexity_after": 1.0}
+    (source / "report.json").write_text(json.dumps(old))
+    report = run(source, tmp_path / "out", text)
+    assert "evaluations" not in report
+    assert report["perplexity_after"] is None
+    assert report["layers"] == old["layers"]
+    (source / "report.json").unlink()
+    assert "layers" not in run(source, tmp_path / "bare", text)
+
+
+def test_an_artifact_with_one_matrix_has_such_a_teacher(text: Path, tmp_path: Path) -> None:
+    source = untied(tmp_path / "model", 0.03)
+    lutllm.quantize(
+        source, tmp_path / "tied", recipe="tiny", tie_head=True, calib_tokens=512, eval_tokens=0
+    )
+    report = run(tmp_path / "tied", tmp_path / "out", text, reference=source)
+    assert report["head_bytes"] == read_json(tmp_path / "tied" / "report.json")["head_bytes"]
+    assert Artifact.open(tmp_path / "out").verify() == []
+
+
+def test_the_command(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["distill", str(embedded_artifact("weight")), "--reference", str(MODEL), "--json", "-q"]
+    words += ["--calib", str(text), "--eval", str(SAMPLE), "--eval-tokens", "512"]
+    assert main([*words, "-o", str(tmp_path / "out"), "--minutes", "0.01"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["distillation"]["steps"] >= 1
+    assert 1 < found["perplexity_before"] < found["perplexity_after"]
+    words.remove("--json")
+    assert main([*words, "-o", str(tmp_path / "more"), "--steps", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "divergence" in shown
+    assert "perplexity after" in shown
+
+
+def test_refusals_come_before_any_work(text: Path, tmp_path: Path) -> None:
+    source, out = embedded_artifact("weight"), tmp_path / "out"
+    with pytest.raises(ConfigError, match="give one of them"):
+        run(source, out, text, minutes=1)
+    with pytest.raises(ConfigError, match="0 minutes and 0 steps"):
+        Budget()
+    with pytest.raises(ConfigError, match="give another folder"):
+        run(source, source, text)
+    short = tmp_path / "short.txt"
+    short.write_text(text.read_text()[:500])
+    with pytest.raises(ConfigError, match="windows"):
+        run(source, out, short)
+    other = tmp_path / "model"
+    shutil.copytree(MODEL, other)
+    config = read_json(other / "config.json")
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    with pytest.raises(ConfigError, match="give what it was made of"):
+        run(source, out, text, reference=other)
+    assert not out.exists()
+    assert not out.with_name("out.partial").exists()
+
+
+def test_a_full_disk_is_told_before(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ResourceError, match="distillation needs about"):
+        run(embedded_artifact("weight"), tmp_path / "out", text)
+    assert list(tmp_path.iterdir()) == []
