@@ -70,16 +70,21 @@ def _rounded(values: Vector, limit: Any) -> Vector:
 
 
 @inline
-def largest_input(lin: Any, x: int, scratch: int) -> float:
-    """As `plain.largest_input`; scratch: 128 bytes."""
-    if lin.vec_len != 2:
-        return plain.largest_input(lin, x, scratch)
+def _magnitudes(lin: Any, x: int, offset: int) -> Vector:
+    scale = load(f32x8, lin.channel_scale + offset)
+    return vabs(mul(load(f32x8, x + offset), scale))
+
+
+@inline
+def largest_input(lin: Any, x: int) -> float:
+    """As `plain.largest_input`, channels as they lie: nothing to gather."""
     top = splat(f32x8, 0.0)
-    for slot in range(0, lin.slots, UNIT):
-        _gather(lin, x, 2 * slot, scratch)
-        for i in range(0, 8 * UNIT, 32):
-            top = vmax(top, vabs(load(f32x8, scratch + i)))
-    return max_lanes(top)
+    whole = lin.in_features // 32 * 32
+    for i in range(0, 4 * whole, 128):
+        first = vmax(_magnitudes(lin, x, i), _magnitudes(lin, x, i + 32))
+        second = vmax(_magnitudes(lin, x, i + 64), _magnitudes(lin, x, i + 96))
+        top = vmax(top, vmax(first, second))
+    return max(max_lanes(top), plain.largest_of(lin, x, whole))
 
 
 @inline

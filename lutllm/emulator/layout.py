@@ -72,6 +72,8 @@ def record_type(fields: str, *floats: str) -> np.dtype:
 #: factor_bytes  bytes of what is multiplied of a token: every segment in whole lines, and a start
 #: multiplied    1 where those of all are, and codebooks lie as `products` multiplies with them
 #: slot_bytes    bytes of the weight codebook of one slot; code_bytes, of one tile of one slot
+#: perm, scale   i32 and f32[slots, v]: the channel of each element, and what it is multiplied with;
+#:               channel_scale: the latter by channel, f32[D]
 #: copies        for orders after the first: i32[orders - 1, slots], the slot there of a slot of the
 #:               first order, -1 = none
 LINEAR = record_type(
@@ -81,8 +83,8 @@ LINEAR = record_type(
     table_bits wide_stages exact multiplied factor_bytes
     slots orders stream_slots groups segments panels tiles
     fast_search fast_rows fast_lookup row_stride row_planes row_bias sum_bias slot_bytes code_bytes
-    perm scale copies act_codebook weight_codebook shift codes segment_table panel_table
-    output_scale bias
+    perm scale channel_scale copies act_codebook weight_codebook shift codes segment_table
+    panel_table output_scale bias
     """
 )
 
@@ -267,6 +269,7 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
     arrays = {
         "perm": _by_slot(arena, np.maximum(linear.input_perm, 0), first, config.vec_len),
         "scale": _by_slot(arena, scale, first, config.vec_len),
+        "channel_scale": _copy(arena, _by_channel(linear)),
         "copies": _copies(slot_position),
         "weight_codebook": _weight_codebook(arena, linear, stream, packing),
         "shift": _shifts(arena, linear, stream, packing),
@@ -320,6 +323,14 @@ def pack(linear: LutLinear, arena: Arena | None = None, isa: str = ISA) -> Packe
     for key, array in arrays.items():
         record[key] = array.ctypes.data
     return PackedLinear(linear.name, record, slot_position, arrays)
+
+
+def _by_channel(linear: LutLinear) -> np.ndarray:
+    """`input_scale` in the order of the channels, f32[D]; every channel has one slot."""
+    used = linear.input_perm >= 0
+    scale = np.empty(linear.in_features, np.float32)
+    scale[linear.input_perm[used]] = linear.input_scale[used]
+    return scale
 
 
 def product_bytes(record: np.ndarray, tokens: int) -> np.ndarray:

@@ -173,7 +173,7 @@ def _code_some(
     for t in range(tokens):
         inverse = np.float32(1)
         if lin.by_token:
-            top = largest_input(lin, source + t * source_bytes, free)
+            top = largest_input(lin, source + t * source_bytes)
             inverse = np.float32(lin.act_limit) / top if top > _TINY else np.float32(0)
             if first == 0:
                 store_f32(scales + 4 * t, top / _LARGEST)

@@ -44,11 +44,17 @@ def _scaled(lin: Any, x: int, index: int) -> Any:
 
 
 @inline
-def largest_input(lin: Any, x: int, scratch: int) -> Any:
-    """max |x[perm] * scale| of one token. x: address of f32[D]; scratch is not used here."""
+def largest_input(lin: Any, x: int) -> Any:
+    """The largest |x * input scale| of one token. x: address of f32[D]."""
+    return largest_of(lin, x, 0)
+
+
+@inline
+def largest_of(lin: Any, x: int, first: int) -> Any:
+    """The same of the channels from `first` on."""
     top = np.float32(0)
-    for i in range(lin.slots * lin.vec_len):
-        top = max(top, abs(_scaled(lin, x, i)))
+    for i in range(first, lin.in_features):
+        top = max(top, abs(load_f32(x + 4 * i) * load_f32(lin.channel_scale + 4 * i)))
     return top
 
 
