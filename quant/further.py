@@ -17,8 +17,9 @@ from lutllm.hub_files import HUB_FILE
 from lutllm.version import __version__
 from quant.engine import TableEngine
 from quant.pipeline import checkpoint_digest, report_facts
-from quant.refine import Budget, check_windows, refine
-from quant.workspace import Workspace, check_disk, check_output
+from quant.refine import Budget, check_training_memory, check_windows, refine
+from quant.resources import check_disk
+from quant.workspace import Workspace, check_output
 
 #: Files of an artifact that training leaves as they are.
 _KEPT = ("config.json", *TOKENIZER_FILES, HUB_FILE)
@@ -51,6 +52,7 @@ def distill_further(
     check_windows(windows)
     # files twice, and the values and moments of training, saved beside the last ones
     check_disk(out, 5 * sum(artifact.tensor_bytes().values()), "distillation")
+    check_training_memory(artifact.model, artifact.quant)
     source_hash = artifact_hash(artifact.path)
     fingerprint = {
         "artifact": source_hash,

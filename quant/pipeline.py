@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ from lutllm.artifact import (
 )
 from lutllm.checkpoint import Checkpoint
 from lutllm.config import QuantConfig
-from lutllm.errors import ResourceError
 from lutllm.hub_files import hub_config, write_hub_module
 from lutllm.lut_linear import LutLinear, stored_bytes
 from lutllm.model_config import LinearShape
@@ -37,9 +35,10 @@ from quant.baseline import relative_error, round_to_nearest
 from quant.engine import TableEngine
 from quant.head import head_bytes, quantize_head, stored_tensors, stored_values
 from quant.linear import CHUNK_ROWS, Effort, quantize_linear, searches
-from quant.refine import Budget, refine
+from quant.refine import Budget, check_training_memory, refine
+from quant.resources import check_disk, check_memory, peak_rss_bytes
 from quant.shards import shard_name, write_index, write_shard
-from quant.workspace import Workspace, check_disk, check_output
+from quant.workspace import Workspace, check_output
 
 #: Tokens that per-layer errors are measured on.
 _ERROR_TOKENS = 1024
@@ -96,6 +95,8 @@ def quantize(
         calib_ids, calibration.ctx, calibration.tokens // calibration.ctx, config.seed
     )
     check_resources(checkpoint, config, calibration, out)
+    if distill_minutes > 0:
+        check_training_memory(checkpoint.model, config)
     workspace = Workspace(out, _fingerprint(checkpoint, config, windows, effort), resume)
     layers = checkpoint.model.num_hidden_layers
     decoder = FloatDecoder(checkpoint)
@@ -333,10 +334,6 @@ def report_facts(folder: Path, checkpoint: Checkpoint, config: QuantConfig) -> d
     }
 
 
-def peak_rss_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def artifact_sizes(checkpoint: Checkpoint, config: QuantConfig) -> dict[str, int]:
     """Bytes of the LUT linears (every array counted), and of norms, embedding and head."""
     linear_bytes, weights = 0, 0
@@ -384,27 +381,9 @@ def check_resources(
     """ResourceError when the disk or the memory cannot hold what the run needs."""
     sizes = artifact_sizes(checkpoint, config)
     hidden = 8 * calibration.tokens * checkpoint.model.hidden_size
-    need = sizes["linear_bytes"] + sizes["float_bytes"] + 2 * hidden
-    check_disk(out, need, "the artifact")
-    memory = estimate_peak_rss(checkpoint, config, calibration)
-    available = available_memory()
-    if available is not None and available < memory:
-        raise ResourceError(
-            f"{available >> 20} MiB of memory available, the run needs up to {memory >> 20} MiB; "
-            "close other programs or lower --calib-tokens"
-        )
-
-
-def available_memory() -> int | None:
-    """Bytes the system can give without swapping, or None where it does not say (not Linux)."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
-    for line in text.splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+    check_disk(out, sizes["linear_bytes"] + sizes["float_bytes"] + 2 * hidden, "the artifact")
+    need = estimate_peak_rss(checkpoint, config, calibration)
+    check_memory(need, "the run", "close other programs or lower --calib-tokens")
 
 
 def plan(

@@ -10,17 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from calib.matmul import fast_dtype
 from lutllm.artifact import Artifact, linear_tensors
 from lutllm.checkpoint import Checkpoint
 from lutllm.config import QuantConfig
 from lutllm.errors import ConfigError
+from lutllm.lut_linear import array_specs
+from lutllm.model_config import ModelConfig
 from quant.distill import DistillConfig, Student, distill, trained_tensors
 from quant.engine import TableEngine
+from quant.resources import check_memory
 from quant.shards import shard_name, write_index, write_shard
 from quant.workspace import Workspace
 
 #: Windows kept back, spread over the text, to measure what distillation brought.
 _HELD_OUT = 4
+#: Tokens of a window, at most.
+_CTX = 512
 #: Upper limit of steps when only a time is given; the time decides.
 _MANY_STEPS = 100_000
 
@@ -98,6 +104,37 @@ def check_windows(windows: np.ndarray) -> None:
             f"the calibration text has {len(windows)} windows, distillation needs more than "
             f"{_HELD_OUT}; give a longer text with --calib"
         )
+
+
+def check_training_memory(model: ModelConfig, config: QuantConfig) -> None:
+    """ResourceError where the memory cannot hold what distillation needs."""
+    need = estimate_training_rss(model, config)
+    check_memory(need, "distillation", "close other programs, or take a smaller model")
+
+
+def estimate_training_rss(model: ModelConfig, config: QuantConfig) -> int:
+    """Upper estimate of the peak resident memory of distillation in bytes.
+
+    Libraries; the float model and the head of the quantized one, in the type that matrices are
+    multiplied in; codes as bytes; codebooks, their gradients and moments, and copies at work;
+    inputs and outputs of all linears for the tokens of a step, and what the rest of a layer keeps.
+    """
+    names = [shape.name for shape in model.linears()]
+    wide = (multiply_dtype(config, names) or fast_dtype()).itemsize
+    rows = model.vocab_size * model.hidden_size
+    weights = codes = books = kept = 0
+    for shape in model.linears():
+        setting = config.for_linear(shape.name)
+        specs = array_specs(setting, shape.in_features, shape.out_features)
+        _, book_shape, _ = specs["weight_codebook"]
+        weights += shape.in_features * shape.out_features
+        positions = setting.num_positions(shape.in_features)
+        codes += setting.weight_stages * positions * shape.out_features
+        books += int(np.prod(book_shape))
+        kept += wide * shape.in_features + 4 * shape.out_features
+    tokens = DistillConfig.windows * _CTX
+    floats = wide * (weights + 2 * rows) + 20 * books
+    return (700 << 20) + floats + codes + int(2.5 * tokens * kept)
 
 
 def _train(

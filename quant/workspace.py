@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lutllm.artifact import read_json, write_json
-from lutllm.errors import ConfigError, LutLLMError, ResourceError
+from lutllm.errors import ConfigError, LutLLMError
 
 _STATE = "state.json"
 
@@ -107,14 +107,3 @@ def check_output(out: Path) -> None:
         raise LutLLMError(f"{out}: is a file; give a folder name for the artifact")
     if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
         raise LutLLMError(f"{out}: is a folder with other content; give a new name with -o")
-
-
-def check_disk(out: Path, need: int, what: str) -> None:
-    """ResourceError when the disk of `out` cannot hold the `need` bytes of `what`."""
-    parent = next(p for p in out.absolute().parents if p.exists())
-    free = shutil.disk_usage(parent).free
-    if free < need:
-        raise ResourceError(
-            f"{parent}: {free >> 20} MiB free, {what} needs about {need >> 20} MiB; "
-            "free some space or choose another folder with -o"
-        )

@@ -16,6 +16,7 @@ from lutllm.artifact import Artifact, artifact_hash, read_json
 from lutllm.cli import main
 from lutllm.errors import ConfigError, ResourceError
 from quant import distill as training
+from quant import resources
 from quant.refine import Budget
 from tests.embedded import MODEL, SAMPLE, embedded_artifact
 from tests.test_tied_head import untied
@@ -144,9 +145,12 @@ def test_refusals_come_before_any_work(text: Path, tmp_path: Path) -> None:
     assert not out.with_name("out.partial").exists()
 
 
-def test_a_full_disk_is_told_before(
+def test_a_full_disk_or_memory_is_told_before(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(resources, "available_memory", lambda: 10 << 20)
+    with pytest.raises(ResourceError, match="10 MiB of memory available, distillation needs"):
+        run(embedded_artifact("weight"), tmp_path / "out", text)
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ResourceError, match="distillation needs about"):

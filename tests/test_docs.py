@@ -29,7 +29,7 @@ PAGES = [
     "docs/RECIPES.md",
 ]
 #: Names of artifacts and checkpoints in the documentation.
-ARTIFACTS = ("qwen-lut", "qwen-lut-accurate", "tiny-lut", "tiny-accurate", "qwen", "smol")
+ARTIFACTS = ("qwen-lut", "qwen-lut-accurate", "tiny-lut", "tiny-accurate", "qwen", "smol", "smol-2")
 CHECKPOINTS = (
     "Qwen2.5-Coder-0.5B",
     "Qwen2.5-Coder-0.5B-Instruct.Q4_K_M.gguf",
@@ -48,10 +48,13 @@ ELSEWHERE = {
 #: Appended to a command; the last value of an option counts.
 SHORTER = {
     "quantize": "--calib-tokens 512 --eval-tokens 0 --distill-minutes 0 -q",
-    "distill": "--minutes 0.01 --eval-tokens 0 -q",
+    "distill": "--eval-tokens 0 -q",
     "eval": "--max-tokens 128 --ctx 64 -q",
     "generate": "--max-tokens 3 -q",
 }
+
+#: Values that take the place of what follows an option.
+INSTEAD = {"--minutes": "0.01", "--steps": "1"}
 
 
 def blocks(text: str) -> list[str]:
@@ -96,7 +99,7 @@ def place(tmp_path_factory):
     for name in ARTIFACTS:
         shutil.copytree(embedded_artifact(), folder / name)
     for name in TEXTS:
-        (folder / name).write_text(SAMPLE.read_text()[:4000])
+        (folder / name).write_text(SAMPLE.read_text()[:16_000])
     items = [{"query": "The people", "choices": ["of", "x"], "gold": 0}] * 2
     (folder / "piqa.jsonl").write_text("\n".join(json.dumps(item) for item in items))
     patch = pytest.MonkeyPatch()
@@ -115,6 +118,7 @@ def shortened(words: list[str]) -> list[str]:
         return words
     if name == "eval" and "--text" not in words:
         return [*words, "-q"]
+    words = [INSTEAD.get(before, word) for before, word in zip(["", *words], words, strict=False)]
     return words + shlex.split(SHORTER.get(name, ""))
 
 
@@ -128,7 +132,7 @@ def test_command(place, page, command, monkeypatch, capsys):
         return
     if "--tasks" in words:
         pytest.importorskip("lm_eval")
-    if words[0] == "quantize" and "--plan" not in words:
+    if words[0] in ("quantize", "distill") and "--plan" not in words:
         shutil.rmtree(place / words[words.index("-o") + 1], ignore_errors=True)
     status = main(shortened(words))
     captured = capsys.readouterr()

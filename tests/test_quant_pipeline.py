@@ -19,7 +19,7 @@ from lutllm.checkpoint import Checkpoint, open_checkpoint
 from lutllm.config import LutConfig, QuantConfig
 from lutllm.errors import CheckpointError, ConfigError, LutLLMError, ResourceError
 from lutllm.int8_rows import round_rows
-from quant import head, pipeline
+from quant import head, pipeline, resources
 from quant.linear import Effort
 from quant.pipeline import CalibrationConfig, plan, quantize
 from quant.workspace import Workspace
@@ -240,10 +240,10 @@ def test_a_damaged_weight_is_named_and_nothing_is_lost(
 def test_too_little_memory_or_disk(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "available_memory", lambda: 10 << 20)
+    monkeypatch.setattr(resources, "available_memory", lambda: 10 << 20)
     with pytest.raises(ResourceError, match="10 MiB of memory available"):
         run(checkpoint, tmp_path / "out")
-    monkeypatch.setattr(pipeline, "available_memory", lambda: None)
+    monkeypatch.setattr(resources, "available_memory", lambda: None)
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ResourceError, match="0 MiB free"):

@@ -240,7 +240,7 @@ def _calibration_ids(tokenizer: Tokenizer, calib: Source | None) -> np.ndarray:
 
 def _concluded(report: dict[str, Any], out: Path, begun: float) -> dict[str, Any]:
     """The report with what the whole run took, written beside a model card."""
-    from quant.pipeline import peak_rss_bytes
+    from quant.resources import peak_rss_bytes
 
     report |= {
         "peak_rss_bytes": peak_rss_bytes(),
