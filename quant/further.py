@@ -19,7 +19,7 @@ from quant.engine import TableEngine
 from quant.pipeline import checkpoint_digest, report_facts
 from quant.refine import Budget, check_training_memory, check_windows, refine
 from quant.resources import check_disk
-from quant.workspace import Workspace, check_output
+from quant.workspace import Workspace, check_output, finished_report
 
 #: Files of an artifact that training leaves as they are.
 _KEPT = ("config.json", *TOKENIZER_FILES, HUB_FILE)
@@ -42,8 +42,9 @@ def distill_further(
 
     windows: i64[N, ctx], the calibration text; engine: see `quant.pipeline.quantize`. Returns the
     report, which is also written as report.json: what that of `artifact` says of its making, with
-    "distillation" anew and "distilled_from", the hash of what was trained and its "distillation". A
-    killed run is continued with resume=True; with a budget of steps it gives the same bytes.
+    "distillation" anew and "distilled_from", what was trained, on what and how long, and its own
+    "distillation". A killed run is continued with resume=True; with a budget of steps it gives the
+    same bytes.
     """
     started = time.monotonic()
     check_output(out)
@@ -53,29 +54,28 @@ def distill_further(
     # files twice, and the values and moments of training, saved beside the last ones
     check_disk(out, 5 * sum(artifact.tensor_bytes().values()), "distillation")
     check_training_memory(artifact.model, artifact.quant)
-    source_hash = artifact_hash(artifact.path)
-    fingerprint = {
-        "artifact": source_hash,
+    before = _report_of(artifact.path)
+    inputs = {
+        "artifact": artifact_hash(artifact.path),
         "checkpoint": checkpoint_digest(checkpoint),
         "calibration text": hashlib.sha256(windows.tobytes()).hexdigest(),
         "budget": vars(budget),
         "lutllm version": __version__,
     }
-    workspace = Workspace(out, fingerprint, resume)
+    origin = {"inputs": inputs, "distillation": before.get("distillation")}
+    if resume and (done := finished_report(out)).get("distilled_from") == origin:
+        return done
+    workspace = Workspace(out, inputs, resume)
     for name in _KEPT:
         if (artifact.path / name).is_file():
             shutil.copyfile(artifact.path / name, workspace.path / name)
     record = refine(
         artifact, workspace, checkpoint, windows, budget, engine=engine, progress=progress
     )
-    before = _report_of(artifact)
     report = {key: before[key] for key in _INHERITED if key in before} | {
         **report_facts(workspace.path, checkpoint, artifact.quant),
         "distillation": record,
-        "distilled_from": {
-            "artifact_hash": source_hash,
-            "distillation": before.get("distillation"),
-        },
+        "distilled_from": origin,
         "seconds": round(time.monotonic() - started, 1),
     }
     write_json(workspace.path / "report.json", report)
@@ -83,6 +83,6 @@ def distill_further(
     return report
 
 
-def _report_of(artifact: Artifact) -> dict[str, Any]:
-    file = artifact.path / "report.json"
+def _report_of(folder: Path) -> dict[str, Any]:
+    file = folder / "report.json"
     return read_json(file) if file.is_file() else {}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lutllm.artifact import read_json, write_json
+from lutllm.artifact import artifact_hash, read_json, write_json
 from lutllm.errors import ConfigError, LutLLMError
 
 _STATE = "state.json"
@@ -25,7 +25,7 @@ class Workspace:
 
     def __init__(self, out: Path, fingerprint: dict[str, Any], resume: bool):
         self.out = out
-        self.path = out.with_name(out.name + ".partial")
+        self.path = _partial(out)
         self._state_path = self.path / "state"
         self.records: list[dict[str, Any]] = []
         self.refined: dict[str, Any] | None = None
@@ -99,6 +99,24 @@ class Workspace:
         if self.out.exists():
             shutil.rmtree(self.out)
         os.replace(self.path, self.out)
+
+
+def _partial(out: Path) -> Path:
+    """Where the artifact `out` is worked on."""
+    return out.with_name(out.name + ".partial")
+
+
+def finished_report(out: Path) -> dict[str, Any]:
+    """The report of an artifact that is whole, for a run that ended in its evaluation.
+
+    Empty where there is none, where another run is at work, and where files are not those it tells
+    of.
+    """
+    file = out / "report.json"
+    if not file.is_file() or _partial(out).exists():
+        return {}
+    report = read_json(file)
+    return report if report.get("artifact_hash") == artifact_hash(out) else {}
 
 
 def check_output(out: Path) -> None:

@@ -14,7 +14,7 @@ import lutllm
 from calib.text import default_text
 from lutllm.artifact import Artifact, artifact_hash, read_json
 from lutllm.cli import main
-from lutllm.errors import ConfigError, ResourceError
+from lutllm.errors import ArtifactError, ConfigError, ResourceError
 from quant import distill as training
 from quant import resources
 from quant.refine import Budget
@@ -49,10 +49,8 @@ def test_values_are_trained_and_codes_stay(text: Path, tmp_path: Path) -> None:
         assert (out / name).read_bytes() == (source / name).read_bytes()
     assert report == read_json(out / "report.json")
     assert report["distillation"]["steps"] == 2
-    assert report["distilled_from"] == {
-        "artifact_hash": artifact_hash(source),
-        "distillation": None,
-    }
+    assert report["distilled_from"]["inputs"]["artifact"] == artifact_hash(source)
+    assert report["distilled_from"]["distillation"] is None
     assert report["artifact_hash"] == artifact_hash(out) != artifact_hash(source)
     assert "lutllm generate out" in (out / "README.md").read_text()
     again = run(out, tmp_path / "again", text)
@@ -84,6 +82,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     resumed = run(source, tmp_path / "out", text, steps=3, resume=True)
     assert len(calls) == 4
     assert resumed["artifact_hash"] == whole["artifact_hash"]
+    # a run that ended behind the training, in its evaluation, is not trained again
+    measured = run(
+        source, tmp_path / "out", text, steps=3, resume=True, eval_text=SAMPLE, eval_tokens=512
+    )
+    assert len(calls) == 4
+    assert measured["perplexity_after"] > 1
 
 
 def test_what_the_old_report_measured_is_left_behind(text: Path, tmp_path: Path) -> None:
@@ -141,6 +145,11 @@ def test_refusals_come_before_any_work(text: Path, tmp_path: Path) -> None:
     (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     with pytest.raises(ConfigError, match="give what it was made of"):
         run(source, out, text, reference=other)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(source, damaged)
+    (damaged / "report.json").write_text("{")
+    with pytest.raises(ArtifactError, match="not valid JSON"):
+        run(damaged, out, text)
     assert not out.exists()
     assert not out.with_name("out.partial").exists()
 

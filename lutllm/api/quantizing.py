@@ -12,7 +12,7 @@ import numpy as np
 from lutllm import recipes
 from lutllm.api.evaluating import artifact_perplexity
 from lutllm.api.source import CTX, Source, open_reference, open_source
-from lutllm.artifact import Artifact, artifact_hash, read_json, write_json
+from lutllm.artifact import Artifact, write_json
 from lutllm.config import QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.model_card import write_model_card
@@ -267,11 +267,10 @@ def _mixed(
 
 def _finished(out: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
     """The report of an artifact made of the same inputs, whose run ended in its evaluation."""
-    if not (out / "report.json").is_file() or out.with_name(out.name + ".partial").exists():
-        return None
-    report = read_json(out / "report.json")
-    same = all(report.get(key) == value for key, value in inputs.items())
-    return report if same and report.get("artifact_hash") == artifact_hash(out) else None
+    from quant.workspace import finished_report
+
+    report = finished_report(out)
+    return report if all(report.get(key) == value for key, value in inputs.items()) else None
 
 
 def _calibration(
