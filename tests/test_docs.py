@@ -29,7 +29,16 @@ PAGES = [
     "docs/RECIPES.md",
 ]
 #: Names of artifacts and checkpoints in the documentation.
-ARTIFACTS = ("qwen-lut", "qwen-lut-accurate", "tiny-lut", "tiny-accurate", "qwen", "smol", "smol-2")
+ARTIFACTS = (
+    "qwen-lut",
+    "qwen-lut-accurate",
+    "tiny-lut",
+    "tiny-accurate",
+    "qwen",
+    "smol",
+    "smol-2",
+    "qwen-65k",
+)
 CHECKPOINTS = (
     "Qwen2.5-Coder-0.5B",
     "Qwen2.5-Coder-0.5B-Instruct.Q4_K_M.gguf",
