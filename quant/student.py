@@ -23,10 +23,6 @@ from quant.engine import TableEngine
 from quant.kmeans import assign_one
 from quant.rotated import rotated
 
-#: Positions of activations that are worked on together, so that whole cache lines of a token are
-#: read, and their centroids stay in the first cache.
-_BLOCK = 32
-
 
 @njit(cache=True, parallel=True)
 def _decode_weight(books: np.ndarray, codes: np.ndarray, group_size: int, out: np.ndarray) -> None:
@@ -256,12 +252,6 @@ class _RoundedSlots(torch.autograd.Function):
         return out, None, None, None
 
 
-@njit(inline="always")
-def _block(index: int, positions: int) -> tuple[int, int]:
-    """First position of a block and the one behind its last."""
-    return index * _BLOCK, min((index + 1) * _BLOCK, positions)
-
-
 @njit(cache=True, parallel=True)
 def _code_tokens(
     z: np.ndarray,
@@ -273,70 +263,56 @@ def _code_tokens(
 ) -> None:
     """Slots rounded to the finest grid and coded stage by stage, as `quant.activation.input_codes`.
 
-    z: f32[T, C]; centroids: f32[Sa, P, Ka, v], exact in float32; codes: u8[T, Sa, P] and
+    z: f32[T, C]; centroids: f32[Sa, P, Ka, v], exact in float32; codes: u8[Sa, P, T] and
     out: f32[T, C], the sum of the chosen centroids, are written.
     """
     stages, positions, _, vec_len = centroids.shape
     tokens = len(z)
     limit = np.float32(ACT_LIMIT)
-    for b in prange((positions + _BLOCK - 1) // _BLOCK):
-        start, stop = _block(b, positions)
-        rest = np.empty(((stop - start) * vec_len, tokens), np.float32)
+    for p in prange(positions):
+        first = p * vec_len
+        rest = np.empty((vec_len, tokens), np.float32)
         for t in range(tokens):
-            for c in range(len(rest)):
-                value = np.rint(z[t, start * vec_len + c] * fine) / fine
-                rest[c, t] = min(max(value, -limit), limit)
-        found = np.empty((stages, stop - start, tokens), np.int32)
-        best = np.empty(tokens, np.float32)
-        for p in range(start, stop):
-            left = rest[(p - start) * vec_len : (p - start + 1) * vec_len]
-            for s in range(stages):
-                nearest, book = found[s, p - start], centroids[s, p]
-                assign_one(left, book, nearest, best, chebyshev)
-                for t in range(tokens):
-                    for j in range(vec_len):
-                        left[j, t] -= book[nearest[t], j]
-        for t in range(tokens):
-            for s in range(stages):
-                for p in range(start, stop):
-                    codes[t, s, p] = found[s, p - start, t]
-            _sum_token(centroids, codes[t], start, stop, out[t])
-
-
-@njit(inline="always")
-def _sum_token(
-    centroids: np.ndarray, codes: np.ndarray, start: int, stop: int, out: np.ndarray
-) -> None:
-    """out f32[C] = sum over stages of centroids at codes u8[Sa, P], positions start to stop."""
-    stages, vec_len = len(centroids), centroids.shape[3]
-    for p in range(start, stop):
-        for j in range(vec_len):
-            total = np.float32(0)
-            for s in range(stages):
-                total += centroids[s, p, codes[s, p], j]
-            out[p * vec_len + j] = total
+            for j in range(vec_len):
+                value = np.rint(z[t, first + j] * fine) / fine
+                rest[j, t] = min(max(value, -limit), limit)
+                out[t, first + j] = 0
+        found, best = np.empty(tokens, np.int32), np.empty(tokens, np.float32)
+        for s in range(stages):
+            book = centroids[s, p]
+            assign_one(rest, book, found, best, chebyshev)
+            for t in range(tokens):
+                codes[s, p, t] = found[t]
+                for j in range(vec_len):
+                    rest[j, t] -= book[found[t], j]
+                    out[t, first + j] += book[found[t], j]
 
 
 @njit(cache=True, parallel=True)
 def _sum_centroids(centroids: np.ndarray, codes: np.ndarray, out: np.ndarray) -> None:
-    """out f32[T, C] = sum over stages of centroids f32[Sa, P, Ka, v] at codes u8[T, Sa, P]."""
-    for t in prange(len(codes)):
-        _sum_token(centroids, codes[t], 0, codes.shape[2], out[t])
+    """out f32[T, C] = sum over stages of centroids f32[Sa, P, Ka, v] at codes u8[Sa, P, T]."""
+    stages, positions, tokens = codes.shape
+    vec_len = centroids.shape[3]
+    for t in prange(tokens):
+        for p in range(positions):
+            for j in range(vec_len):
+                total = np.float32(0)
+                for s in range(stages):
+                    total += centroids[s, p, codes[s, p, t], j]
+                out[t, p * vec_len + j] = total
 
 
 @njit(cache=True, parallel=True)
 def _collect_centroids(gradient: np.ndarray, codes: np.ndarray, out: np.ndarray) -> None:
-    """out f32[Sa, P, Ka, v] = sum over tokens of gradient f32[T, C] at codes u8[T, Sa, P]."""
-    tokens, stages, positions = codes.shape
+    """out f32[Sa, P, Ka, v] = sum over tokens of gradient f32[T, C] at codes u8[Sa, P, T]."""
+    stages, positions, tokens = codes.shape
     vec_len = out.shape[3]
-    for b in prange((positions + _BLOCK - 1) // _BLOCK):
-        start, stop = _block(b, positions)
-        out[:, start:stop] = 0
+    for p in prange(positions):
+        out[:, p] = 0
         for t in range(tokens):
             for s in range(stages):
-                for p in range(start, stop):
-                    for j in range(vec_len):
-                        out[s, p, codes[t, s, p], j] += gradient[t, p * vec_len + j]
+                for j in range(vec_len):
+                    out[s, p, codes[s, p, t], j] += gradient[t, p * vec_len + j]
 
 
 class _CodedActivation(torch.autograd.Function):
@@ -358,10 +334,10 @@ class _CodedActivation(torch.autograd.Function):
         out = torch.empty_like(z)
         books = centroids.numpy()
         if found is None:
-            ctx.codes = np.empty((len(z), *centroids.shape[:2]), np.uint8)
+            ctx.codes = np.empty((*centroids.shape[:2], len(z)), np.uint8)
             _code_tokens(z.numpy(), books, np.float32(fine), chebyshev, ctx.codes, out.numpy())
         else:
-            ctx.codes = found
+            ctx.codes = np.ascontiguousarray(found.transpose(1, 2, 0))
             _sum_centroids(books, ctx.codes, out.numpy())
         ctx.save_for_backward(centroids)
         return out
