@@ -44,8 +44,9 @@ from quant.tables import (
 
 #: Rows that `quantize_rows` works on at a time.
 CHUNK_ROWS = 16384
-#: Share of the squared error that rounding centroids to a common unit may add.
-MOST_ADDED = 0.2
+#: Share of the squared error that rounding centroids to a common unit may add. Coordinate descent
+#: takes most of it back: of 0.23 to 0.31 in linears of Qwen2.5-Coder-0.5B 0.02 to 0.07 stayed.
+MOST_ADDED = 0.4
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import quant.linear
 from lutllm import intmath
 from lutllm.config import LutConfig
 from quant.baseline import relative_error
@@ -131,10 +132,19 @@ def test_products_cost_next_to_nothing() -> None:
     assert errors[1] < 1.02 * errors[0]
 
 
-def test_a_linear_whose_units_lie_too_far_apart_rounds_entries() -> None:
-    """A channel of weights 2^20 times as large leaves the others too few bits."""
-    shifts = run(EXACT, outlier=3e5).linear.table_shift
-    assert (shifts == 0).all() or (shifts > 0).all()
+def test_a_linear_whose_units_lie_too_far_apart_rounds_entries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Channels of 100 times the magnitude leave the others of their block too few bits."""
+    x, weight = data(outlier=800)
+    errors = []
+    for most in (quant.linear.MOST_ADDED, np.inf):
+        monkeypatch.setattr(quant.linear, "MOST_ADDED", most)
+        result = run(dataclasses.replace(EXACT, block_positions=16), outlier=800)
+        assert (result.linear.table_shift == 0).all() == np.isinf(most)
+        y = torch.from_numpy(intmath.lut_linear(x[:100].numpy(), result.linear))
+        errors.append(relative_error(y, x[:100] @ weight.t()))
+    assert errors[0] < 0.85 * errors[1]
 
 
 @pytest.mark.parametrize(
