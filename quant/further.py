@@ -17,7 +17,7 @@ from lutllm.hub_files import HUB_FILE
 from lutllm.version import __version__
 from quant.engine import TableEngine
 from quant.pipeline import checkpoint_digest, report_facts
-from quant.refine import Budget, check_training_memory, check_windows, refine
+from quant.refine import Schedule, check_training_memory, check_windows, refine
 from quant.resources import check_disk
 from quant.workspace import Workspace, check_output, finished_report
 
@@ -32,7 +32,7 @@ def distill_further(
     checkpoint: Checkpoint,
     out: Path,
     windows: np.ndarray,
-    budget: Budget,
+    schedule: Schedule,
     *,
     engine: TableEngine | None = None,
     resume: bool = False,
@@ -43,8 +43,8 @@ def distill_further(
     windows: i64[N, ctx], the calibration text; engine: see `quant.pipeline.quantize`. Returns the
     report, which is also written as report.json: what that of `artifact` says of its making, with
     "distillation" anew and "distilled_from", what was trained, on what and how long, and its own
-    "distillation". A killed run is continued with resume=True; with a budget of steps it gives the
-    same bytes.
+    "distillation". A killed run is continued with resume=True; with a number of steps it gives
+    the same bytes.
     """
     started = time.monotonic()
     check_output(out)
@@ -59,7 +59,7 @@ def distill_further(
         "artifact": artifact_hash(artifact.path),
         "checkpoint": checkpoint_digest(checkpoint),
         "calibration text": hashlib.sha256(windows.tobytes()).hexdigest(),
-        "budget": vars(budget),
+        "schedule": vars(schedule),
         "lutllm version": __version__,
     }
     origin = {"inputs": inputs, "distillation": before.get("distillation")}
@@ -70,7 +70,7 @@ def distill_further(
         if (artifact.path / name).is_file():
             shutil.copyfile(artifact.path / name, workspace.path / name)
     record = refine(
-        artifact, workspace, checkpoint, windows, budget, engine=engine, progress=progress
+        artifact, workspace, checkpoint, windows, schedule, engine=engine, progress=progress
     )
     report = {key: before[key] for key in _INHERITED if key in before} | {
         **report_facts(workspace.path, checkpoint, artifact.quant),

@@ -35,7 +35,7 @@ from quant.baseline import relative_error, round_to_nearest
 from quant.engine import TableEngine
 from quant.head import head_bytes, quantize_head, stored_tensors, stored_values
 from quant.linear import CHUNK_ROWS, Effort, quantize_linear, searches
-from quant.refine import Budget, check_training_memory, refine
+from quant.refine import Schedule, check_training_memory, refine
 from quant.resources import check_disk, check_memory, peak_rss_bytes
 from quant.shards import shard_name, write_index, write_shard
 from quant.workspace import Workspace, check_output
@@ -124,7 +124,7 @@ def quantize(
             workspace,
             checkpoint,
             text_windows(calib_ids, calibration.ctx),
-            Budget(distill_minutes),
+            Schedule(distill_minutes),
             engine=engine,
             progress=progress,
         )

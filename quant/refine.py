@@ -29,15 +29,23 @@ _HELD_OUT = 4
 _CTX = 512
 #: Upper limit of steps when only a time is given; the time decides.
 _MANY_STEPS = 100_000
+#: Beyond it training diverges at any index bits.
+_MAX_RATE = 0.1
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How long to train: about `minutes`, or exactly `steps`, the same bytes on a machine of any
-    speed. One of the two, the other 0."""
+class Schedule:
+    """How long to train, and how fast.
+
+    minutes        about how long, or
+    steps          exactly how often, the same bytes on a machine of any speed; the other is 0
+    learning_rate  the largest of the run, relative to the size of a codebook; None for one that
+                   helps at the model's index bits (`usual_rate`)
+    """
 
     minutes: float = 0
     steps: int = 0
+    learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         if (self.minutes > 0) == (self.steps > 0) or min(self.minutes, self.steps) < 0:
@@ -45,13 +53,18 @@ class Budget:
                 f"distillation for {self.minutes:g} minutes and {self.steps} steps; give one of "
                 "them, above 0"
             )
+        if self.learning_rate is not None and not 0 < self.learning_rate <= _MAX_RATE:
+            raise ConfigError(
+                f"learning_rate is {self.learning_rate:g}; it must be above 0 and at most "
+                f"{_MAX_RATE:g}, or be left out"
+            )
 
     def deadline(self, begun: float) -> float | None:
         """When to stop, in the clock of `begun`, or None where steps decide."""
         return begun + 60 * self.minutes if self.minutes else None
 
 
-def learning_rate(config: QuantConfig, linears: list[str]) -> float:
+def usual_rate(config: QuantConfig, linears: list[str]) -> float:
     """A rate that helps at the model's index bits.
 
     Measured: coarse codes gain most from large steps; at 4 bits a rate of 2e-3 does harm.
@@ -76,7 +89,7 @@ def refine(
     workspace: Workspace,
     checkpoint: Checkpoint,
     windows: np.ndarray,
-    budget: Budget,
+    schedule: Schedule,
     *,
     engine: TableEngine | None,
     progress: bool,
@@ -89,7 +102,7 @@ def refine(
     if workspace.refined is None:
         check_windows(windows)
         workspace.finish_refinement(
-            _train(artifact, workspace, checkpoint, windows, budget, engine, progress)
+            _train(artifact, workspace, checkpoint, windows, schedule, engine, progress)
         )
     _adopt(workspace)
     write_index(workspace.path, artifact.model.num_hidden_layers + 1)
@@ -142,7 +155,7 @@ def _train(
     workspace: Workspace,
     checkpoint: Checkpoint,
     windows: np.ndarray,
-    budget: Budget,
+    schedule: Schedule,
     engine: TableEngine | None,
     progress: bool,
 ) -> dict[str, Any]:
@@ -151,8 +164,8 @@ def _train(
     kept = (2 * np.arange(_HELD_OUT) + 1) * len(windows) // (2 * _HELD_OUT)
     names = [s.name for s in artifact.model.linears()]
     settings = DistillConfig(
-        steps=budget.steps or _MANY_STEPS,
-        learning_rate=learning_rate(artifact.quant, names),
+        steps=schedule.steps or _MANY_STEPS,
+        learning_rate=schedule.learning_rate or usual_rate(artifact.quant, names),
         seed=artifact.quant.seed,
         dtype=multiply_dtype(artifact.quant, names),
     )
@@ -165,7 +178,7 @@ def _train(
         state_path=workspace.state_file("distill.npz"),
         engine=engine,
         progress=progress,
-        deadline=budget.deadline(begun),
+        deadline=schedule.deadline(begun),
     )
     record |= {
         "learning_rate": settings.learning_rate,

@@ -17,7 +17,7 @@ from lutllm.cli import main
 from lutllm.errors import ArtifactError, ConfigError, ResourceError
 from quant import distill as training
 from quant import resources
-from quant.refine import Budget
+from quant.refine import Schedule
 from tests.embedded import MODEL, SAMPLE, embedded_artifact
 from tests.test_tied_head import untied
 
@@ -77,7 +77,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     monkeypatch.setattr(training, "_train_step", stop)
     with pytest.raises(Stop):
         run(source, tmp_path / "out", text, steps=3)
-    with pytest.raises(ConfigError, match="begun with another budget"):
+    with pytest.raises(ConfigError, match="begun with another schedule"):
         run(source, tmp_path / "out", text, steps=4, resume=True)
     resumed = run(source, tmp_path / "out", text, steps=3, resume=True)
     assert len(calls) == 4
@@ -121,7 +121,10 @@ def test_the_command(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert found["distillation"]["steps"] >= 1
     assert 1 < found["perplexity_before"] < found["perplexity_after"]
     words.remove("--json")
-    assert main([*words, "-o", str(tmp_path / "more"), "--steps", "1"]) == 0
+    more = [*words, "-o", str(tmp_path / "more"), "--steps", "1", "--learning-rate", "0.002"]
+    assert main(more) == 0
+    assert found["distillation"]["learning_rate"] == 0.003
+    assert read_json(tmp_path / "more" / "report.json")["distillation"]["learning_rate"] == 0.002
     shown = capsys.readouterr().out
     assert "divergence" in shown
     assert "perplexity after" in shown
@@ -132,7 +135,9 @@ def test_refusals_come_before_any_work(text: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="give one of them"):
         run(source, out, text, minutes=1)
     with pytest.raises(ConfigError, match="0 minutes and 0 steps"):
-        Budget()
+        Schedule()
+    with pytest.raises(ConfigError, match="or be left out"):
+        run(source, out, text, learning_rate=0.2)
     with pytest.raises(ConfigError, match="give another folder"):
         run(source, source, text)
     short = tmp_path / "short.txt"

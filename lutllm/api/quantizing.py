@@ -185,6 +185,7 @@ def distill(
     *,
     minutes: float = 0,
     steps: int = 0,
+    learning_rate: float | None = None,
     calib: Source | None = None,
     eval_text: Source | None = None,
     eval_tokens: int = 4096,
@@ -196,6 +197,9 @@ def distill(
     reference    the checkpoint that the artifact was made of; it has to fit in memory
     minutes      about how long to train codebooks, scales and norms, or
     steps        how often, 1,024 tokens each: the same bytes on a machine of any speed
+    learning_rate  the largest of the run, relative to the size of a codebook, at most 0.1; None
+                 for one that helps at the artifact's index bits: 0.003 up to 2.5, 0.0015 up to 3.5,
+                 else 0.0006
     calib        text to train on, all of it; None takes the one that ships with lutllm
     eval_text, eval_tokens  as for `quantize`
     resume       continue a run that was interrupted
@@ -205,10 +209,10 @@ def distill(
     from lutllm.checkpoint.tied import TiedCheckpoint
     from lutllm.emulator.runner import table_engine
     from quant.further import distill_further
-    from quant.refine import Budget
+    from quant.refine import Schedule
 
     begun, out = time.monotonic(), Path(out)
-    budget = Budget(minutes, steps)
+    schedule = Schedule(minutes, steps, learning_rate)
     opened = Artifact.open(artifact)
     checkpoint = open_reference(reference, artifact, opened.model)
     tokenizer = checkpoint.tokenizer()
@@ -221,7 +225,7 @@ def distill(
         TiedCheckpoint(checkpoint) if ties else checkpoint,
         out,
         windows(ids, ctx),
-        budget,
+        schedule,
         engine=table_engine(),
         resume=resume,
         progress=progress,

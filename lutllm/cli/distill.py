@@ -48,6 +48,13 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="how many steps of 1,024 tokens: the same bytes on a machine of any speed",
     )
+    parser.add_argument(
+        "--learning-rate",
+        type=non_negative_number,
+        metavar="X",
+        help="largest rate of the run; less suits an artifact that is trained already (default: "
+        "by index bits, 0.003 at 2, 0.0006 at 4)",
+    )
     add_texts(parser)
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
 
@@ -61,6 +68,7 @@ def run(args: argparse.Namespace) -> Outcome:
         args.reference,
         minutes=args.minutes,
         steps=args.steps,
+        learning_rate=args.learning_rate,
         calib=args.calib,
         eval_text=args.eval_text,
         eval_tokens=args.eval_tokens,
