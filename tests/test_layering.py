@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import lutllm
+from tests.embedded import embedded_artifact
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lutllm", "calib", "quant", "codegen", "fpga")
@@ -101,6 +102,14 @@ def modules_after(statement: str) -> set[str]:
 def test_import_and_help_load_nothing_heavy(statement):
     heavy = {"numpy", "torch", "numba", "tokenizers", "faiss", "sklearn", "onnx", "transformers"}
     assert not heavy & modules_after(statement)
+
+
+def test_a_model_runs_without_the_linear_algebra_of_scipy():
+    """Numba would load it, and still finds it for whoever calls it."""
+    run = f"import lutllm; lutllm.load({str(embedded_artifact('co'))!r}).prefill([1])"
+    assert "scipy.linalg" not in modules_after(run)
+    dot = "import numba, numpy; numba.njit(lambda a: numpy.dot(a, a))(numpy.ones(3))"
+    assert "scipy.linalg" in modules_after(f"{run}; {dot}")
 
 
 def test_no_module_hides_a_public_function():
