@@ -29,7 +29,7 @@ _HELD_OUT = 4
 _CTX = 512
 #: Upper limit of steps when only a time is given; the time decides.
 _MANY_STEPS = 100_000
-#: Beyond it training diverges at any index bits.
+#: Far beyond every rate that has helped (`usual_rate`).
 _MAX_RATE = 0.1
 
 
