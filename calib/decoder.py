@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: (linear of the layer, its input f32[T, D]) -> its output f32[T, M], bias included
 ApplyLinear = Callable[[LinearShape, torch.Tensor], torch.Tensor]
+#: Windows that run through a layer at once where there are many.
+_WINDOWS = 4
 
 
 @dataclass
@@ -68,9 +70,10 @@ class FloatDecoder:
         for shape in shapes:
             parts = [self._tensor(f"{source}.weight") for source in shape.sources]
             weight[shape.name] = torch.cat(parts) if len(parts) > 1 else parts[0]
-            has_bias = self.config.qkv_bias and shape.name.endswith("qkv_proj")
             bias[shape.name] = (
-                torch.cat([self._tensor(f"{s}.bias") for s in shape.sources]) if has_bias else None
+                torch.cat([self._tensor(f"{s}.bias") for s in shape.sources])
+                if shape.has_bias
+                else None
             )
         prefix = f"model.layers.{index}"
         qk = self.config.qk_norm
@@ -110,6 +113,21 @@ class FloatDecoder:
         x = rms_norm(flat, weights.post_attention_norm, config.rms_norm_eps)
         flat = flat + apply(down_proj, swiglu(apply(gate_up_proj, x)))
         return flat.unflatten(0, hidden.shape[:2])
+
+    def run_with_inputs(
+        self, hidden: torch.Tensor, weights: LayerWeights
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """`run_layer` a few windows at a time, and the input of each linear: f32[T, D]."""
+        outputs: list[torch.Tensor] = []
+        inputs: dict[str, list[torch.Tensor]] = {s.name: [] for s in weights.shapes}
+
+        def apply(shape: LinearShape, x: torch.Tensor) -> torch.Tensor:
+            inputs[shape.name].append(x)
+            return weights.apply(shape, x)
+
+        for part in hidden.split(_WINDOWS):
+            outputs.append(self.run_layer(part, weights, apply))
+        return torch.cat(outputs), {name: torch.cat(parts) for name, parts in inputs.items()}
 
     def attention(self, qkv: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
         """Causal grouped-query attention. qkv: f32[N, ctx, q+k+v] -> f32[N, ctx, q_size]."""

@@ -67,7 +67,7 @@ def _kinds(
             wide_stages=lut.wide_stages,
             token_scale=lut.scales_tokens,
             rotation=lut.rotation,
-            bias=model.qkv_bias and suffix == "qkv_proj",
+            bias=shape.has_bias,
             names=(),
         )
         found.setdefault(kind, []).append(shape.name)

@@ -141,7 +141,7 @@ class Artifact:
             config = self.quant.for_linear(shape.name)
             specs = array_specs(config, shape.in_features, shape.out_features)
             wanted |= {f"{shape.name}.{k}" for k, (_, _, optional) in specs.items() if not optional}
-            if self.model.qkv_bias and shape.name.endswith("qkv_proj"):
+            if shape.has_bias:
                 wanted.add(f"{shape.name}.bias")
         missing = sorted(wanted - set(self._where))
         extra = sorted(set(self._where) - wanted)

@@ -30,12 +30,14 @@ ROPE_TYPES = ("default", "linear", "llama3")
 
 @dataclass(frozen=True)
 class LinearShape:
-    """One LUT linear: its name, its sources in the checkpoint, D and M."""
+    """One LUT linear: its name, its sources in the checkpoint, D and M, and whether it adds
+    a bias."""
 
     name: str
     sources: tuple[str, ...]
     in_features: int
     out_features: int
+    has_bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class ModelConfig:
                 tuple(f"{attn}.{x}_proj" for x in "qkv"),
                 hidden,
                 self.q_size + 2 * self.kv_size,
+                self.qkv_bias,
             ),
             LinearShape(f"{attn}.o_proj", (f"{attn}.o_proj",), self.q_size, hidden),
             LinearShape(

@@ -12,6 +12,7 @@ import numpy as np
 from lutllm.checkpoint import Checkpoint
 from lutllm.config import HEAD_LINEAR, LutConfig, QuantConfig
 from lutllm.errors import ConfigError
+from lutllm.lut_linear import stored_bytes
 from quant.allocation import allocate
 from quant.sensitivity import sensitivities
 
@@ -24,22 +25,32 @@ class Option:
     weight_centroids: int
     error: float
 
-    def fields(self) -> dict[str, Any]:
-        return {"weight_stages": self.weight_stages, "weight_centroids": self.weight_centroids}
+    def of(self, lut: LutConfig) -> LutConfig:
+        """`lut` with weights coded this way. Where all stages had wide entries, all have them."""
+        wide = self.weight_stages if lut.wide_stages >= lut.weight_stages else lut.wide_stages
+        return dataclasses.replace(
+            lut,
+            weight_stages=self.weight_stages,
+            weight_centroids=self.weight_centroids,
+            wide_stages=wide,
+        )
 
 
-#: For vectors of two; all codebooks fit a byte shuffle. Errors are means over gate and up
-#: projections of SmolLM2-135M, 16k calibration tokens: 30 of them with two stages, 21 with one
-#: (those that a mixed run gave one stage). That of three stages is not measured; it takes the
-#: step from one to two again.
+#: For vectors of two; all codebooks fit a byte shuffle. Errors are means over eight linears of
+#: SmolLM2-135M (layers 5 and 20), 12k calibration tokens, 4k others to measure.
 OPTIONS = (
-    Option(1, 16, 0.067),
-    Option(2, 8, 0.037),
-    Option(2, 16, 0.010),
-    Option(3, 16, 0.0015),
+    Option(1, 16, 0.061),
+    Option(2, 8, 0.019),
+    Option(2, 16, 0.0049),
+    Option(3, 16, 0.00054),
 )
-#: Windows that sensitivity is measured on.
-_WINDOWS = 4
+#: What an option decides; overrides of the caller cannot.
+_CHOSEN = ("weight_stages", "weight_centroids", "wide_stages")
+#: By which every linear is coded to measure what its error does; the errors of the others follow
+#: from OPTIONS.
+_PROBE = OPTIONS[1]
+#: Windows of calibration text to code on, and others to measure on.
+_FITTED, _MEASURED = 16, 8
 
 
 def mixed_precision(
@@ -49,48 +60,79 @@ def mixed_precision(
     windows: np.ndarray,
     progress: bool = False,
 ) -> tuple[QuantConfig, dict[str, Any]]:
-    """`config` with one of OPTIONS per linear, at most `bits` index bits a weight on average.
+    """`config` with one of OPTIONS per linear, at most `bits` a weight on average.
 
-    windows: i64[N, ctx] of calibration text. Returns the configuration and a record for the
-    report. Raises ConfigError when no choice meets `bits`, or vec_len is not 2.
+    bits: of everything that is stored of the linears: indices, codebooks, scales. windows:
+    i64[N, ctx] of calibration text. Returns the configuration and a record for the report. Raises
+    ConfigError when no choice meets `bits`, or vec_len is not 2.
     """
     shapes = list(checkpoint.model.linears())
-    sizes = np.array([s.in_features * s.out_features for s in shapes])
-    luts = [_coded(config.default, option) for option in OPTIONS]
-    per_weight = [lut.index_bits_per_weight for lut in luts]
-    if not min(per_weight) <= bits <= max(per_weight):
+    weights = sum(s.in_features * s.out_features for s in shapes)
+    base = _without_choice(config)
+    luts = [[option.of(_pairs(base.for_linear(s.name))) for option in OPTIONS] for s in shapes]
+    price = np.array(
+        [
+            [stored_bytes(lut, s.in_features, s.out_features, s.has_bias) for lut in row]
+            for s, row in zip(shapes, luts, strict=True)
+        ]
+    )
+    low, high = (8 * float(p.sum()) / weights for p in (price.min(axis=1), price.max(axis=1)))
+    if not low <= bits <= high:
         raise ConfigError(
-            f"bits is {bits}; index bits can be {min(per_weight):g} to {max(per_weight):g}"
+            f"bits is {bits:g}; codebooks and scales included, it can be {low:.2f} to {high:.2f} "
+            "here, less in larger groups (group_size)"
         )
-    if any(config.for_linear(s.name).vec_len != 2 for s in shapes):
-        raise ConfigError("bits are chosen for vectors of two; leave vec_len at 2")
-    found = sensitivities(checkpoint, windows[:_WINDOWS], config.seed, progress)
-    cost = np.outer([found[s.name] for s in shapes], [option.error for option in OPTIONS])
-    price = np.outer(sizes, [round(2 * b) for b in per_weight])  # in half bits, to be whole
-    chosen = allocate(cost, price, int(2 * bits * sizes.sum()))
+    fitted, measured = _drawn(windows, config.seed)
+    probe = _with_options(base, [s.name for s in shapes], [_PROBE] * len(shapes))
+    found = sensitivities(checkpoint, probe, fitted, measured, progress)
+    relative = [option.error / _PROBE.error for option in OPTIONS]
+    cost = np.outer([found[s.name] for s in shapes], relative)
+    chosen = allocate(cost, price, int(bits * weights / 8))
     rows = np.arange(len(shapes))
-    return _with_options(config, [s.name for s in shapes], [OPTIONS[i] for i in chosen]), {
+    return _with_options(base, [s.name for s in shapes], [OPTIONS[i] for i in chosen]), {
         "bits": bits,
-        "index_bits": float(price[rows, chosen].sum() / (2 * sizes.sum())),
+        "bits_per_weight": 8 * float(price[rows, chosen].sum()) / weights,
         "expected_divergence": float(cost[rows, chosen].sum()),
         "sensitivity": found,
     }
 
 
-def _coded(lut: LutConfig, option: Option) -> LutConfig:
-    return dataclasses.replace(lut, vec_len=2, **option.fields())
+def _drawn(windows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows to code on and others to measure on, of windows i64[N, ctx]."""
+    if len(windows) < 2:
+        raise ConfigError(
+            "bits are chosen by errors on text that was not coded on, which takes two windows of "
+            f"calibration text; there is {len(windows)}, give more text"
+        )
+    drawn = np.random.default_rng(seed).permutation(len(windows))[: _FITTED + _MEASURED]
+    count = max(1, len(drawn) * _MEASURED // (_FITTED + _MEASURED))
+    return windows[drawn[count:]], windows[drawn[:count]]
+
+
+def _pairs(lut: LutConfig) -> LutConfig:
+    """`lut`, for which the errors of OPTIONS are known; ConfigError where they are not."""
+    if lut.vec_len != 2:
+        raise ConfigError(
+            f"vec_len is {lut.vec_len}; bits are chosen for vectors of two, leave vec_len at 2"
+        )
+    return lut
+
+
+def _without_choice(config: QuantConfig) -> QuantConfig:
+    """`config` with nothing said of what an option decides in its overrides."""
+    overrides = {
+        pattern: {k: v for k, v in fields.items() if pattern == HEAD_LINEAR or k not in _CHOSEN}
+        for pattern, fields in config.overrides.items()
+    }
+    return dataclasses.replace(config, overrides={k: v for k, v in overrides.items() if v})
 
 
 def _with_options(config: QuantConfig, names: list[str], options: list[Option]) -> QuantConfig:
     """The most frequent option as the default, overrides for the other linears."""
     common = Counter(options).most_common(1)[0][0]
-    default = _coded(config.default, common)
     overrides = {k: dict(v) for k, v in config.overrides.items()}
-    for pattern, fields in overrides.items():
-        for name in () if pattern == HEAD_LINEAR else common.fields():
-            fields.pop(name, None)
     for name, option in zip(names, options, strict=True):
         if option != common:
-            overrides.setdefault(name, {}).update(option.fields())
-    kept = {k: v for k, v in overrides.items() if v}
-    return dataclasses.replace(config, default=default, overrides=kept)
+            chosen = option.of(config.for_linear(name)).to_dict()
+            overrides.setdefault(name, {}).update({k: chosen[k] for k in _CHOSEN})
+    return dataclasses.replace(config, default=common.of(config.default), overrides=overrides)

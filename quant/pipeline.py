@@ -44,8 +44,6 @@ from quant.workspace import Workspace, check_output
 _ERROR_TOKENS = 1024
 #: The linears whose outputs are added to the residual stream.
 _ADDING = ("o_proj", "down_proj")
-#: Windows of the float stream that run through a layer at once.
-_FLOAT_WINDOWS = 4
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,7 @@ def _quantize_layer(
     """
     weights = decoder.layer(index)
     lacking = (streams.exact - streams.quantized).flatten(0, 1)
-    streams.exact, inputs = _run_float(decoder, weights, streams.exact)
+    streams.exact, inputs = decoder.run_with_inputs(streams.exact, weights)
     done: list[LutLinear] = []
     errors: list[dict[str, Any]] = []
 
@@ -215,22 +213,6 @@ def _quantize_layer(
 
     streams.quantized = decoder.run_layer(streams.quantized, weights, apply)
     return done, errors
-
-
-def _run_float(
-    decoder: FloatDecoder, weights: LayerWeights, hidden: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The float layer over all windows, and the input of each linear: f32[T, D]."""
-    outputs: list[torch.Tensor] = []
-    inputs: dict[str, list[torch.Tensor]] = {s.name: [] for s in weights.shapes}
-
-    def apply(shape: LinearShape, x: torch.Tensor) -> torch.Tensor:
-        inputs[shape.name].append(x)
-        return weights.apply(shape, x)
-
-    for part in hidden.split(_FLOAT_WINDOWS):
-        outputs.append(decoder.run_layer(part, weights, apply))
-    return torch.cat(outputs), {name: torch.cat(parts) for name, parts in inputs.items()}
 
 
 def _layer_error(
@@ -338,9 +320,8 @@ def artifact_sizes(checkpoint: Checkpoint, config: QuantConfig) -> dict[str, int
     """Bytes of the LUT linears (every array counted), and of norms, embedding and head."""
     linear_bytes, weights = 0, 0
     for shape in checkpoint.model.linears():
-        bias = checkpoint.model.qkv_bias and shape.name.endswith("qkv_proj")
         setting = config.for_linear(shape.name)
-        linear_bytes += stored_bytes(setting, shape.in_features, shape.out_features, bias)
+        linear_bytes += stored_bytes(setting, shape.in_features, shape.out_features, shape.has_bias)
         weights += shape.in_features * shape.out_features
     norms = sum(
         2 * int(np.prod(checkpoint.shape(n)))

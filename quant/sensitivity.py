@@ -1,10 +1,11 @@
-"""How much the model's predictions suffer when the output of one linear is disturbed.
+"""How much the model's predictions suffer when a linear is coded.
 
 To second order the Kullback-Leibler divergence that a small error d of an output y causes is
 d^T F d / 2, with F the Fisher information: the second moment of the gradient of the log likelihood
-of labels drawn from the model itself (Martens, arXiv 1412.1193). Errors are taken as white over the
-outputs and in proportion to what of y varies from token to token, since error feedback codes
-what stays the same far better.
+of labels drawn from the model itself (Martens, arXiv 1412.1193). d is what the quantizer leaves:
+every linear is coded by itself, on a few tokens, and its error measured on others. Errors in
+proportion to an output would not do: what is the same in all tokens, or very large in a few, is
+coded far better than the rest.
 """
 
 from __future__ import annotations
@@ -13,27 +14,35 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from calib.decoder import FloatDecoder
+from calib.decoder import FloatDecoder, LayerWeights
 from calib.operators import rms_norm
 from lutllm.checkpoint import Checkpoint
+from lutllm.config import QuantConfig
 from lutllm.model_config import LinearShape
 from lutllm.progress import Progress
+from quant.linear import Effort, quantize_linear
 
 #: Positions whose logits exist at once; the vocabulary is large.
 _HEAD_CHUNK = 256
 
 
 def sensitivities(
-    checkpoint: Checkpoint, windows: np.ndarray, seed: int = 0, progress: bool = False
+    checkpoint: Checkpoint,
+    config: QuantConfig,
+    fitted: np.ndarray,
+    measured: np.ndarray,
+    progress: bool = False,
 ) -> dict[str, float]:
-    """Divergence per token, in nats, of an output error as large as the output's own variation.
+    """Divergence per token, in nats, that each linear causes when it alone is coded as configured.
 
-    windows: i64[N, ctx]. The first token of a window is left out: its activations are like no
-    other's. Layer by layer in reverse, each run again from its stored input, so memory holds one
-    layer and the hidden states. Returns the value of every linear by name.
+    fitted, measured: i64[N, ctx] and i64[K, ctx], windows to code on and to measure on. The first
+    token of a window is left out: its activations are like no other's. Layer by layer in reverse,
+    each run again from its stored input, so memory holds one layer and the hidden states. Returns
+    the value of every linear by name.
     """
     decoder = FloatDecoder(checkpoint)
-    hidden = decoder.embed(windows)
+    count = len(measured)
+    hidden = decoder.embed(np.concatenate([measured, fitted]))
     inputs = []
     layers = checkpoint.model.num_hidden_layers
     found: dict[str, float] = {}
@@ -42,11 +51,19 @@ def sensitivities(
             inputs.append(hidden)
             with torch.no_grad():
                 weights = decoder.layer(index)
-                hidden = decoder.run_layer(hidden, weights, weights.apply)
+                hidden, _ = decoder.run_with_inputs(hidden, weights)
             bar.advance()
-        gradient = _sampled_gradient(decoder, hidden, seed)
+        gradient = _sampled_gradient(decoder, hidden[:count], config.seed)
         for index in reversed(range(layers)):
-            gradient = _one_layer(decoder, index, inputs.pop(), gradient, found)
+            hidden = inputs.pop()
+            weights = decoder.layer(index)
+            with torch.no_grad():
+                _, fit_on = decoder.run_with_inputs(hidden[count:], weights)
+            outputs, gradient = _differentiated(decoder, weights, hidden[:count], gradient)
+            for shape in weights.shapes:
+                x, y = outputs[shape.name]
+                error = _coding_error(shape, weights, config, fit_on.pop(shape.name), x)
+                found[shape.name] = _divergence(error, y.grad, measured.shape)
             bar.advance()
     return {shape.name: found[shape.name] for shape in checkpoint.model.linears()}
 
@@ -68,35 +85,41 @@ def _sampled_gradient(decoder: FloatDecoder, hidden: torch.Tensor, seed: int) ->
     return torch.cat(parts).view_as(hidden)
 
 
-def _one_layer(
-    decoder: FloatDecoder,
-    index: int,
-    hidden: torch.Tensor,
-    gradient: torch.Tensor,
-    found: dict[str, float],
-) -> torch.Tensor:
-    """Gradient at the layer's input; the sensitivity of its linears goes to `found`."""
-    weights = decoder.layer(index)
-    outputs: dict[str, torch.Tensor] = {}
+def _differentiated(
+    decoder: FloatDecoder, weights: LayerWeights, hidden: torch.Tensor, gradient: torch.Tensor
+) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+    """Input x and output y of each linear of a layer, y with its gradient; that of the layer's
+    input."""
+    outputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def apply(shape: LinearShape, x: torch.Tensor) -> torch.Tensor:
         y = weights.apply(shape, x)
         y.retain_grad()
-        outputs[shape.name] = y
+        outputs[shape.name] = x.detach(), y
         return y
 
     start = hidden.detach().requires_grad_()
     decoder.run_layer(start, weights, apply).backward(gradient)
-    shape = hidden.shape[:2]
-    for name, y in outputs.items():
-        assert y.grad is not None
-        found[name] = _divergence(y.detach().unflatten(0, shape), y.grad.unflatten(0, shape))
     assert start.grad is not None
-    return start.grad
+    return outputs, start.grad
 
 
-def _divergence(y: torch.Tensor, gradient: torch.Tensor) -> float:
-    """Mean over tokens of |gradient|^2 |y - mean|^2 / (2 M). f32[N, ctx, M] each."""
-    y, gradient = y[:, 1:].flatten(0, 1), gradient[:, 1:].flatten(0, 1)
-    variation = (y - y.mean(0)).pow(2).mean(1)
-    return float((gradient.pow(2).sum(1) * variation).mean() / 2)
+@torch.no_grad()
+def _coding_error(
+    shape: LinearShape,
+    weights: LayerWeights,
+    config: QuantConfig,
+    fit_on: torch.Tensor,
+    x: torch.Tensor,
+) -> torch.Tensor:
+    """What coding adds to the outputs for x f32[T, D], fitted on other inputs: f32[T, M]."""
+    weight, bias = weights.weight[shape.name], weights.bias[shape.name]
+    lut = config.for_linear(shape.name)
+    coded = quantize_linear(shape, weight, bias, fit_on, fit_on, lut, Effort(), config.seed)
+    return coded.apply(x) - weights.apply(shape, x)
+
+
+def _divergence(error: torch.Tensor, gradient: torch.Tensor, windows: tuple[int, int]) -> float:
+    """Mean over tokens of (gradient . error)^2 / 2. f32[N ctx, M] each."""
+    product = (error * gradient).sum(1).unflatten(0, windows)[:, 1:]
+    return float(product.pow(2).mean() / 2)

@@ -146,8 +146,8 @@ def write_artifact(
     for i in range(model.num_hidden_layers):
         tensors = layer_norms(model, i, rng)
         for j, shape in enumerate(model.layer_linears(i)):
-            bias = model.qkv_bias and shape.name.endswith("qkv_proj")
-            layer = make_linear(shape, quant.for_linear(shape.name), seed + 10 * i + j, bias)
+            lut, own_seed = quant.for_linear(shape.name), seed + 10 * i + j
+            layer = make_linear(shape, lut, own_seed, shape.has_bias)
             tensors |= linear_tensors(layer)
         write(f"layer-{i}.safetensors", tensors)
     write_json(path / INDEX_NAME, {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))})

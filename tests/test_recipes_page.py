@@ -28,9 +28,10 @@ def sizes(shape, recipe):
     quant = RECIPES[recipe].quant()
     linear_bytes = weights = norms = 0
     for linear in model.linears():
-        bias = model.qkv_bias and linear.name.endswith("qkv_proj")
         setting = quant.for_linear(linear.name)
-        linear_bytes += stored_bytes(setting, linear.in_features, linear.out_features, bias)
+        linear_bytes += stored_bytes(
+            setting, linear.in_features, linear.out_features, linear.has_bias
+        )
         weights += linear.in_features * linear.out_features
     norms = 2 * model.hidden_size * (2 * model.num_hidden_layers + 1)
     rows = model.vocab_size * (model.hidden_size + 4)

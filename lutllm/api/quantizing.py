@@ -119,8 +119,9 @@ def quantize(
     eval_text    text for perplexity before and after; None takes the end of the calibration text,
                  which is then not calibrated on
     eval_tokens  how many of its tokens, 0 to leave the perplexities out
-    bits         index bits a weight on average: the weight stages of every linear are chosen by
-                 measured sensitivity (`quant.mixed`); None leaves them as in config
+    bits         a weight on average, codebooks and scales included: the weight stages of every
+                 linear are chosen by measured sensitivity (`quant.mixed`); None leaves them as in
+                 config
     distill_minutes  time to train codebooks, scales and norms towards the float model, which
                  then has to fit in memory
     tie_head     store the rows of the head for the embedding as well, where the checkpoint holds

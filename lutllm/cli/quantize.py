@@ -122,8 +122,8 @@ def add_parser(commands: Any) -> None:
         "--bits",
         type=non_negative_number,
         metavar="X",
-        help="index bits a weight on average; weight stages of every linear are then chosen by "
-        "measured sensitivity",
+        help="bits a weight on average, codebooks and scales included; weight stages of every "
+        "linear are then chosen by measured sensitivity",
     )
     text = add_texts(parser)
     text.add_argument(

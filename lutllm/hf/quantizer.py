@@ -79,14 +79,13 @@ def insert_linears(model: Any, quant: QuantConfig) -> None:
     layers = base.layers
     for index, layer in enumerate(layers):
         for shape in config.layer_linears(index):
-            bias = config.qkv_bias and shape.name.endswith("qkv_proj")
             with torch.device("meta"):
                 linear = LutLinear(
                     shape.name,
                     quant.for_linear(shape.name),
                     shape.in_features,
                     shape.out_features,
-                    bias,
+                    shape.has_bias,
                 )
             _insert(layer, shape, linear)
 
