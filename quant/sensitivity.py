@@ -59,11 +59,11 @@ def sensitivities(
             weights = decoder.layer(index)
             with torch.no_grad():
                 _, fit_on = decoder.run_with_inputs(hidden[count:], weights)
-            outputs, gradient = _differentiated(decoder, weights, hidden[:count], gradient)
+            linears, gradient = _differentiated(decoder, weights, hidden[:count], gradient)
             for shape in weights.shapes:
-                x, y = outputs[shape.name]
+                x, slope = linears[shape.name]
                 error = _coding_error(shape, weights, config, fit_on.pop(shape.name), x)
-                found[shape.name] = _divergence(error, y.grad, measured.shape)
+                found[shape.name] = _divergence(error, slope, measured.shape)
             bar.advance()
     return {shape.name: found[shape.name] for shape in checkpoint.model.linears()}
 
@@ -80,28 +80,31 @@ def _sampled_gradient(decoder: FloatDecoder, hidden: torch.Tensor, seed: int) ->
         with torch.no_grad():
             labels = torch.multinomial(torch.softmax(logits, -1), 1, generator=draw)[:, 0]
         F.cross_entropy(logits, labels, reduction="sum").backward()
-        assert part.grad is not None
-        parts.append(part.grad)
+        parts.append(_slope(part))
     return torch.cat(parts).view_as(hidden)
 
 
 def _differentiated(
     decoder: FloatDecoder, weights: LayerWeights, hidden: torch.Tensor, gradient: torch.Tensor
 ) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
-    """Input x and output y of each linear of a layer, y with its gradient; that of the layer's
-    input."""
-    outputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    """Input and gradient of the output of each linear of a layer; gradient of the layer's input."""
+    inputs: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
 
     def apply(shape: LinearShape, x: torch.Tensor) -> torch.Tensor:
         y = weights.apply(shape, x)
         y.retain_grad()
-        outputs[shape.name] = x.detach(), y
+        inputs[shape.name], outputs[shape.name] = x.detach(), y
         return y
 
     start = hidden.detach().requires_grad_()
     decoder.run_layer(start, weights, apply).backward(gradient)
-    assert start.grad is not None
-    return outputs, start.grad
+    return {name: (x, _slope(outputs[name])) for name, x in inputs.items()}, _slope(start)
+
+
+def _slope(y: torch.Tensor) -> torch.Tensor:
+    assert y.grad is not None
+    return y.grad
 
 
 @torch.no_grad()

@@ -11,16 +11,20 @@ from lutllm.intmath import lut_linear
 from lutllm.lut_linear import accumulator_bound
 from lutllm.model_config import LinearShape
 from quant.activation import (
+    InputCode,
     _fit_jointly,
     assign,
     fit_input,
+    gather_slots,
     input_codes,
+    round_input,
     slot_order,
     take_centroids,
 )
 from quant.baseline import relative_error, round_to_nearest
 from quant.kmeans import kmeans
 from quant.linear import Effort, quantize_linear
+from quant.rotated import orthogonal
 from quant.tables import TableUse, choose_levels, code_frequency
 from tests.quant_problem import COLUMNS, ROWS, TOKENS, data, run
 
@@ -162,6 +166,23 @@ def test_calibration_codes_are_the_artifact_codes(metric: str, token_scale: bool
     assert np.array_equal(code.codebook, result.linear.act_codebook)
     expected = search(x_int, result.linear.act_codebook, metric)[:, 0]
     assert np.array_equal(input_codes(x, code, config).codes[0].T, expected)
+
+
+def test_a_huge_token_does_not_choose_the_scales_of_channels() -> None:
+    """A hundred times as large and of two channels, rotated: it leaves half of them zero."""
+    x, weight = data()
+    x[0] = 0
+    x[0, :2] = 100 * x.abs().max()
+    config = LutConfig(scheme="weight", group_size=64, rotation=16)
+    x, weight = orthogonal(x, config.rotation), orthogonal(weight, config.rotation)
+
+    def error(code: InputCode) -> float:
+        """Of the other tokens, rounded to int8."""
+        exact = gather_slots(x[1:], code.perm, code.column_norm)
+        return relative_error(round_input(x[1:], code), exact)
+
+    alone = error(fit_input(x[1:], weight, config, 0))
+    assert error(fit_input(x, weight, config, 0)) < 1.1 * alone
 
 
 @pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[4]], ids=str)
