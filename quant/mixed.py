@@ -46,8 +46,8 @@ OPTIONS = (
 )
 #: What an option decides; overrides of the caller cannot.
 _CHOSEN = ("weight_stages", "weight_centroids", "wide_stages")
-#: By which every linear is coded to measure what its error does; the errors of the others follow
-#: from OPTIONS.
+#: By which the weights of every linear are coded to measure what the error does; the errors of the
+#: others follow from OPTIONS.
 _PROBE = OPTIONS[1]
 #: Windows of calibration text to code on, and others to measure on.
 _FITTED, _MEASURED = 16, 8
@@ -83,8 +83,8 @@ def mixed_precision(
             "here, less in larger groups (group_size)"
         )
     fitted, measured = _drawn(windows, config.seed)
-    probe = _with_options(base, [s.name for s in shapes], [_PROBE] * len(shapes))
-    found = sensitivities(checkpoint, probe, fitted, measured, progress)
+    probes = {s.name: _weights_alone(_PROBE.of(base.for_linear(s.name))) for s in shapes}
+    found = sensitivities(checkpoint, probes, fitted, measured, config.seed, progress)
     relative = [option.error / _PROBE.error for option in OPTIONS]
     cost = np.outer([found[s.name] for s in shapes], relative)
     chosen = allocate(cost, price, int(bits * weights / 8))
@@ -116,6 +116,11 @@ def _pairs(lut: LutConfig) -> LutConfig:
             f"vec_len is {lut.vec_len}; bits are chosen for vectors of two, leave vec_len at 2"
         )
     return lut
+
+
+def _weights_alone(lut: LutConfig) -> LutConfig:
+    """`lut` without coded activations, whose error is the same with every option."""
+    return dataclasses.replace(lut, scheme="weight", act_stages=1, metric="l2", token_scale=False)
 
 
 def _without_choice(config: QuantConfig) -> QuantConfig:

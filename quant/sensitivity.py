@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from calib.decoder import FloatDecoder, LayerWeights
 from calib.operators import rms_norm
 from lutllm.checkpoint import Checkpoint
-from lutllm.config import QuantConfig
+from lutllm.config import LutConfig
 from lutllm.model_config import LinearShape
 from lutllm.progress import Progress
 from quant.linear import Effort, quantize_linear
@@ -28,17 +28,18 @@ _HEAD_CHUNK = 256
 
 def sensitivities(
     checkpoint: Checkpoint,
-    config: QuantConfig,
+    luts: dict[str, LutConfig],
     fitted: np.ndarray,
     measured: np.ndarray,
+    seed: int = 0,
     progress: bool = False,
 ) -> dict[str, float]:
-    """Divergence per token, in nats, that each linear causes when it alone is coded as configured.
+    """Divergence per token, in nats, that each linear causes when it alone is coded.
 
-    fitted, measured: i64[N, ctx] and i64[K, ctx], windows to code on and to measure on. The first
-    token of a window is left out: its activations are like no other's. Layer by layer in reverse,
-    each run again from its stored input, so memory holds one layer and the hidden states. Returns
-    the value of every linear by name.
+    luts: how, by name; fitted, measured: i64[N, ctx] and i64[K, ctx], windows to code on and to
+    measure on. The first token of a window is left out: its activations are like no other's. Layer
+    by layer in reverse, each run again from its stored input, so memory holds one layer and the
+    hidden states. Returns the value of every linear by name.
     """
     decoder = FloatDecoder(checkpoint)
     count = len(measured)
@@ -53,7 +54,7 @@ def sensitivities(
                 weights = decoder.layer(index)
                 hidden, _ = decoder.run_with_inputs(hidden, weights)
             bar.advance()
-        gradient = _sampled_gradient(decoder, hidden[:count], config.seed)
+        gradient = _sampled_gradient(decoder, hidden[:count], seed)
         for index in reversed(range(layers)):
             hidden = inputs.pop()
             weights = decoder.layer(index)
@@ -61,9 +62,10 @@ def sensitivities(
                 _, fit_on = decoder.run_with_inputs(hidden[count:], weights)
             linears, gradient = _differentiated(decoder, weights, hidden[:count], gradient)
             for shape in weights.shapes:
-                x, slope = linears[shape.name]
-                error = _coding_error(shape, weights, config, fit_on.pop(shape.name), x)
-                found[shape.name] = _divergence(error, slope, measured.shape)
+                name = shape.name
+                x, slope = linears[name]
+                error = _coding_error(shape, weights, luts[name], fit_on.pop(name), x, seed)
+                found[name] = _divergence(error, slope, measured.shape)
             bar.advance()
     return {shape.name: found[shape.name] for shape in checkpoint.model.linears()}
 
@@ -111,14 +113,14 @@ def _slope(y: torch.Tensor) -> torch.Tensor:
 def _coding_error(
     shape: LinearShape,
     weights: LayerWeights,
-    config: QuantConfig,
+    lut: LutConfig,
     fit_on: torch.Tensor,
     x: torch.Tensor,
+    seed: int,
 ) -> torch.Tensor:
     """What coding adds to the outputs for x f32[T, D], fitted on other inputs: f32[T, M]."""
     weight, bias = weights.weight[shape.name], weights.bias[shape.name]
-    lut = config.for_linear(shape.name)
-    coded = quantize_linear(shape, weight, bias, fit_on, fit_on, lut, Effort(), config.seed)
+    coded = quantize_linear(shape, weight, bias, fit_on, fit_on, lut, Effort(), seed)
     return coded.apply(x) - weights.apply(shape, x)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from pathlib import Path
 
@@ -76,7 +75,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(folder)
 
 
-def coded_alone(checkpoint: Checkpoint, name: str, config: QuantConfig) -> float:
+def coded_alone(checkpoint: Checkpoint, name: str, lut: LutConfig) -> float:
     """Mean divergence per token when one linear is coded, on FITTED, and run on MEASURED."""
     decoder = FloatDecoder(checkpoint)
 
@@ -91,7 +90,7 @@ def coded_alone(checkpoint: Checkpoint, name: str, config: QuantConfig) -> float
                 if not active or shape.name != name:
                     return y
                 weight, bias = weights.weight[name], weights.bias[name]
-                fit_on, lut = inputs[name], config.for_linear(name)
+                fit_on = inputs[name]
                 coded = quantize_linear(shape, weight, bias, fit_on, fit_on, lut, Effort(), 0)
                 found = coded.apply(x).unflatten(0, MEASURED.shape)
                 found[:, 0] = y.unflatten(0, MEASURED.shape)[:, 0]
@@ -109,17 +108,14 @@ def coded_alone(checkpoint: Checkpoint, name: str, config: QuantConfig) -> float
 @torch.no_grad()
 def test_sensitivity_predicts_the_divergence_of_coding_one_linear(checkpoint: Checkpoint) -> None:
     lut = LutConfig(scheme="weight", group_size=64, weight_stages=2, weight_centroids=8)
-    config = QuantConfig(lut)
+    luts = {s.name: lut for s in checkpoint.model.linears()}
     with torch.enable_grad():
-        draws = [
-            sensitivities(checkpoint, dataclasses.replace(config, seed=seed), FITTED, MEASURED)
-            for seed in range(6)
-        ]
+        draws = [sensitivities(checkpoint, luts, FITTED, MEASURED, seed) for seed in range(6)]
     assert list(draws[0]) == [s.name for s in checkpoint.model.linears()]
     for name in draws[0]:
         predicted = np.mean([d[name] for d in draws])
         # Errors of keys and values of several tokens add up, which is not counted: 0.4 in layer 1.
-        assert predicted == pytest.approx(coded_alone(checkpoint, name, config), rel=0.5), name
+        assert predicted == pytest.approx(coded_alone(checkpoint, name, lut), rel=0.5), name
 
 
 def test_bits_are_met_and_the_most_sensitive_get_more(checkpoint: Checkpoint) -> None:
@@ -171,6 +167,17 @@ def test_a_mixed_artifact_records_its_allocation(checkpoint: Checkpoint, tmp_pat
     assert len(found) > 1
     again = api.quantize(checkpoint.source, tmp_path / "out", config, resume=True, **options)
     assert again["artifact_hash"] == report["artifact_hash"]
+
+
+def test_coding_of_activations_does_not_count(checkpoint: Checkpoint) -> None:
+    """It is the same whatever codes the weights."""
+    weight = QuantConfig(LutConfig(scheme="weight", group_size=64))
+    coded = QuantConfig(
+        LutConfig(group_size=64, act_stages=2, metric="chebyshev", token_scale=True)
+    )
+    _, expected = mixed_precision(checkpoint, weight, 6.5, WINDOWS)
+    _, found = mixed_precision(checkpoint, coded, 14.0, WINDOWS)
+    assert found["sensitivity"] == expected["sensitivity"]
 
 
 def test_one_window_of_text_is_refused(checkpoint: Checkpoint) -> None:
