@@ -135,16 +135,16 @@ def test_products_cost_next_to_nothing() -> None:
 def test_a_linear_whose_units_lie_too_far_apart_rounds_entries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Channels of 300 times the magnitude leave the others of their block too few bits."""
-    x, weight = data(outlier=300)
+    """Channels of 400 times the magnitude leave the others of their block too few bits."""
+    x, weight = data(outlier=400)
     errors = []
     for most in (quant.linear.MOST_ADDED, np.inf):
         monkeypatch.setattr(quant.linear, "MOST_ADDED", most)
-        result = run(dataclasses.replace(EXACT, block_positions=16), outlier=300)
+        result = run(dataclasses.replace(EXACT, block_positions=16), outlier=400)
         assert (result.linear.table_shift == 0).all() == np.isinf(most)
         y = torch.from_numpy(intmath.lut_linear(x[:100].numpy(), result.linear))
         errors.append(relative_error(y, x[:100] @ weight.t()))
-    assert errors[0] < 0.9 * errors[1]
+    assert errors[0] < 0.85 * errors[1]
 
 
 @pytest.mark.parametrize(
