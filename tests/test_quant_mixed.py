@@ -114,8 +114,9 @@ def test_sensitivity_predicts_the_divergence_of_coding_one_linear(checkpoint: Ch
     assert list(draws[0]) == [s.name for s in checkpoint.model.linears()]
     for name in draws[0]:
         predicted = np.mean([d[name] for d in draws])
-        # Errors of keys and values of several tokens add up, which is not counted: 0.4 in layer 1.
-        assert predicted == pytest.approx(coded_alone(checkpoint, name, lut), rel=0.5), name
+        # Errors of keys and values of several tokens add up, which is not counted.
+        rel = 0.5 if name.endswith("qkv_proj") else 0.25
+        assert predicted == pytest.approx(coded_alone(checkpoint, name, lut), rel=rel), name
 
 
 def test_bits_are_met_and_the_most_sensitive_get_more(checkpoint: Checkpoint) -> None:
