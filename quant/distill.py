@@ -8,7 +8,6 @@ every forward pass, so what is trained is what will run.
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from lutllm.progress import Progress
 from quant.divergence import divergence
 from quant.engine import TableEngine
 from quant.head import stored_values
+from quant.state import load_arrays, save_arrays
 from quant.student import StudentLinear
 
 #: Times that the divergence on held-out text is measured.
@@ -290,10 +290,7 @@ def _save(
     arrays["curve"] = np.array(record["curve"])
     arrays["steps"] = np.array(record["steps"])
     arrays["held_out_curve"] = np.array(record["held_out_curve"])
-    temporary = path.with_name(path.name + ".new")
-    with open(temporary, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)
+    save_arrays(path, arrays)
 
 
 def _restore(
@@ -303,21 +300,21 @@ def _restore(
     record: dict[str, Any],
 ) -> int:
     """Load what `_save` wrote; returns the step to go on with, 0 where there is nothing."""
-    if path is None or not path.is_file():
+    saved = load_arrays(path)
+    if saved is None:
         return 0
-    with np.load(path, allow_pickle=False) as saved:
-        step = int(saved["step"])
-        for i, tensor in enumerate(student.tensors()):
-            with torch.no_grad():
-                tensor.copy_(torch.from_numpy(saved[f"value_{i}"]))
-            optimizer.state[tensor] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": torch.from_numpy(saved[f"first_{i}"]),
-                "exp_avg_sq": torch.from_numpy(saved[f"second_{i}"]),
-            }
-        record["curve"] = saved["curve"].tolist()
-        record["steps"] = int(saved["steps"])
-        record["held_out_curve"] = [[int(at), kl] for at, kl in saved["held_out_curve"].tolist()]
+    step = int(saved["step"])
+    for i, tensor in enumerate(student.tensors()):
+        with torch.no_grad():
+            tensor.copy_(torch.from_numpy(saved[f"value_{i}"]))
+        optimizer.state[tensor] = {
+            "step": torch.tensor(float(step)),
+            "exp_avg": torch.from_numpy(saved[f"first_{i}"]),
+            "exp_avg_sq": torch.from_numpy(saved[f"second_{i}"]),
+        }
+    record["curve"] = saved["curve"].tolist()
+    record["steps"] = int(saved["steps"])
+    record["held_out_curve"] = [[int(at), kl] for at, kl in saved["held_out_curve"].tolist()]
     return step
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from lutllm.config import HEAD_LINEAR, LutConfig, QuantConfig
 from lutllm.errors import ConfigError
 from lutllm.lut_linear import stored_bytes
 from quant.allocation import allocate
-from quant.sensitivity import sensitivities
+from quant.sensitivity import held_bytes, sensitivities
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class Option:
 
 
 #: For vectors of two; all codebooks fit a byte shuffle. Errors are means over eight linears of
-#: SmolLM2-135M (layers 5 and 20), 12k calibration tokens, 4k others to measure.
+#: SmolLM2-135M (layers 5 and 20), 12k calibration tokens, 4k others to measure. Activations in
+#: int8 leave a fourth stage little to gain, which pays where a linear is very sensitive.
 OPTIONS = (
     Option(1, 16, 0.061),
     Option(2, 8, 0.019),
     Option(2, 16, 0.0049),
     Option(3, 16, 0.00054),
+    Option(4, 16, 0.00022),
 )
 #: What an option decides; overrides of the caller cannot.
 _CHOSEN = ("weight_stages", "weight_centroids", "wide_stages")
@@ -53,48 +56,94 @@ _PROBE = OPTIONS[1]
 _FITTED, _MEASURED = 16, 8
 
 
-def mixed_precision(
-    checkpoint: Checkpoint,
-    config: QuantConfig,
-    bits: float,
-    windows: np.ndarray,
-    progress: bool = False,
-) -> tuple[QuantConfig, dict[str, Any]]:
-    """`config` with one of OPTIONS per linear, at most `bits` a weight on average.
+@dataclass(frozen=True)
+class MixedPrecision:
+    """One of OPTIONS for every linear, at most `bits` a weight on average.
 
-    bits: of everything that is stored of the linears: indices, codebooks, scales. windows:
-    i64[N, ctx] of calibration text. Returns the configuration and a record for the report. Raises
-    ConfigError when no choice meets `bits`, or vec_len is not 2.
+    config   says all else of the linears
+    bits     of everything that is stored of them: indices, codebooks, scales
+    price    i64[linears, options], bytes
+    fitted, measured  i64[N, ctx] and i64[K, ctx], windows to code on and to measure errors on
     """
-    shapes = list(checkpoint.model.linears())
-    weights = sum(s.in_features * s.out_features for s in shapes)
-    base = _without_choice(config)
-    luts = [[option.of(_pairs(base.for_linear(s.name))) for option in OPTIONS] for s in shapes]
-    price = np.array(
-        [
-            [stored_bytes(lut, s.in_features, s.out_features, s.has_bias) for lut in row]
-            for s, row in zip(shapes, luts, strict=True)
-        ]
-    )
-    low, high = (8 * float(p.sum()) / weights for p in (price.min(axis=1), price.max(axis=1)))
-    if not low <= bits <= high:
-        raise ConfigError(
-            f"bits is {bits:g}; codebooks and scales included, it can be {low:.2f} to {high:.2f} "
-            "here, less in larger groups (group_size)"
+
+    checkpoint: Checkpoint
+    config: QuantConfig
+    bits: float
+    price: np.ndarray
+    fitted: np.ndarray
+    measured: np.ndarray
+
+    @classmethod
+    def within(
+        cls, checkpoint: Checkpoint, config: QuantConfig, bits: float, windows: np.ndarray
+    ) -> MixedPrecision:
+        """windows: i64[N, ctx] of calibration text.
+
+        Raises ConfigError when no choice meets `bits`, vec_len is not 2, or there is too little
+        text.
+        """
+        shapes = list(checkpoint.model.linears())
+        base = _without_choice(config)
+        luts = [[option.of(_pairs(base.for_linear(s.name))) for option in OPTIONS] for s in shapes]
+        price = np.array(
+            [
+                [stored_bytes(lut, s.in_features, s.out_features, s.has_bias) for lut in row]
+                for s, row in zip(shapes, luts, strict=True)
+            ]
         )
-    fitted, measured = _drawn(windows, config.seed)
-    probes = {s.name: _weights_alone(_PROBE.of(base.for_linear(s.name))) for s in shapes}
-    found = sensitivities(checkpoint, probes, fitted, measured, config.seed, progress)
-    relative = [option.error / _PROBE.error for option in OPTIONS]
-    cost = np.outer([found[s.name] for s in shapes], relative)
-    chosen = allocate(cost, price, int(bits * weights / 8))
-    rows = np.arange(len(shapes))
-    return _with_options(base, [s.name for s in shapes], [OPTIONS[i] for i in chosen]), {
-        "bits": bits,
-        "bits_per_weight": 8 * float(price[rows, chosen].sum()) / weights,
-        "expected_divergence": float(cost[rows, chosen].sum()),
-        "sensitivity": found,
-    }
+        mixed = cls(checkpoint, base, bits, price, *_drawn(windows, config.seed))
+        low, high = (mixed._average(p) for p in (price.min(axis=1), price.max(axis=1)))
+        if not low <= bits <= high:
+            raise ConfigError(
+                f"bits is {bits:g}; codebooks and scales included, it can be {low:.2f} to "
+                f"{high:.2f} here, less in larger groups (group_size)"
+            )
+        return mixed
+
+    @property
+    def tokens(self) -> int:
+        """That errors are measured with."""
+        return self.fitted.size + self.measured.size
+
+    def held_bytes(self) -> int:
+        """Memory of what measuring keeps beside the linear at work."""
+        windows = len(self.fitted) + len(self.measured)
+        return held_bytes(self.checkpoint.model, windows, self.fitted.shape[1])
+
+    def choose(
+        self, state_path: Path | None = None, progress: bool = False
+    ) -> tuple[QuantConfig, dict[str, Any]]:
+        """The configuration, by measured errors, and a record for the report.
+
+        A run that was killed goes on from `state_path`.
+        """
+        base, names = self.config, [s.name for s in self.checkpoint.model.linears()]
+        found = sensitivities(
+            self.checkpoint,
+            {name: _weights_alone(_PROBE.of(base.for_linear(name))) for name in names},
+            self.fitted,
+            self.measured,
+            base.seed,
+            progress,
+            state_path,
+        )
+        relative = [option.error / _PROBE.error for option in OPTIONS]
+        cost = np.outer([found[name] for name in names], relative)
+        chosen = allocate(cost, self.price, int(self.bits * self._weights() / 8))
+        rows = np.arange(len(names))
+        return _with_options(base, names, [OPTIONS[i] for i in chosen]), {
+            "bits": self.bits,
+            "bits_per_weight": self._average(self.price[rows, chosen]),
+            "expected_divergence": float(cost[rows, chosen].sum()),
+            "sensitivity": found,
+        }
+
+    def _weights(self) -> int:
+        return sum(s.in_features * s.out_features for s in self.checkpoint.model.linears())
+
+    def _average(self, price: np.ndarray) -> float:
+        """Bits a weight of linears of `price` i64[linears] bytes."""
+        return 8 * float(price.sum()) / self._weights()
 
 
 def _drawn(windows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

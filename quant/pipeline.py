@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -35,6 +36,7 @@ from quant.baseline import relative_error, round_to_nearest
 from quant.engine import TableEngine
 from quant.head import head_bytes, quantize_head, stored_tensors, stored_values
 from quant.linear import CHUNK_ROWS, Effort, quantize_linear, searches
+from quant.mixed import MixedPrecision
 from quant.refine import Schedule, check_training_memory, refine
 from quant.resources import check_disk, check_memory, peak_rss_bytes
 from quant.shards import shard_name, write_index, write_shard
@@ -42,6 +44,8 @@ from quant.workspace import Workspace, check_output
 
 #: Tokens that per-layer errors are measured on.
 _ERROR_TOKENS = 1024
+#: In the state folder.
+_SENSITIVITY = "sensitivity.npz"
 #: The linears whose outputs are added to the residual stream.
 _ADDING = ("o_proj", "down_proj")
 
@@ -75,6 +79,7 @@ def quantize(
     calibration: CalibrationConfig = _DEFAULT_CALIBRATION,
     effort: Effort = _DEFAULT_EFFORT,
     engine: TableEngine | None = None,
+    bits: float | None = None,
     distill_minutes: float = 0,
     resume: bool = False,
     progress: bool = True,
@@ -82,20 +87,29 @@ def quantize(
     """Quantize every linear of the decoder layers and write the artifact folder `out`.
 
     calib_ids: i64[T] token ids of the calibration text. engine: runs finished linears through their
-    tables, so that what follows sees their rounding; None leaves it out. distill_minutes: time to
-    train the result towards the float model (`quant.refine`), 0 for none. Returns the report, which
-    is also written as report.json. Raises LutLLMError subclasses for what the user can mend; a
-    killed run is continued with resume=True and gives the same bytes.
+    tables, so that what follows sees their rounding; None leaves it out. bits: a weight on average,
+    for which the weight stages of every linear are chosen (`quant.mixed`); None leaves them as in
+    config. distill_minutes: time to train the result towards the float model (`quant.refine`), 0
+    for none. Returns the report, which is also written as report.json. Raises LutLLMError
+    subclasses for what the user can mend; a killed run is continued with resume=True and gives the
+    same bytes.
     """
     started = time.monotonic()
     check_output(out)
     windows = calibration_windows(
         calib_ids, calibration.ctx, calibration.tokens // calibration.ctx, config.seed
     )
-    check_resources(checkpoint, config, calibration, out)
+    mixed = None
+    if bits is not None:
+        text = text_windows(calib_ids, calibration.ctx)
+        mixed = MixedPrecision.within(checkpoint, config, bits, text)
+    check_resources(checkpoint, config, calibration, out, mixed)
     if distill_minutes > 0:
         check_training_memory(checkpoint.model, config)
-    workspace = Workspace(out, _fingerprint(checkpoint, config, windows, effort), resume)
+    workspace = Workspace(out, _fingerprint(checkpoint, config, bits, windows, effort), resume)
+    allocation = None
+    if mixed is not None:
+        config, allocation = mixed.choose(workspace.state_file(_SENSITIVITY), progress)
     layers = checkpoint.model.num_hidden_layers
     decoder = FloatDecoder(checkpoint)
     streams = _initial_streams(decoder, windows, workspace, config)
@@ -127,18 +141,23 @@ def quantize(
             progress=progress,
         )
     report = _report(workspace, checkpoint, config, calibration)
-    report["seconds"] = round(time.monotonic() - started, 1)
+    report |= {"allocation": allocation, "seconds": round(time.monotonic() - started, 1)}
     write_json(workspace.path / "report.json", report)
     workspace.finish()
     return report
 
 
 def _fingerprint(
-    checkpoint: Checkpoint, config: QuantConfig, windows: np.ndarray, effort: Effort
+    checkpoint: Checkpoint,
+    config: QuantConfig,
+    bits: float | None,
+    windows: np.ndarray,
+    effort: Effort,
 ) -> dict[str, Any]:
     return {
         "checkpoint": checkpoint_digest(checkpoint),
         "quantization": config.to_dict(),
+        "bits": bits,
         "calibration tokens": hashlib.sha256(windows.tobytes()).hexdigest(),
         "effort": vars(effort),
         "lutllm version": __version__,
@@ -357,13 +376,26 @@ def estimate_peak_rss(
 
 
 def check_resources(
-    checkpoint: Checkpoint, config: QuantConfig, calibration: CalibrationConfig, out: Path
+    checkpoint: Checkpoint,
+    config: QuantConfig,
+    calibration: CalibrationConfig,
+    out: Path,
+    mixed: MixedPrecision | None = None,
 ) -> None:
-    """ResourceError when the disk or the memory cannot hold what the run needs."""
+    """ResourceError when the disk or the memory cannot hold what the run needs.
+
+    mixed: what is to choose the stages of the linears before.
+    """
     sizes = artifact_sizes(checkpoint, config)
-    hidden = 8 * calibration.tokens * checkpoint.model.hidden_size
-    check_disk(out, sizes["linear_bytes"] + sizes["float_bytes"] + 2 * hidden, "the artifact")
+    linear_bytes = sizes["linear_bytes"]
     need = estimate_peak_rss(checkpoint, config, calibration)
+    if mixed is not None:
+        linear_bytes = int(mixed.bits * sizes["linear_weights"] / 8)
+        measuring = dataclasses.replace(calibration, tokens=mixed.tokens)
+        measured = estimate_peak_rss(checkpoint, config, measuring) + mixed.held_bytes()
+        need = max(need, measured)
+    hidden = 8 * calibration.tokens * checkpoint.model.hidden_size
+    check_disk(out, linear_bytes + sizes["float_bytes"] + 2 * hidden, "the artifact")
     check_memory(need, "the run", "close other programs or lower --calib-tokens")
 
 

@@ -76,8 +76,8 @@ def usual_rate(config: QuantConfig, linears: list[str]) -> float:
 
 
 def multiply_dtype(config: QuantConfig, linears: list[str]) -> torch.dtype | None:
-    """None, what is fast, up to 4 index bits; above, rounding to bfloat16 is no longer small."""
-    return None if _index_bits(config, linears) <= 4 else torch.float32
+    """None, what is fast, up to some 4 index bits; above, rounding to bfloat16 is not small."""
+    return None if _index_bits(config, linears) <= 4.5 else torch.float32
 
 
 def _index_bits(config: QuantConfig, linears: list[str]) -> float:

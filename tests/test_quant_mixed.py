@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +19,12 @@ from lutllm import api
 from lutllm.artifact import Artifact
 from lutllm.checkpoint import Checkpoint, open_checkpoint
 from lutllm.config import LutConfig, QuantConfig
-from lutllm.errors import ConfigError
+from lutllm.errors import ConfigError, ResourceError
 from lutllm.model_config import LinearShape
+from quant import pipeline, resources, sensitivity
 from quant.allocation import allocate
 from quant.linear import Effort, quantize_linear
-from quant.mixed import Option, mixed_precision
+from quant.mixed import MixedPrecision, Option
 from quant.pipeline import artifact_sizes
 from quant.sensitivity import sensitivities
 from tests.tiny_models import make_model, tiny_config, write_hf, write_tokenizer
@@ -126,7 +128,8 @@ def test_bits_are_met_and_the_most_sensitive_get_more(checkpoint: Checkpoint) ->
         seed=3,
         head="int8",
     )
-    quant, record = mixed_precision(checkpoint, config, 6.5, WINDOWS)
+    mixed = MixedPrecision.within(checkpoint, config, 6.5, WINDOWS)
+    quant, record = mixed.choose()
     assert 6.2 < record["bits_per_weight"] <= 6.5
     assert record["bits_per_weight"] == pytest.approx(stored_bits(checkpoint, quant))
     assert (quant.seed, quant.head) == (3, "int8")
@@ -137,17 +140,23 @@ def test_bits_are_met_and_the_most_sensitive_get_more(checkpoint: Checkpoint) ->
     assert given[max(worth, key=worth.__getitem__)] > given[min(worth, key=worth.__getitem__)]
     for name in found:
         assert quant.for_linear(name).table_bits == (16 if name.endswith("down_proj") else 8)
-    assert mixed_precision(checkpoint, config, 6.5, WINDOWS)[0] == quant
-    uniform, _ = mixed_precision(checkpoint, config, 5.03, WINDOWS)
+    assert mixed.choose()[0] == quant
+    uniform, _ = MixedPrecision.within(checkpoint, config, 5.03, WINDOWS).choose()
     assert {uniform.for_linear(name).index_bits_per_weight for name in found} == {2.0}
-    assert {option.index_bits_per_weight for option in map(quant.for_linear, found)} <= {2, 3, 4, 6}
+    assert {option.index_bits_per_weight for option in map(quant.for_linear, found)} <= {
+        2,
+        3,
+        4,
+        6,
+        8,
+    }
 
 
-@pytest.mark.parametrize("bits", [4.9, 13.3])
+@pytest.mark.parametrize("bits", [4.9, 17.3])
 def test_bits_out_of_reach_are_refused(checkpoint: Checkpoint, bits: float) -> None:
     config = QuantConfig(LutConfig(scheme="weight", group_size=64))
-    with pytest.raises(ConfigError, match=f"bits is {bits}; .* it can be 5.02 to 13.15 here"):
-        mixed_precision(checkpoint, config, bits, WINDOWS)
+    with pytest.raises(ConfigError, match=f"bits is {bits}; .* it can be 5.02 to 17.21 here"):
+        MixedPrecision.within(checkpoint, config, bits, WINDOWS)
 
 
 @pytest.mark.parametrize(("wide", "expected"), [(1, 1), (2, 3)])
@@ -170,24 +179,76 @@ def test_a_mixed_artifact_records_its_allocation(checkpoint: Checkpoint, tmp_pat
     assert again["artifact_hash"] == report["artifact_hash"]
 
 
+class Killed(Exception):
+    """In the place of the end of a process."""
+
+
+def test_measuring_goes_on_where_it_was_killed(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lut = LutConfig(scheme="weight", group_size=64)
+    luts = {s.name: lut for s in checkpoint.model.linears()}
+    args = (checkpoint, luts, FITTED[:8], MEASURED[:8])
+    expected = sensitivities(*args)
+    state, save = tmp_path / "state.npz", sensitivity.save_arrays
+
+    def killed_after_one(path: Path, arrays: dict[str, np.ndarray]) -> None:
+        save(path, arrays)
+        raise Killed
+
+    monkeypatch.setattr(sensitivity, "save_arrays", killed_after_one)
+    with pytest.raises(Killed):
+        sensitivities(*args, state_path=state)
+    monkeypatch.setattr(sensitivity, "save_arrays", save)
+    measured: list[str] = []
+    error = sensitivity._coding_error
+
+    def counted(shape: LinearShape, *rest: Any) -> torch.Tensor:
+        measured.append(shape.name)
+        return error(shape, *rest)
+
+    monkeypatch.setattr(sensitivity, "_coding_error", counted)
+    assert sensitivities(*args, state_path=state) == expected
+    last = checkpoint.model.num_hidden_layers - 1
+    assert set(measured) == {n for n in luts if f"layers.{last}." not in n}
+    assert sensitivities(*args, state_path=state) == expected
+    assert len(measured) == len(luts) - len(checkpoint.model.layer_linears(last))
+
+
+def test_memory_for_measuring_is_checked_first(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = QuantConfig(LutConfig(scheme="weight", group_size=64)), tmp_path / "out"
+    held = MixedPrecision.within(checkpoint, config, 6.5, WINDOWS).held_bytes()
+    layers, hidden = checkpoint.model.num_hidden_layers, checkpoint.model.hidden_size
+    assert held == 4 * (layers + 1) * 24 * 48 * hidden
+    run, measuring = (pipeline.CalibrationConfig(windows * 48, 48) for windows in (2, 24))
+    need = held + pipeline.estimate_peak_rss(checkpoint, config, measuring)
+    monkeypatch.setattr(resources, "available_memory", lambda: need - 1)
+    pipeline.check_resources(checkpoint, config, run, out)
+    with pytest.raises(ResourceError, match="MiB of memory available, the run needs up to"):
+        pipeline.quantize(checkpoint, out, config, WINDOWS.flatten(), calibration=run, bits=6.5)
+    assert not list(tmp_path.iterdir())
+
+
 def test_coding_of_activations_does_not_count(checkpoint: Checkpoint) -> None:
     """It is the same whatever codes the weights."""
     weight = QuantConfig(LutConfig(scheme="weight", group_size=64))
     coded = QuantConfig(
         LutConfig(group_size=64, act_stages=2, metric="chebyshev", token_scale=True)
     )
-    _, expected = mixed_precision(checkpoint, weight, 6.5, WINDOWS)
-    _, found = mixed_precision(checkpoint, coded, 14.0, WINDOWS)
+    _, expected = MixedPrecision.within(checkpoint, weight, 6.5, WINDOWS).choose()
+    _, found = MixedPrecision.within(checkpoint, coded, 14.0, WINDOWS).choose()
     assert found["sensitivity"] == expected["sensitivity"]
 
 
 def test_one_window_of_text_is_refused(checkpoint: Checkpoint) -> None:
     config = QuantConfig(LutConfig(scheme="weight", group_size=64))
     with pytest.raises(ConfigError, match="takes two windows of calibration text; there is 1"):
-        mixed_precision(checkpoint, config, 6.5, WINDOWS[:1])
+        MixedPrecision.within(checkpoint, config, 6.5, WINDOWS[:1])
 
 
 def test_other_vectors_are_refused(checkpoint: Checkpoint) -> None:
     config = QuantConfig(overrides={"*.o_proj": {"vec_len": 4}})
     with pytest.raises(ConfigError, match="leave vec_len at 2"):
-        mixed_precision(checkpoint, config, 6.5, WINDOWS)
+        MixedPrecision.within(checkpoint, config, 6.5, WINDOWS)

@@ -145,13 +145,10 @@ def quantize(
     calib_ids, windows = _held_back(
         tokenizer, calib_ids, calibration.tokens, calibration.ctx, eval_text, eval_tokens
     )
-    allocation = None
-    if bits is not None:
-        config, allocation = _mixed(checkpoint, config, bits, calib_ids, calibration, progress)
     inputs = {
         "lutllm_version": __version__,
         "source": checkpoint.source,
-        "quantization": config.to_dict(),
+        "requested": {"quantization": config.to_dict(), "bits": bits},
         "distill_minutes": distill_minutes,
         "tie_head": tie_head,
         "calibration": {
@@ -169,11 +166,12 @@ def quantize(
             calib_ids,
             calibration=calibration,
             engine=table_engine(),
+            bits=bits,
             distill_minutes=distill_minutes,
             resume=resume,
             progress=progress,
         )
-        report |= inputs | {"allocation": allocation}
+        report |= inputs
         write_json(out / "report.json", report)
     report |= _perplexities(open_checkpoint(source), out, windows, progress)
     return _concluded(report, out, begun) | choice
@@ -254,20 +252,6 @@ def _concluded(report: dict[str, Any], out: Path, begun: float) -> dict[str, Any
     write_json(out / "report.json", report)
     write_model_card(out, report)
     return report
-
-
-def _mixed(
-    checkpoint: Checkpoint,
-    config: QuantConfig,
-    bits: float,
-    calib_ids: np.ndarray,
-    calibration: CalibrationConfig,
-    progress: bool,
-) -> tuple[QuantConfig, dict[str, Any]]:
-    from calib.text import windows
-    from quant.mixed import mixed_precision
-
-    return mixed_precision(checkpoint, config, bits, windows(calib_ids, calibration.ctx), progress)
 
 
 def _finished(out: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
