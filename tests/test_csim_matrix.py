@@ -218,6 +218,18 @@ MATRIX: dict[str, tuple[LutConfig, EngineConfig, list[Shape]]] = {
         EngineConfig(channels=8, lanes_per_cycle=16, max_tokens=4),
         RAGGED,
     ),
+    "four stages": (
+        LutConfig(
+            scheme="weight",
+            group_size=96,
+            weight_stages=4,
+            table_bits=16,
+            wide_stages=4,
+            block_positions=1,
+        ),
+        EngineConfig(channels=8, lanes_per_cycle=16, max_tokens=4),
+        [(130, 200, True)],
+    ),
     "one group, one token a run": (
         LutConfig(group_size=256, act_centroids=8, weight_centroids=4),
         EngineConfig(channels=8, centroid_ports=1, max_tokens=1),

@@ -137,6 +137,7 @@ EXACT_CASES: list[tuple[dict[str, Any], set[int], int, int, int]] = [
     ({"scheme": "weight"}, {0}, 192, 1100, 70),
     ({"scheme": "weight", "weight_stages": 2, "wide_stages": 2}, {0, 1}, 97, 230, 2),
     ({"scheme": "weight", "weight_stages": 3, "wide_stages": 3}, {1}, 600, 1100, 40),
+    ({"scheme": "weight", "weight_stages": 4, "wide_stages": 4}, {0, 1, 2, 3}, 192, 700, 40),
     ({"scheme": "weight", "weight_centroids": 8, "block_positions": 4}, {0}, 250, 300, 3),
     ({"scheme": "weight", "weight_centroids": 64}, {0}, 97, 230, 9),
     ({"scheme": "weight", "vec_len": 1}, {0}, 33, 70, 5),
