@@ -95,7 +95,7 @@ def codebook_rows(
     groups = design.groups(kind)
     shifts = np.moveaxis(linear.table_shift, (2, 1), (0, 1))  # [P, Sw, Sa, B]
     shifts = _pad_axis(_by_channel(shifts, design, kind), -1, groups)
-    codebook = np.swapaxes(linear.weight_codebook, 0, 1)  # [P, Sw, B, Kw, v]
+    codebook = np.swapaxes(linear.position_codebooks(), 0, 1)  # [P, Sw, B, Kw, v]
     codebook = _pad_axis(_by_channel(codebook, design, kind), 3, groups)
     codebook = _pad_axis(codebook, 4, design.lut.weight_centroids)
     words = as_bytes(codebook.reshape(*codebook.shape[:-2], -1))

@@ -36,14 +36,21 @@ def plan_engines(
 
 
 def _shared(lut: LutConfig) -> LutConfig:
-    """What linears of one engine have in common: all but stages, how many of them are wide, and
-    what is done to an input before it is coded.
+    """What linears of one engine have in common: all but stages, how many of them are wide, what is
+    done to an input before it is coded, and which positions share codebooks, since an image holds
+    those of each.
 
     Where rows are computed, small codebooks and narrow entries run in the lanes of the largest;
     stored tables would have to be stored as large.
     """
     key = dataclasses.replace(
-        lut, act_stages=1, weight_stages=1, wide_stages=1, token_scale=False, rotation=0
+        lut,
+        codebook_positions=1,
+        act_stages=1,
+        weight_stages=1,
+        wide_stages=1,
+        token_scale=False,
+        rotation=0,
     )
     if lut.scheme == "weight":
         return dataclasses.replace(key, weight_centroids=2, table_bits=8)

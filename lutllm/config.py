@@ -67,6 +67,8 @@ class LutConfig:
     act_centroids   Ka, per activation codebook and stage (scheme "co")
     weight_centroids Kw, per weight codebook and stage
     group_size      G, output rows per weight codebook
+    codebook_positions  positions that share a weight codebook (scheme "weight", with entries that
+                    hold every dot product); 1: each has its own
     act_stages      Sa, residual stages of the activation code (scheme "co")
     weight_stages   Sw, residual stages of the weight code
     table_bits      width of a signed table entry
@@ -84,6 +86,7 @@ class LutConfig:
     act_centroids: int = 64
     weight_centroids: int = 16
     group_size: int = 512
+    codebook_positions: int = 1
     act_stages: int = 1
     weight_stages: int = 1
     table_bits: int = 8
@@ -103,6 +106,7 @@ class LutConfig:
             ("act_centroids", 2, 256),
             ("weight_centroids", 2, 256),
             ("group_size", 1, 1 << 20),
+            ("codebook_positions", 1, 1 << 20),
             ("act_stages", 1, 3),
             ("weight_stages", 1, 4),
             ("table_bits", 4, MAX_TABLE_BITS),
@@ -120,7 +124,19 @@ class LutConfig:
                 f"metric is {self.metric!r} in scheme 'weight', which does not search; leave it at "
                 "'l2' or use scheme 'co'"
             )
+        self._check_sharing()
         self._check_scaling()
+
+    def _check_sharing(self) -> None:
+        if self.codebook_positions == 1:
+            return
+        exact = all(self.exact_entries(stage) for stage in range(self.weight_stages))
+        if self.scheme != "weight" or not exact:
+            raise ConfigError(
+                f"codebook_positions is {self.codebook_positions}; positions share codebooks in "
+                "scheme 'weight' with table_bits and wide_stages for which entries hold every dot "
+                "product; set those, or leave it at 1"
+            )
 
     def _check_scaling(self) -> None:
         if not isinstance(self.token_scale, bool):
@@ -172,6 +188,10 @@ class LutConfig:
 
     def num_groups(self, out_features: int) -> int:
         return -(-out_features // self.group_size)
+
+    def num_codebooks(self, in_features: int) -> int:
+        """Weight codebooks of a stage and group of rows."""
+        return -(-self.num_positions(in_features) // self.codebook_positions)
 
     def num_blocks(self, in_features: int) -> int:
         return -(-self.num_positions(in_features) // self.block_positions)

@@ -102,7 +102,7 @@ def table_rows(activation: np.ndarray, linear: LutLinear, act_stage: int) -> np.
     activation: i32[N, P, v]: centroids (scheme "co") or x_int (scheme "weight").
     Returns i16[N, Sw, P, B, Kw].
     """
-    codebook = linear.weight_codebook.astype(np.int32)
+    codebook = linear.position_codebooks().astype(np.int32)
     dot = np.einsum("npv,spbkv->nspbk", activation.astype(np.int32), codebook)
     shift = linear.table_shift[act_stage].astype(np.int32)[None, :, :, :, None]
     bits = np.array([linear.config.entry_bits(s) for s in range(linear.config.weight_stages)])

@@ -50,7 +50,7 @@ class LutLinear:
     input_perm      i32[P*v]           channel in each slot, -1 = padding
     input_scale     f32[P*v]           multiplies the gathered activation before rounding
     act_codebook    i8[Sa, P, Ka, v]   scheme "co"; None in scheme "weight"
-    weight_codebook i8[Sw, P, B, Kw, v]
+    weight_codebook i8[Sw, PC, B, Kw, v]  position p has that of p // codebook_positions
     weight_codes    u8[Sw, P, ceil(M * code_bits / 8)] packed by `pack_codes`
     table_shift     u8[Sa, Sw, P, B]   right shift of a dot product to a table entry
     block_shift     u8[Sa, Sw, NB]     left shift of a block's sum of entries
@@ -88,6 +88,13 @@ class LutLinear:
         """
         holds = self.config.exact_entries(weight_stage)
         return holds and not self.table_shift[:, weight_stage].any()
+
+    def position_codebooks(self) -> np.ndarray:
+        """The weight codebooks of every position: i8[Sw, P, B, Kw, v]."""
+        shared = self.config.codebook_positions
+        if shared == 1:
+            return self.weight_codebook
+        return self.weight_codebook[:, np.arange(self.num_positions) // shared]
 
     def unpack_weight_codes(self) -> np.ndarray:
         """u8[Sw, P, M]."""
@@ -156,7 +163,7 @@ def array_specs(
         "input_scale": (np.float32, (positions * v,), False),
         "weight_codebook": (
             np.int8,
-            (stages, positions, groups, config.weight_centroids, v),
+            (stages, config.num_codebooks(in_features), groups, config.weight_centroids, v),
             False,
         ),
         "weight_codes": (

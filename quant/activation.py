@@ -124,8 +124,9 @@ def fit_input(
     y = gather_slots(x[::stride], perm, slot_norm).numpy()
     length = lengths(x.shape[1], config.rotation)[np.maximum(perm, 0)]
     if config.scheme == "weight":
-        rho = _token_scaled_rho(y).reshape(-1, config.vec_len)
-        return InputCode(perm, slot_norm, rho, length, None)
+        shared = config.codebook_positions > 1
+        rho = _common_rho(y) if shared else _token_scaled_rho(y)
+        return InputCode(perm, slot_norm, rho.reshape(-1, config.vec_len), length, None)
     points, weights = y.reshape(-1, config.vec_len, y.shape[1]), token_weights[::stride].numpy()
     unit = None
     if config.token_scale:
@@ -260,6 +261,11 @@ def _integer_unit(centroids: np.ndarray, usage: np.ndarray) -> np.ndarray:
         unit = np.where(loss < best, trial, unit)
         best = np.minimum(loss, best)
     return unit
+
+
+def _common_rho(y: np.ndarray) -> np.ndarray:
+    """The same for all slots, whose weights then are of one size in integer units. y: f32[C, n]."""
+    return np.full(len(y), 1.0 / max(float(np.abs(y).max()), 1e-20), np.float32)
 
 
 def _token_scaled_rho(y: np.ndarray) -> np.ndarray:

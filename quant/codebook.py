@@ -239,9 +239,10 @@ def code_group(
 ) -> float:
     """Codebook and codes of one position and row group; returns the weighted squared error in z.
 
-    w: f32[v, n] targets; weights: f32[n]; fixed: i32[S], given exponents, or FREE; integers:
-    i8[S, K, v], exponents: i32[S], codes: i32[S, n], all three in (when `warm`) and out; coded:
-    f32[v, n] out, the coded values.
+    w: f32[v, n] targets; weights: f32[n]; fixed: i32[S], given exponents, or FREE; iterations: 0
+    codes with the codebook that is given (`warm`) as it is; integers: i8[S, K, v], exponents:
+    i32[S], codes: i32[S, n], all three in (when `warm`) and out; coded: f32[v, n] out, the coded
+    values.
     """
     stages, count, v = integers.shape
     n = w.shape[1]
@@ -257,9 +258,12 @@ def code_group(
                     for m in range(v):
                         total += np.float32(integers[s, k, m] * step[m] * unit) * matrix[m, j]
                     centroids[s, k, j] = total
-    fit_stages(points, weights, template, iterations, warm, centroids, codes)
-    for s in range(stages):
-        exponents[s] = round_centroids(centroids[s], matrix, inverse, step, fixed[s], integers[s])
+    if iterations > 0:
+        fit_stages(points, weights, template, iterations, warm, centroids, codes)
+        for s in range(stages):
+            exponents[s] = round_centroids(
+                centroids[s], matrix, inverse, step, fixed[s], integers[s]
+            )
     best = np.empty(n, np.float32)
     _assign_stages(points, centroids, codes, best)
     decode_group(integers, exponents, step, codes, coded)

@@ -118,10 +118,12 @@ def error_feedback(
     *,
     damping: float = 0.01,
     iterations: int = 10,
+    given: CodedWeight | None = None,
 ) -> CodedWeight:
     """Code W position by position. weight: f32[M, C]; moment: f32[C, C]; row_weights: f32[M].
 
-    row_weights multiply the squared error of a row when codebooks are fitted.
+    row_weights multiply the squared error of a row when codebooks are fitted. given: codebooks that
+    are kept, its codes and values are replaced; None fits them `iterations` times.
     """
     vec_len = config.vec_len
     upper = robust(lambda d: upper_inverse_factor(with_damping(moment, d)), damping)
@@ -129,7 +131,7 @@ def error_feedback(
     matrix = torch.linalg.inv(diagonal).contiguous().numpy()
     inverse = diagonal.numpy()
     rest = weight.clone()
-    coded = CodedWeight.empty(config, len(weight), step)
+    coded = given or CodedWeight.empty(config, len(weight), step)
     template = gaussian_template(config.weight_centroids, vec_len)
     positions = len(step)
     for first in range(0, positions, _BLOCK_POSITIONS):
@@ -147,7 +149,7 @@ def error_feedback(
             row_weights,
             template,
             config.group_size,
-            iterations,
+            0 if given else iterations,
             coded.integers,
             coded.exponents,
             coded.codes,
@@ -178,6 +180,8 @@ def _feedback_block(
 ) -> None:
     """Code a block of positions; target f32[M, n*v] is consumed, errors f32[M, n*v] written.
 
+    iterations: 0 for the codebooks that integers and exponents hold.
+
     errors holds (w - q) U_dd^-1 of each position, what the later blocks have to absorb.
     """
     rows = target.shape[0]
@@ -206,7 +210,7 @@ def _feedback_block(
                 fixed,
                 template,
                 iterations,
-                False,
+                iterations == 0,
                 integers[p, g],
                 exponents[p, g],
                 group_codes,
@@ -242,7 +246,8 @@ def coordinate_descent(
 ) -> None:
     """One sweep over all positions, each recoded with the others fixed; improves `coded` in place.
 
-    exponents: i32[P, Sw] that all groups of `coded` have and keep; None to choose the best.
+    iterations: 0 keeps the codebooks. exponents: i32[P, Sw] that all groups of `coded` have and
+    keep; None to choose the best.
     A row group keeps its old codebook and codes where the new ones are not better, so the
     objective tr((Q - W) H (Q - W)^T), rows weighted, never grows.
     """

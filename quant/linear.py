@@ -33,6 +33,7 @@ from quant.error_feedback import (
 )
 from quant.exact import common_exponents, has_exact_entries, round_to, rounding_error
 from quant.rotated import orthogonal
+from quant.shared import shared_codebooks
 from quant.tables import (
     RANGE_TOKENS,
     TableUse,
@@ -215,14 +216,19 @@ def _code_rows(
     row_scale = _row_scales(target) if effort.row_scale else torch.ones(len(target))
     normal = target / row_scale[:, None]
     row_weights = (row_scale / row_scale.pow(2).mean().sqrt()).pow(2).numpy()
+    step = code.rho if config.scheme == "co" else np.where(code.rho > 0, code.rho, 1.0)
+    shared = None
+    if config.codebook_positions > 1:
+        shared = shared_codebooks(normal, row_weights, step, config, effort.iterations)
     coded = error_feedback(
         normal,
         moment,
         row_weights,
-        code.rho if config.scheme == "co" else np.where(code.rho > 0, code.rho, 1.0),
+        step,
         config,
         damping=effort.damping,
         iterations=effort.iterations,
+        given=shared,
     )
     exponents = _share_exponents(coded, normal, moment, config)
     for _ in range(effort.sweeps):
@@ -233,6 +239,7 @@ def _code_rows(
             row_weights,
             config,
             damping=effort.damping,
+            iterations=0 if shared else SWEEP_ITERATIONS,
             exponents=exponents,
         )
     gain = best_row_gain(
@@ -247,6 +254,8 @@ def _share_exponents(
     """Exponents i32[P, Sw] to which the centroids have been rounded, so that table entries may be
     dot products; None where that would cost accuracy.
     """
+    if coded.shared:
+        return coded.exponents[:, 0]
     if not has_exact_entries(config):
         return None
     exponents = common_exponents(coded, config)
@@ -337,7 +346,9 @@ def _assemble(
         input_perm=code.perm,
         input_scale=code.input_scale(config),
         act_codebook=code.codebook,
-        weight_codebook=np.ascontiguousarray(integers.transpose(2, 0, 1, 3, 4)),
+        weight_codebook=np.ascontiguousarray(
+            integers[:: config.codebook_positions].transpose(2, 0, 1, 3, 4)
+        ),
         weight_codes=pack_codes(coded.codes, config.code_bits),
         table_shift=np.ascontiguousarray(table_shift),
         block_shift=np.ascontiguousarray(block_shift),

@@ -139,11 +139,11 @@ def estimate_training_rss(model: ModelConfig, config: QuantConfig) -> int:
     for shape in model.linears():
         setting = config.for_linear(shape.name)
         specs = array_specs(setting, shape.in_features, shape.out_features)
-        _, book_shape, _ = specs["weight_codebook"]
+        _, (stages, _, *book_shape), _ = specs["weight_codebook"]
         weights += shape.in_features * shape.out_features
         positions = setting.num_positions(shape.in_features)
-        codes += setting.weight_stages * positions * shape.out_features
-        books += int(np.prod(book_shape))
+        codes += stages * positions * shape.out_features
+        books += stages * positions * int(np.prod(book_shape))
         kept += wide * shape.in_features + 4 * shape.out_features
     tokens = DistillConfig.windows * _CTX
     floats = wide * (weights + 2 * rows) + 20 * books

@@ -372,8 +372,8 @@ def round_through(x: torch.Tensor) -> torch.Tensor:
 class StudentLinear:
     """A LUT linear with trainable codebooks and output scale.
 
-    parameters: `books` f32[Sw, P, B, Kw, v] in units of `rms` integers, `gain` f32[M] around 1, and
-    in scheme "co" `act_books` f32[Sa, P, Ka, v] in units of theirs. Matrices are multiplied in
+    parameters: `books` f32[Sw, PC, B, Kw, v] in units of `rms` integers, `gain` f32[M] around 1,
+    and in scheme "co" `act_books` f32[Sa, P, Ka, v] in units of theirs. Matrices are multiplied in
     `dtype`: bfloat16 holds an integer activation and an integer centroid exactly. The engine runs
     tables whose entries are rounded. Where they are dot products, and without an engine, the
     product is what they give, but for its own rounding.
@@ -427,6 +427,13 @@ class StudentLinear:
         """Codebooks as the integers that will be stored, gradients passed through."""
         return round_through((self.books * self._rms).clamp(-127, 127))
 
+    def _own(self, books: torch.Tensor) -> torch.Tensor:
+        """f32[Sw, PC, B, Kw, v] -> f32[Sw, P, B, Kw, v], of every position."""
+        shared = self.linear.config.codebook_positions
+        if shared == 1:
+            return books
+        return books[:, torch.arange(self.linear.num_positions) // shared]
+
     def act_integers(self) -> torch.Tensor:
         """Activation codebooks likewise, scheme "co"."""
         assert self.act_books is not None
@@ -436,7 +443,7 @@ class StudentLinear:
         """x: f32[T, D] -> f32[T, M]."""
         rounded, codes = (None, None) if self._tables is None else self._through_tables(x)
         z, token_scale = self._code(x, codes)
-        books = self.integers() * self._unit
+        books = self._own(self.integers()) * self._unit
         scale = self._output_scale * self.gain
         group_size = self.linear.config.group_size
         y = _CodedProduct.apply(z, books, scale, token_scale, self._codes, group_size, rounded)

@@ -49,7 +49,10 @@ def random_linear(
         ).astype(np.float32),
         act_codebook=act_codebook,
         weight_codebook=rng.integers(
-            -127, 128, (sw, positions, groups, config.weight_centroids, v), dtype=np.int8
+            -127,
+            128,
+            (sw, config.num_codebooks(in_features), groups, config.weight_centroids, v),
+            dtype=np.int8,
         ),
         weight_codes=pack_codes(codes, config.code_bits),
         table_shift=rng.integers(5, 12, (sa, sw, positions, groups), dtype=np.uint8) * (not exact),

@@ -218,9 +218,11 @@ MATRIX: dict[str, tuple[LutConfig, EngineConfig, list[Shape]]] = {
         EngineConfig(channels=8, lanes_per_cycle=16, max_tokens=4),
         RAGGED,
     ),
-    "four stages": (
+    "four stages, codebooks of all positions": (
         LutConfig(
             scheme="weight",
+            codebook_positions=1 << 20,
+            rotation=64,
             group_size=96,
             weight_stages=4,
             table_bits=16,

@@ -141,6 +141,14 @@ EXACT_CASES: list[tuple[dict[str, Any], set[int], int, int, int]] = [
     ({"scheme": "weight", "weight_centroids": 8, "block_positions": 4}, {0}, 250, 300, 3),
     ({"scheme": "weight", "weight_centroids": 64}, {0}, 97, 230, 9),
     ({"scheme": "weight", "vec_len": 1}, {0}, 33, 70, 5),
+    ({"scheme": "weight", "codebook_positions": 1 << 20, "rotation": 64}, {0}, 576, 1300, 33),
+    (
+        {"scheme": "weight", "codebook_positions": 16, "weight_stages": 2, "wide_stages": 2},
+        {0, 1},
+        230,
+        700,
+        1,
+    ),
     ({"act_stages": 2, "weight_stages": 2}, {0}, 130, 300, 7),
     ({"act_stages": 2, "weight_stages": 2, "wide_stages": 2}, {0, 1}, 130, 300, 1),
 ]

@@ -45,6 +45,18 @@ LINEARS = {
         60,
     ),
     "weight, wide entries": (LutConfig(scheme="weight", table_bits=12, weight_stages=2), 64, 96),
+    "codebooks of five positions": (
+        LutConfig(
+            scheme="weight",
+            codebook_positions=5,
+            rotation=16,
+            weight_stages=2,
+            table_bits=16,
+            wide_stages=2,
+        ),
+        41,
+        70,
+    ),
     "weight, few bits": (LutConfig(scheme="weight", vec_len=1, table_bits=5), 33, 70),
 }
 

@@ -55,6 +55,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Artifact
         LutConfig(group_size=64, act_stages=2, token_scale=True, rotation=16),
         LutConfig(scheme="weight", vec_len=3, weight_centroids=30, group_size=100),
         LutConfig(scheme="weight", group_size=64, rotation=32),
+        LutConfig(scheme="weight", group_size=64, rotation=32, codebook_positions=9, table_bits=16),
     ],
     ids=str,
 )
@@ -68,8 +69,17 @@ def test_student_linear_is_the_tables_up_to_rounding(config: LutConfig) -> None:
     assert np.allclose(trained.output_scale, linear.output_scale)
 
 
-def test_gradients_equal_those_of_the_decoded_weight() -> None:
-    linear = random_linear(LutConfig(scheme="weight", weight_stages=2, group_size=48), 20, 70)
+@pytest.mark.parametrize("shared", [1, 3])
+def test_gradients_equal_those_of_the_decoded_weight(shared: int) -> None:
+    config = LutConfig(
+        scheme="weight",
+        weight_stages=2,
+        group_size=48,
+        codebook_positions=shared,
+        table_bits=16,
+        wide_stages=2,
+    )
+    linear = random_linear(config, 20, 70)
     student = StudentLinear(linear)
     x = torch.from_numpy(random_input(6, 20)).requires_grad_()
     probe = torch.randn(6, 70, generator=torch.Generator().manual_seed(0))
@@ -83,7 +93,7 @@ def test_gradients_equal_those_of_the_decoded_weight() -> None:
     group = torch.arange(70) // 48
     weight = 0.0
     for s in range(2):
-        unit = integers[s] * student._unit[s]
+        unit = integers[s][np.arange(10) // shared] * student._unit[s]
         p = torch.arange(len(unit))[:, None]
         weight = weight + unit[p, group[None], codes[s]]  # [P, M, v]
     matrix = weight.permute(0, 2, 1).reshape(-1, 70)

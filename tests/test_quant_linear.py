@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,16 @@ from quant.rotated import orthogonal
 from quant.tables import TableUse, choose_levels, code_frequency
 from tests.quant_problem import COLUMNS, ROWS, TOKENS, data, run
 
+#: One codebook for all positions.
+SHARED = LutConfig(
+    scheme="weight",
+    group_size=100,
+    codebook_positions=1 << 20,
+    rotation=32,
+    weight_stages=2,
+    table_bits=16,
+    wide_stages=2,
+)
 CONFIGS = [
     LutConfig(group_size=64),
     LutConfig(group_size=64, weight_stages=2),
@@ -38,6 +50,8 @@ CONFIGS = [
     LutConfig(scheme="weight", group_size=64, rotation=32),
     LutConfig(scheme="weight", group_size=200, weight_stages=2, vec_len=4),
     LutConfig(scheme="weight", group_size=64, vec_len=1, weight_centroids=8),
+    SHARED,
+    dataclasses.replace(SHARED, codebook_positions=7, weight_stages=1),
 ]
 
 
@@ -48,6 +62,43 @@ def test_integer_tables_follow_the_float_equivalent(config: LutConfig) -> None:
     floats = result.apply(x[:40])
     integers = torch.from_numpy(lut_linear(x[:40].numpy(), result.linear))
     assert relative_error(integers, floats) < 0.006
+
+
+@pytest.mark.parametrize("positions", [7, 1 << 20])
+@pytest.mark.parametrize("sweeps", [0, 2])
+def test_positions_share_codebooks(positions: int, sweeps: int) -> None:
+    config = dataclasses.replace(SHARED, codebook_positions=positions)
+    linear = run(config, sweeps=sweeps).linear
+    assert linear.weight_codebook.shape[1] == config.num_codebooks(COLUMNS)
+    every = linear.position_codebooks()
+    for p in range(linear.num_positions):
+        np.testing.assert_array_equal(every[:, p], linear.weight_codebook[:, p // positions])
+    assert all(linear.exact(stage) for stage in range(config.weight_stages))
+    # one unit a stage, so that integers mean the same in every position
+    assert (linear.block_shift == linear.block_shift[:, :, :1]).all()
+    assert len(np.unique(linear.input_scale[linear.input_perm >= 0])) > 1
+
+
+def test_shared_codebooks_cost_little_where_inputs_are_rotated() -> None:
+    """Channels of tails: rotated they are alike, and a 32nd of the centroids will do."""
+    rng = np.random.default_rng(6)
+    x = torch.tensor(rng.standard_normal((1500, 64))).float()
+    weight = torch.tensor(rng.standard_t(3, (700, 64))).float()
+    shape = LinearShape("layer", ("layer",), 64, 700)
+
+    def error(**changes: int) -> float:
+        config = dataclasses.replace(SHARED, group_size=700, **changes)
+        result = quantize_linear(shape, weight, None, x, x, config, Effort(sweeps=0), seed=0)
+        return relative_error(result.apply(x), x @ weight.t())
+
+    own, shared = error(codebook_positions=1, rotation=64), error(rotation=64)
+    assert shared < 1.4 * own
+    assert error(rotation=0) > 1.3 * shared
+
+
+def test_sweeps_with_shared_codebooks_help() -> None:
+    errors = [output_error(SHARED, sweeps=n) for n in (0, 2)]
+    assert errors[1] < errors[0]
 
 
 @pytest.mark.parametrize("outlier", [1.0, 300.0])

@@ -83,6 +83,9 @@ def _accumulate(g: Body, kind: LinearKind, activations: list[str], positions: in
     config = kind.config
     groups = config.num_groups(kind.out_features)
     books = [steps.pick(g, "weight_codebook", s) for s in range(config.weight_stages)]
+    if config.codebook_positions > 1:
+        own = g.constant(np.arange(positions) // config.codebook_positions, np.int64)
+        books = [g("Gather", book, own, axis=0) for book in books]
     every = steps.table_columns(g, "weight_codes", config, kind.out_features)
     columns = [steps.pick(g, every, s) for s in range(config.weight_stages)]
     rows, parts, shifts = [], [], []

@@ -40,6 +40,7 @@ _SIZES = {
     "act-centroids": "activation centroids per codebook",
     "weight-centroids": "weight centroids per codebook",
     "group-size": "output rows that share a weight codebook",
+    "codebook-positions": "positions that share a weight codebook; best where inputs are rotated",
     "act-stages": "residual stages of the activation code",
     "weight-stages": "residual stages of the weight code",
     "rotation": "channels of a block that is rotated before coding, a power of two; 0: none",

@@ -432,8 +432,9 @@ def _weight_codebook(
     out = arena.take((linear.num_groups, len(stage), count, config.vec_len), np.int8)
     if count > config.weight_centroids:
         out[:] = 0
+    book = position // config.codebook_positions
     for group in range(linear.num_groups):
-        out[group, :, : config.weight_centroids] = linear.weight_codebook[stage, position, group]
+        out[group, :, : config.weight_centroids] = linear.weight_codebook[stage, book, group]
     out[:, position < 0] = 0
     if packing.products:  # [quad, slot, 16, channel] -> [quad, channel, slot, 16]
         quads = out.reshape(linear.num_groups, -1, QUAD * 16, 2)
