@@ -69,6 +69,7 @@ CONFIGS = [
     LutConfig(group_size=64, act_stages=2, weight_stages=2),
     LutConfig(metric="chebyshev", group_size=64, act_stages=2),
     LutConfig(scheme="weight", vec_len=3, weight_centroids=30, group_size=100),
+    LutConfig(scheme="weight", codebook_positions=4, table_bits=16, group_size=48),
 ]
 
 
@@ -92,7 +93,8 @@ def dense(x: np.ndarray, linear: LutLinear) -> np.ndarray:
                 left = int(linear.block_shift[t, s, p // config.block_positions])
                 for m in range(linear.out_features):
                     g = m // config.group_size
-                    centroid = linear.weight_codebook[s, p, g, codes[s, p, m]].astype(float)
+                    book = linear.weight_codebook[s, p // config.codebook_positions, g]
+                    centroid = book[codes[s, p, m]].astype(float)
                     right = int(linear.table_shift[t, s, p, g])
                     y[:, m] += part[:, p] @ centroid * 2.0 ** (left - right)
     y *= linear.output_scale
@@ -193,6 +195,21 @@ def test_configuration_round_trips_and_refuses() -> None:
         ({"metric": "l1"}, "metric is 'l1'; choose one of l2, chebyshev"),
         ({"scheme": "weight", "metric": "chebyshev"}, "'weight', which does not search"),
         ({"vec_len": True}, "vec_len is True"),
+        ({"codebook_positions": 0}, "codebook_positions is 0"),
+        (
+            {"codebook_positions": 2},
+            "codebook_positions is 2; .* in scheme 'weight' with table_bits",
+        ),
+        ({"scheme": "weight", "codebook_positions": 2, "table_bits": 15}, "or leave it at 1"),
+        (
+            {
+                "scheme": "weight",
+                "codebook_positions": 2,
+                "table_bits": 16,
+                "weight_stages": 2,
+            },
+            "wide_stages for which entries",
+        ),
     ]:
         with pytest.raises(ConfigError, match=message):
             LutConfig(**values)
