@@ -27,7 +27,7 @@ from quant.state import load_arrays, save_arrays
 
 #: Positions whose logits exist at once; the vocabulary is large.
 _HEAD_CHUNK = 256
-#: Measured: half the time, and errors 4 to 15 per cent larger in all linears alike, where it is
+#: Measured: half the time, and errors 5 to 15 per cent larger in all linears alike, where it is
 #: which of them are larger that counts.
 _EFFORT = Effort(iterations=3, sweeps=0)
 
