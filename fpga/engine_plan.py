@@ -71,7 +71,7 @@ def _kinds(
             act_stages=lut.act_stages,
             weight_stages=lut.weight_stages,
             table_bits=lut.table_bits,
-            wide_stages=lut.wide_stages,
+            wide_stages=min(lut.wide_stages, lut.weight_stages),
             token_scale=lut.scales_tokens,
             rotation=lut.rotation,
             bias=shape.has_bias,

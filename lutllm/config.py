@@ -130,12 +130,11 @@ class LutConfig:
     def _check_sharing(self) -> None:
         if self.codebook_positions == 1:
             return
-        exact = all(self.exact_entries(stage) for stage in range(self.weight_stages))
-        if self.scheme != "weight" or not exact:
+        if self.scheme != "weight" or not self.all_entries_exact:
             raise ConfigError(
                 f"codebook_positions is {self.codebook_positions}; positions share codebooks in "
                 "scheme 'weight' with table_bits and wide_stages for which entries hold every dot "
-                "product; set those, or leave it at 1"
+                "product; set those, or set it to 1"
             )
 
     def _check_scaling(self) -> None:
@@ -178,6 +177,18 @@ class LutConfig:
         """Whether table entries of a weight stage hold every dot product of integer vectors."""
         largest = CENTROID_LIMIT * CENTROID_LIMIT * self.vec_len
         return largest < 1 << (self.entry_bits(weight_stage) - 1)
+
+    @property
+    def all_entries_exact(self) -> bool:
+        return all(self.exact_entries(stage) for stage in range(self.weight_stages))
+
+    def with_table_bits(self, bits: int) -> LutConfig:
+        """Entries of so many bits; where they do not hold every dot product, positions share no
+        codebooks."""
+        own = dataclasses.replace(self, table_bits=bits, codebook_positions=1)
+        if not own.all_entries_exact:
+            return own
+        return dataclasses.replace(own, codebook_positions=self.codebook_positions)
 
     @property
     def index_bits_per_weight(self) -> float:

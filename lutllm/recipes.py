@@ -62,8 +62,8 @@ def with_head(config: QuantConfig, head: str) -> QuantConfig:
     )
 
 
-#: Four positions under one exponent: of sixteen, one with large values would leave the others
-#: little resolution.
+#: Of scheme "co". Four positions under one exponent: of sixteen, one with large values would leave
+#: the others little resolution.
 _BLOCK = 4
 #: Rows that share a codebook where codebooks of several stages would take half a bit a weight and
 #: more. Measured: what it saves costs a fraction of what indices of as many bits would bring.
@@ -76,24 +76,25 @@ def _by_weight(weight_stages: int, **changes: Any) -> LutConfig:
     """Weights coded alone. Entries of 16 bits hold every dot product, so that nothing is rounded
     behind the activations (`quant.exact`), and a CPU multiplies where that is faster.
 
-    With two stages of 16 centroids and more, centroids of a unit common to four positions would
-    cost accuracy: every position has an exponent of its own.
+    Rotated inputs leave less to lose in int8 and all positions much the same distribution, for
+    which 16 of them share a codebook: a hundredth of a bit a weight. All have one exponent then,
+    for however many positions it is stored.
     """
     return LutConfig(
         scheme="weight",
         weight_stages=weight_stages,
         table_bits=16,
-        wide_stages=weight_stages,
+        wide_stages=4,  # those that an option adds as well
+        group_size=_LARGE_GROUP,
+        codebook_positions=16,
+        rotation=512,
         **changes,
     )
 
 
-#: Inputs of down_proj have tails: rounded to int8 with one scale a token, they cost ten times the
-#: divergence that they cost rotated.
-_DOWN_ROTATED = {"*.down_proj": {"rotation": 512}}
-#: Nor do activation codebooks of two stages follow tails. Measured: with one stage the codebook of
-#: each position does better on what channels and tails differ in.
-_ROTATED = {"*.o_proj": {"rotation": 512}} | _DOWN_ROTATED
+#: Activation codebooks of two stages do not follow tails, which inputs of these have. Measured:
+#: with one stage the codebook of each position does better on what channels and tails differ in.
+_ROTATED = {f"*.{name}": {"rotation": 512} for name in ("o_proj", "down_proj")}
 
 
 def _coded_wide(weight_stages: int, group_size: int) -> LutConfig:
@@ -116,23 +117,21 @@ RECIPES = {
         "the published setting: activations and weights coded, 2 index bits",
     ),
     "tiny": Recipe(
-        _by_weight(1, block_positions=_BLOCK),
+        _by_weight(1),
         "weights coded, 2 index bits per weight, rows computed",
     ),
     "balanced": Recipe(
-        _by_weight(2, block_positions=_BLOCK, weight_centroids=8, group_size=_LARGE_GROUP),
+        _by_weight(2, weight_centroids=8),
         "weights coded in two stages of 8 centroids, of 16 in attention, some 3.2 index bits",
-        {f"*.{name}": {"weight_centroids": 16} for name in ("qkv_proj", "o_proj")} | _DOWN_ROTATED,
+        {f"*.{name}": {"weight_centroids": 16} for name in ("qkv_proj", "o_proj")},
     ),
     "accurate": Recipe(
-        _by_weight(2, block_positions=1, group_size=_LARGE_GROUP),
+        _by_weight(2),
         "weights coded in two stages, 4 index bits",
-        _DOWN_ROTATED,
     ),
     "lossless": Recipe(
-        _by_weight(3, block_positions=1, group_size=_LARGEST_GROUP),
+        _by_weight(3),
         "weights coded in three stages, 6 index bits",
-        _DOWN_ROTATED,
     ),
     "balanced-co": Recipe(
         LutConfig(

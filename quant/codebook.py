@@ -9,6 +9,7 @@ codes, so that error feedback sees it.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numba import njit
@@ -22,23 +23,68 @@ JOINT_LIMIT = 4096
 #: Sums up to which codes and centroids are improved so many times as often: it costs little there,
 #: and the error of two stages of 16 is still 5 % lower.
 _FEW_SUMS, _MORE_ROUNDS = 256, 3
+#: Rounds over the stages, where sums are too many to be searched at once.
+_TURNS = 2
+#: Of a unit normal that a template of several stages is fitted to, and how often.
+_TEMPLATE_VECTORS, _TEMPLATE_ROUNDS = 32768, 150
 _LOWEST_EXPONENT = -60
 #: In the place of an exponent: the best one.
 FREE = -1000
 
 
-def gaussian_template(count: int, vec_len: int) -> np.ndarray:
-    """f32[count, vec_len]: fitted to a unit normal, the start of weight codebooks."""
+@lru_cache
+def normal_template(stages: int, count: int, vec_len: int) -> np.ndarray:
+    """Centroids for a unit normal, the start of weight codebooks: f32[S, K, v] of all stages, or
+    f32[1, K, v], from which each stage starts on what the ones before it leave.
+
+    Measured on normal vectors: with few sums a fit that starts from one stage is as good. With more
+    it ends up in a worse optimum than one of many rounds on many vectors. With more than are
+    searched at once, a number system is better than any fit, and a greedy search finds its nearest.
+    """
+    sums, digits = count**stages, round(count ** (1 / vec_len))
+    if stages > 1 and sums > JOINT_LIMIT and digits**vec_len == count:
+        return _number_system(stages, digits, vec_len)
     rng = np.random.default_rng(1)
     sample = rng.standard_normal((1, vec_len, 64 * count)).astype(np.float32)
-    return kmeans(sample, count, 30, seed=1)[0]
+    one = kmeans(sample, count, 30, seed=1)
+    if stages == 1 or sums <= _FEW_SUMS:
+        return one
+    sample = rng.standard_normal((vec_len, _TEMPLATE_VECTORS)).astype(np.float32)
+    centroids = np.empty((stages, count, vec_len), np.float32)
+    codes = np.empty((stages, _TEMPLATE_VECTORS), np.int32)
+    weights = np.ones(_TEMPLATE_VECTORS, np.float32)
+    fit_stages(sample, weights, one, _TEMPLATE_ROUNDS, False, centroids, codes)
+    return centroids
+
+
+def _number_system(stages: int, digits: int, vec_len: int) -> np.ndarray:
+    """f32[S, digits^v, v]: a digit of every coordinate in each stage, the most significant first.
+
+    Sums are a uniform grid of the spacing with the least error on a unit normal.
+    """
+    levels = digits**stages
+    x = np.linspace(0, 8, 20001)
+    mass = np.exp(-np.square(x) / 2)
+    spacings = np.geomspace(2 / levels, 12 / levels, 400)
+    errors = []
+    for spacing in spacings:
+        nearest = np.minimum(np.floor(x / spacing) + 0.5, (levels - 1) / 2) * spacing
+        errors.append((mass * np.square(x - nearest)).sum())
+    spacing = spacings[int(np.argmin(errors))]
+    digit = np.arange(digits) - (digits - 1) / 2
+    vectors = np.stack(np.meshgrid(*[digit] * vec_len, indexing="ij"), -1).reshape(-1, vec_len)
+    scale = spacing * float(digits) ** np.arange(stages - 1, -1, -1)
+    return (scale[:, None, None] * vectors).astype(np.float32)
 
 
 @njit(cache=True)
 def place_template(
     points: np.ndarray, weights: np.ndarray, template: np.ndarray, centroids: np.ndarray
 ) -> None:
-    """centroids = mean + template * spread, the spread per coordinate. points: f32[v, n]."""
+    """centroids f32[S, K, v] = template * spread, per coordinate, and the mean in the first stage.
+
+    points: f32[v, n].
+    """
     v, n = points.shape
     mass = 0.0
     for i in range(n):
@@ -50,8 +96,11 @@ def place_template(
             second += weights[i] * points[j, i] * points[j, i]
         mean = first / mass if mass > 0 else 0.0
         spread = math.sqrt(max(0.0, second / mass - mean * mean)) if mass > 0 else 0.0
-        for k in range(template.shape[0]):
-            centroids[k, j] = np.float32(mean + template[k, j] * spread)
+        for s in range(template.shape[0]):
+            for k in range(template.shape[1]):
+                centroids[s, k, j] = np.float32(template[s, k, j] * spread)
+        for k in range(template.shape[1]):
+            centroids[0, k, j] += np.float32(mean)
 
 
 @njit(cache=True)
@@ -114,26 +163,33 @@ def round_centroids(
 
 
 @njit(cache=True)
+def _subtract(points: np.ndarray, centroids: np.ndarray, codes: np.ndarray) -> None:
+    """points f32[v, n] -= the chosen of centroids f32[K, v]."""
+    for j in range(points.shape[0]):
+        for i in range(points.shape[1]):
+            points[j, i] -= centroids[codes[i], j]
+
+
+@njit(cache=True)
 def _subtract_stages(
     points: np.ndarray, centroids: np.ndarray, codes: np.ndarray, skip: int, out: np.ndarray
 ) -> None:
     """out = points - sum of the chosen centroids of every stage but `skip`."""
     out[:] = points
     for s in range(centroids.shape[0]):
-        if s == skip:
-            continue
-        for j in range(points.shape[0]):
-            for i in range(points.shape[1]):
-                out[j, i] -= centroids[s, codes[s, i], j]
+        if s != skip:
+            _subtract(out, centroids[s], codes[s])
 
 
 @njit(cache=True)
 def _assign_stages(
-    points: np.ndarray, centroids: np.ndarray, codes: np.ndarray, best: np.ndarray
+    points: np.ndarray, centroids: np.ndarray, codes: np.ndarray, warm: bool, best: np.ndarray
 ) -> None:
-    """Codes of all stages for the given centroids f32[S, K, v]; codes: i32[S, n] in and out.
+    """Codes of all stages for the given centroids f32[S, K, v]; codes: i32[S, n] in (when `warm`)
+    and out.
 
-    All stages at once where that is at most JOINT_LIMIT sums, else one at a time in turn.
+    All stages at once where that is at most JOINT_LIMIT sums, else one at a time in turn, at first
+    each on what the stages before it leave.
     """
     stages, count, _ = centroids.shape
     if stages == 1:
@@ -148,8 +204,12 @@ def _assign_stages(
                 codes[s, i] = code % count
                 code //= count
         return
-    rest = np.empty_like(points)
-    for _ in range(2):
+    rest = points.copy()
+    if not warm:
+        for s in range(stages):
+            assign_one(rest, centroids[s], codes[s], best)
+            _subtract(rest, centroids[s], codes[s])
+    for _ in range(_TURNS):
         for s in range(stages):
             _subtract_stages(points, centroids, codes, s, rest)
             assign_one(rest, centroids[s], codes[s], best)
@@ -180,8 +240,9 @@ def searched_sums(count: int, stages: int, iterations: int) -> int:
     if stages == 1:
         return (iterations + 1) * count
     sums = count**stages
-    searched = sums if sums <= JOINT_LIMIT else 2 * stages * count
-    return stages * iterations * count + (_rounds(sums, iterations) + 1) * searched
+    searched = sums if sums <= JOINT_LIMIT else (1 + _TURNS) * stages * count
+    one_by_one = stages * iterations * count if sums <= _FEW_SUMS else 0
+    return one_by_one + (_rounds(sums, iterations) + 1) * searched
 
 
 @njit(cache=True)
@@ -196,29 +257,45 @@ def fit_stages(
 ) -> None:
     """Fit an additive codebook in the whitened domain.
 
-    points: f32[v, n]; weights: f32[n]; template: f32[K, v]; centroids: f32[S, K, v] in (when
-    `warm`) and out; codes: i32[S, n] out. Stages start one on the rest of the other, then codes
-    of all and centroids of each are improved in turn, `iterations` times and more.
+    points: f32[v, n]; weights: f32[n]; template: as `normal_template`; centroids: f32[S, K, v] and
+    codes: i32[S, n], in (when `warm`) and out. Codes of all stages and centroids of each are
+    improved in turn.
     """
     stages = centroids.shape[0]
-    n = points.shape[1]
-    rest = points.copy()
-    best = np.empty(n, np.float32)
     if not warm:
-        for s in range(stages):
-            place_template(rest, weights, template, centroids[s])
-            lloyd_one(rest, weights, centroids[s], codes[s], iterations)
-            for j in range(points.shape[0]):
-                for i in range(n):
-                    rest[j, i] -= centroids[s, codes[s, i], j]
-    if warm and stages == 1:
+        _start(points, weights, template, iterations, centroids, codes)
+    if stages == 1:
         lloyd_one(points, weights, centroids[0], codes[0], iterations)
-    if stages > 1:
-        for _ in range(_rounds(len(template) ** stages, iterations)):
-            _assign_stages(points, centroids, codes, best)
-            for s in range(stages):
-                _subtract_stages(points, centroids, codes, s, rest)
-                update_one(rest, weights, codes[s], best, centroids[s])
+        return
+    rest, best = np.empty_like(points), np.empty(points.shape[1], np.float32)
+    for _ in range(_rounds(template.shape[1] ** stages, iterations)):
+        _assign_stages(points, centroids, codes, True, best)
+        for s in range(stages):
+            _subtract_stages(points, centroids, codes, s, rest)
+            update_one(rest, weights, codes[s], best, centroids[s])
+
+
+@njit(cache=True)
+def _start(
+    points: np.ndarray,
+    weights: np.ndarray,
+    template: np.ndarray,
+    iterations: int,
+    centroids: np.ndarray,
+    codes: np.ndarray,
+) -> None:
+    """Centroids and codes to improve. As `fit_stages`."""
+    stages = centroids.shape[0]
+    if len(template) == stages:
+        place_template(points, weights, template, centroids)
+        if stages > 1:
+            _assign_stages(points, centroids, codes, False, np.empty(points.shape[1], np.float32))
+        return
+    rest = points.copy()
+    for s in range(stages):
+        place_template(rest, weights, template, centroids[s : s + 1])
+        lloyd_one(rest, weights, centroids[s], codes[s], iterations)
+        _subtract(rest, centroids[s], codes[s])
 
 
 @njit(cache=True)
@@ -239,17 +316,17 @@ def code_group(
 ) -> float:
     """Codebook and codes of one position and row group; returns the weighted squared error in z.
 
-    w: f32[v, n] targets; weights: f32[n]; fixed: i32[S], given exponents, or FREE; iterations: 0
-    codes with the codebook that is given (`warm`) as it is; integers: i8[S, K, v], exponents:
-    i32[S], codes: i32[S, n], all three in (when `warm`) and out; coded: f32[v, n] out, the coded
-    values.
+    w: f32[v, n] targets; weights: f32[n]; fixed: i32[S], given exponents, or FREE; template:
+    f32[S, K, v]; iterations: 0 codes with the codebook that is given as it is, else it is fitted,
+    from the one given when `warm`; integers: i8[S, K, v], exponents: i32[S], in (when given) and
+    out; codes: i32[S, n], in (when `warm`) and out; coded: f32[v, n] out, the coded values.
     """
     stages, count, v = integers.shape
     n = w.shape[1]
     points = np.empty_like(w)
     _linear_map(w, matrix, points)
     centroids = np.empty((stages, count, v), np.float32)
-    if warm:
+    if warm or iterations == 0:
         for s in range(stages):
             unit = 2.0 ** exponents[s]
             for k in range(count):
@@ -265,7 +342,7 @@ def code_group(
                 centroids[s], matrix, inverse, step, fixed[s], integers[s]
             )
     best = np.empty(n, np.float32)
-    _assign_stages(points, centroids, codes, best)
+    _assign_stages(points, centroids, codes, warm or iterations > 0, best)
     decode_group(integers, exponents, step, codes, coded)
     return weighted_error(w, coded, weights, matrix)
 

@@ -20,7 +20,7 @@ from numba import njit, prange
 
 from lutllm.config import LutConfig
 from lutllm.errors import LutLLMError
-from quant.codebook import FREE, code_group, decode_group, gaussian_template, weighted_error
+from quant.codebook import FREE, code_group, decode_group, normal_template, weighted_error
 
 _BLOCK_POSITIONS = 32
 #: Iterations of a codebook that is revisited.
@@ -132,7 +132,7 @@ def error_feedback(
     inverse = diagonal.numpy()
     rest = weight.clone()
     coded = given or CodedWeight.empty(config, len(weight), step)
-    template = gaussian_template(config.weight_centroids, vec_len)
+    template = normal_template(config.weight_stages, config.weight_centroids, vec_len)
     positions = len(step)
     for first in range(0, positions, _BLOCK_POSITIONS):
         last = min(positions, first + _BLOCK_POSITIONS)
@@ -210,7 +210,7 @@ def _feedback_block(
                 fixed,
                 template,
                 iterations,
-                iterations == 0,
+                False,
                 integers[p, g],
                 exponents[p, g],
                 group_codes,
@@ -259,7 +259,7 @@ def coordinate_descent(
     solve = torch.linalg.inv(_damp_blocks(diagonal, 1e-9)).contiguous().numpy()
     values = torch.from_numpy(coded.values)
     gradient = (values - weight) @ moment
-    template = gaussian_template(config.weight_centroids, vec_len)
+    template = normal_template(config.weight_stages, config.weight_centroids, vec_len)
     positions = len(coded.step)
     if exponents is None:
         exponents = np.full((positions, config.weight_stages), FREE, np.int32)

@@ -17,8 +17,7 @@ from quant.tables import lowest_unit, per_block
 def has_exact_entries(config: LutConfig) -> bool:
     """Whether all table entries of a linear may be dot products: with one activation stage, since
     the units of several lie far apart in an accumulator."""
-    stages = range(config.weight_stages)
-    return config.act_stages == 1 and all(config.exact_entries(s) for s in stages)
+    return config.act_stages == 1 and config.all_entries_exact
 
 
 def round_to(coded: CodedWeight, exponents: np.ndarray, config: LutConfig) -> None:

@@ -13,7 +13,7 @@ import torch
 from numba import njit, prange
 
 from lutllm.config import LutConfig
-from quant.codebook import FREE, code_group, gaussian_template
+from quant.codebook import FREE, code_group, normal_template
 from quant.error_feedback import CodedWeight
 from quant.exact import common_exponents, round_to
 
@@ -39,7 +39,7 @@ def shared_codebooks(
         config.codebook_positions,
         config.group_size,
         coded.step[0],
-        gaussian_template(config.weight_centroids, config.vec_len),
+        normal_template(config.weight_stages, config.weight_centroids, config.vec_len),
         iterations,
         _FIT_VECTORS,
         coded.integers,

@@ -24,7 +24,7 @@ from lutllm.config import METRICS, QuantConfig
 from lutllm.recipes import recipe, with_head
 
 #: A head coded like the layers; `tiny` with entries of 8 bits, of which twice as many fit.
-_NARROW = QuantConfig(dataclasses.replace(recipe("tiny").config, table_bits=8))
+_NARROW = QuantConfig(recipe("tiny").config.with_table_bits(8))
 QUANTS = {
     "paper": recipe("paper").quant(head="engine"),
     "tiny, 8 bits": with_head(_NARROW, "engine"),

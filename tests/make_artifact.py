@@ -70,7 +70,7 @@ def sane_scale(linear: LutLinear, target: float) -> LutLinear:
     """`linear` with an output scale that makes outputs of size `target` for inputs of size 1."""
     config = linear.config
     rng = np.random.default_rng(1)
-    book = linear.weight_codebook[0, :, 0].astype(np.float64)
+    book = linear.position_codebooks()[0, :, 0].astype(np.float64)
     other = rng.standard_normal((len(book), 1, config.vec_len)) * 40
     shift = linear.table_shift[0, 0, :, :1].astype(np.float64)
     limit = (1 << (config.entry_bits(0) - 1)) - 1

@@ -59,8 +59,9 @@ def test_recipe_and_sizes():
         weight_stages=2,
         group_size=64,
         table_bits=16,
-        wide_stages=2,
-        block_positions=1,
+        wide_stages=4,
+        codebook_positions=16,
+        rotation=512,
     )
     assert config.seed == 5
     words = (
@@ -455,5 +456,9 @@ def test_options_have_one_spelling():
 
 def test_recipes_are_valid():
     assert RECIPES["paper"].config == LutConfig(block_positions=4, token_scale=True)
+    for name in ("tiny", "balanced", "accurate", "lossless"):
+        shared = RECIPES[name].quant().for_linear("a.qkv_proj")
+        assert (shared.codebook_positions, shared.rotation, shared.group_size) == (16, 512, 1024)
+        assert shared.all_entries_exact
     assert RECIPES["accurate-co"].quant().for_linear("a.down_proj").rotation == 512
     assert all(recipe.purpose for recipe in RECIPES.values())

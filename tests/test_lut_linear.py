@@ -200,7 +200,7 @@ def test_configuration_round_trips_and_refuses() -> None:
             {"codebook_positions": 2},
             "codebook_positions is 2; .* in scheme 'weight' with table_bits",
         ),
-        ({"scheme": "weight", "codebook_positions": 2, "table_bits": 15}, "or leave it at 1"),
+        ({"scheme": "weight", "codebook_positions": 2, "table_bits": 15}, "or set it to 1"),
         (
             {
                 "scheme": "weight",
@@ -213,6 +213,9 @@ def test_configuration_round_trips_and_refuses() -> None:
     ]:
         with pytest.raises(ConfigError, match=message):
             LutConfig(**values)
+    shared = LutConfig(scheme="weight", table_bits=16, codebook_positions=4)
+    assert shared.with_table_bits(16) == shared
+    assert shared.with_table_bits(8) == LutConfig(scheme="weight")
     with pytest.raises(ConfigError, match="unknown field 'colour'"):
         QuantConfig(LutConfig(), {"*": {"colour": 1}})
     newer = config.to_dict() | {"format_version": 99}

@@ -32,9 +32,7 @@ V80 = load_device("v80")
 #: A LUT linear before the head, coded like the layers, with entries of 8 bits in all of them.
 QUANTS = {
     "co": with_head(QuantConfig(recipe("paper").config), "engine"),
-    "weight": with_head(
-        QuantConfig(dataclasses.replace(recipe("tiny").config, table_bits=8)), "engine"
-    ),
+    "weight": with_head(QuantConfig(recipe("tiny").config.with_table_bits(8)), "engine"),
 }
 MODEL = read_source("qwen3-1.7b").model
 SMALL = {"channels": (16, 64), "lanes": (128, 256), "max_tokens": (32,)}

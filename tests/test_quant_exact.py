@@ -12,7 +12,7 @@ import quant.linear
 from lutllm import intmath
 from lutllm.config import LutConfig
 from quant.baseline import relative_error
-from quant.codebook import FREE, code_group, gaussian_template
+from quant.codebook import FREE, code_group, normal_template
 from quant.error_feedback import CodedWeight, reconstruct
 from quant.exact import common_exponents, has_exact_entries, round_to, rounding_error
 from tests.quant_problem import data, run
@@ -90,7 +90,9 @@ def test_given_exponents_are_kept(fixed: int) -> None:
     given = np.array([fixed], np.int32)
     work = (integers, exponents, codes, coded)
     step = np.ones(2, np.float32)
-    code_group(targets, one, eye, eye, step, given, gaussian_template(8, 2), 5, False, *work)
+    code_group(
+        targets, one, eye, eye, step, given, normal_template(given.size, 8, 2), 5, False, *work
+    )
     assert exponents[0] == fixed
     assert (np.abs(integers).max() == 127) == (fixed == -3)
     np.testing.assert_array_equal(coded, integers[0, codes[0]].T * np.float32(2.0**fixed))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
+from numba import njit
 from scipy.linalg import block_diag, hadamard
 
 from lutllm.config import MAX_ROTATION, LutConfig
+from lutllm.emulator.rotation import rotate as rotate_at
+from lutllm.emulator.simd import address_of
 from lutllm.errors import ConfigError
 from lutllm.rotation import lengths, rotate, steps
 from quant.rotated import orthogonal, rotated
@@ -31,6 +36,27 @@ def test_rotation_is_a_hadamard_matrix_of_every_block(channels, rotation, blocks
     np.testing.assert_array_equal(rotate(x, rotation), x @ matrix)
     np.testing.assert_allclose(lengths(channels, rotation) ** 2, np.diag(matrix @ matrix))
     assert all(end <= channels and end % (2 * h) == 0 for h, end in steps(channels, rotation))
+
+
+class Shape(NamedTuple):
+    in_features: int
+    rotation: int
+
+
+@njit
+def rotate_addresses(shape, x, out):
+    rotate_at(shape, address_of(x), address_of(out))
+
+
+@pytest.mark.parametrize("rotation", [1 << k for k in range(1, 13)])
+def test_the_kernel_rotates_to_the_same_bits(rotation):
+    rng = np.random.default_rng(1)
+    for channels in (1, 7, 8, 20, 24, 31, 48, 100, 576, 896, 1000, 1536, 4864):
+        x = rng.standard_normal(channels).astype(np.float32)
+        out = np.full(channels + 8, 3, np.float32)
+        rotate_addresses(Shape(channels, rotation), x, out)
+        np.testing.assert_array_equal(out[:channels], rotate(x[None], rotation)[0])
+        assert (out[channels:] == 3).all()
 
 
 @pytest.mark.parametrize(("channels", "rotation", "blocks"), CASES)

@@ -25,8 +25,10 @@ _SIZES = (
     "act_centroids",
     "weight_centroids",
     "group_size",
+    "codebook_positions",
     "act_stages",
     "weight_stages",
+    "rotation",
 )
 
 
@@ -110,7 +112,7 @@ def narrow_tables(quant: QuantConfig, table_bits: int | None) -> QuantConfig:
         pattern: {k: v for k, v in changes.items() if k != "table_bits"}
         for pattern, changes in quant.overrides.items()
     }
-    default = dataclasses.replace(quant.default, table_bits=table_bits)
+    default = quant.default.with_table_bits(table_bits)
     return dataclasses.replace(quant, default=default, overrides=overrides)
 
 

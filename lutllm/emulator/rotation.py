@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lutllm.emulator.jit import inline
-from lutllm.emulator.simd import add, f32x8, load, load_f32, store, store_f32, sub
+from lutllm.emulator.simd import add, butterflies, f32x8, load, load_f32, store, store_f32, sub
 
 
 @inline
@@ -14,32 +14,43 @@ def rotate(lin: Any, x: int, out: int) -> None:
     size = lin.in_features
     whole = size // 8 * 8 if lin.rotation >= 8 else 0
     for first in range(0, whole, 8):
-        _first_steps(x + 4 * first, out + 4 * first)
+        store(out + 4 * first, butterflies(load(f32x8, x + 4 * first)))
     for i in range(whole, size):
         store_f32(out + 4 * i, load_f32(x + 4 * i))
     h = 1
-    while h < lin.rotation:
-        done = whole if h < 8 else 0
-        for first in range(done, size // (2 * h) * 2 * h, 2 * h):
-            _butterfly(out + 4 * first, h)
+    while h < 8 and h < lin.rotation:
+        _steps(out, h, whole, size)
         h *= 2
+    while 2 * h < lin.rotation:
+        done = size // (4 * h) * 4 * h
+        for first in range(0, done, 4 * h):
+            _two_steps(out + 4 * first, h)
+        _steps(out, h, done, size)
+        h *= 4
+    if h < lin.rotation:
+        _steps(out, h, 0, size)
 
 
 @inline
-def _first_steps(x: int, out: int) -> None:
-    """The steps h = 1, 2, 4 of eight channels."""
-    a, b, c, d = load_f32(x), load_f32(x + 4), load_f32(x + 8), load_f32(x + 12)
-    e, f, g, h = load_f32(x + 16), load_f32(x + 20), load_f32(x + 24), load_f32(x + 28)
-    a, b, c, d, e, f, g, h = a + b, a - b, c + d, c - d, e + f, e - f, g + h, g - h
-    a, b, c, d, e, f, g, h = a + c, b + d, a - c, b - d, e + g, f + h, e - g, f - h
-    store_f32(out, a + e)
-    store_f32(out + 4, b + f)
-    store_f32(out + 8, c + g)
-    store_f32(out + 12, d + h)
-    store_f32(out + 16, a - e)
-    store_f32(out + 20, b - f)
-    store_f32(out + 24, c - g)
-    store_f32(out + 28, d - h)
+def _steps(x: int, h: int, start: int, size: int) -> None:
+    """The step h of x f32[size] behind the channels before `start`, which have it."""
+    for first in range(start, size // (2 * h) * 2 * h, 2 * h):
+        _butterfly(x + 4 * first, h)
+
+
+@inline
+def _two_steps(x: int, h: int) -> None:
+    """The steps h and 2 h of x f32[4 h], h a multiple of 8: half the loads and stores of each."""
+    quarter = 4 * h
+    for i in range(0, quarter, 32):
+        at = x + i
+        a, b = load(f32x8, at), load(f32x8, at + quarter)
+        c, d = load(f32x8, at + 2 * quarter), load(f32x8, at + 3 * quarter)
+        a, b, c, d = add(a, b), sub(a, b), add(c, d), sub(c, d)
+        store(at, add(a, c))
+        store(at + quarter, add(b, d))
+        store(at + 2 * quarter, sub(a, c))
+        store(at + 3 * quarter, sub(b, d))
 
 
 @inline

@@ -352,6 +352,26 @@ def twice(typingctx: Any, value: Any) -> Any:
     return kind(value), codegen
 
 
+@intrinsic
+def butterflies(typingctx: Any, value: Any) -> Any:
+    """For h = 1, 2, ... below the lanes: halves a, b of every 2 h lanes become a + b, a - b."""
+    if not isinstance(value, Vector) or not value.is_float:
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        lanes, mask = range(value.lanes), ir.VectorType(_I32, value.lanes)
+        (out,) = args
+        for h in (1 << k for k in range(value.lanes.bit_length() - 1)):
+            left = builder.shuffle_vector(out, out, ir.Constant(mask, [i & ~h for i in lanes]))
+            right = builder.shuffle_vector(out, out, ir.Constant(mask, [i | h for i in lanes]))
+            total, difference = builder.fadd(left, right), builder.fsub(left, right)
+            chosen = ir.Constant(mask, [i + value.lanes * bool(i & h) for i in lanes])
+            out = builder.shuffle_vector(total, difference, chosen)
+        return out
+
+    return value(value), codegen
+
+
 def _unary_float(name: str) -> Any:
     @intrinsic
     def operation(typingctx: Any, value: Any) -> Any:
