@@ -40,6 +40,7 @@ def normal_template(stages: int, count: int, vec_len: int) -> np.ndarray:
     Measured on normal vectors: with few sums a fit that starts from one stage is as good. With more
     it ends up in a worse optimum than one of many rounds on many vectors. With more than are
     searched at once, a number system is better than any fit, and a greedy search finds its nearest.
+    The array is the same in every call and not to be written.
     """
     sums, digits = count**stages, round(count ** (1 / vec_len))
     if stages > 1 and sums > JOINT_LIMIT and digits**vec_len == count:
@@ -268,8 +269,8 @@ def fit_stages(
         lloyd_one(points, weights, centroids[0], codes[0], iterations)
         return
     rest, best = np.empty_like(points), np.empty(points.shape[1], np.float32)
-    for _ in range(_rounds(template.shape[1] ** stages, iterations)):
-        _assign_stages(points, centroids, codes, True, best)
+    for r in range(_rounds(template.shape[1] ** stages, iterations)):
+        _assign_stages(points, centroids, codes, warm or r > 0, best)
         for s in range(stages):
             _subtract_stages(points, centroids, codes, s, rest)
             update_one(rest, weights, codes[s], best, centroids[s])
@@ -284,12 +285,10 @@ def _start(
     centroids: np.ndarray,
     codes: np.ndarray,
 ) -> None:
-    """Centroids and codes to improve. As `fit_stages`."""
+    """Centroids to improve. As `fit_stages`; codes are for work."""
     stages = centroids.shape[0]
     if len(template) == stages:
         place_template(points, weights, template, centroids)
-        if stages > 1:
-            _assign_stages(points, centroids, codes, False, np.empty(points.shape[1], np.float32))
         return
     rest = points.copy()
     for s in range(stages):
@@ -316,10 +315,10 @@ def code_group(
 ) -> float:
     """Codebook and codes of one position and row group; returns the weighted squared error in z.
 
-    w: f32[v, n] targets; weights: f32[n]; fixed: i32[S], given exponents, or FREE; template:
-    f32[S, K, v]; iterations: 0 codes with the codebook that is given as it is, else it is fitted,
-    from the one given when `warm`; integers: i8[S, K, v], exponents: i32[S], in (when given) and
-    out; codes: i32[S, n], in (when `warm`) and out; coded: f32[v, n] out, the coded values.
+    w: f32[v, n] targets; weights: f32[n]; fixed: i32[S], given exponents, or FREE; template: as
+    `normal_template`; iterations: 0 codes with the codebook that is given as it is, else it is
+    fitted, from the one given when `warm`; integers: i8[S, K, v], exponents: i32[S], in (when
+    given) and out; codes: i32[S, n], in (when `warm`) and out; coded: f32[v, n] out, the values.
     """
     stages, count, v = integers.shape
     n = w.shape[1]
