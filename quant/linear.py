@@ -60,8 +60,9 @@ class Effort:
     sweeps        coordinate descent sweeps
     correction    share of the residual stream's error so far that the linears which add to it are
                   fitted to take back
-    token_power   in these the squared error of a token counts by the energy of the residual stream
-                  to this power, inverted: 0 is the absolute error, 1 the relative one
+    token_power   in these, where activations have one coded stage, the squared error of a token
+                  counts by the energy of the residual stream to this power, inverted: 0 is the
+                  absolute error, 1 the relative one
     """
 
     damping: float = 0.01

@@ -26,7 +26,7 @@ from lutllm.artifact import (
     write_json,
 )
 from lutllm.checkpoint import Checkpoint
-from lutllm.config import QuantConfig
+from lutllm.config import LutConfig, QuantConfig
 from lutllm.hub_files import hub_config, write_hub_module
 from lutllm.lut_linear import LutLinear, stored_bytes
 from lutllm.model_config import LinearShape
@@ -196,8 +196,7 @@ def _quantize_layer(
     """Quantize the linears of a layer in the order they run and move both streams behind it.
 
     The linears that add to the residual stream are also to take back what it lacks: errors of
-    earlier linears reach them, and partly show in their inputs. What lacks is largest in the few
-    tokens of a hundred times the size of others, for which these linears would do all they can.
+    earlier linears reach them, and partly show in their inputs.
     """
     weights = decoder.layer(index)
     lacking = (streams.exact - streams.quantized).flatten(0, 1)
@@ -220,7 +219,7 @@ def _quantize_layer(
             linear_config,
             effort,
             seed,
-            token_weights=token_weights if adds else None,
+            token_weights=token_weights if adds and _coded_coarsely(linear_config) else None,
             lacking=effort.correction * lacking if adds and effort.correction else None,
         )
         if engine is None:
@@ -235,6 +234,15 @@ def _quantize_layer(
 
     streams.quantized = decoder.run_layer(streams.quantized, weights, apply)
     return done, errors
+
+
+def _coded_coarsely(config: LutConfig) -> bool:
+    """Whether errors of an activation are in proportion to it, and much of it.
+
+    Then a few tokens a hundred times the size of others lack most, and a linear that is to take
+    that back serves them alone. Measured: finer codes lose a little by weights of tokens.
+    """
+    return config.scheme == "co" and config.act_stages == 1
 
 
 def _token_weights(hidden: torch.Tensor, power: float) -> torch.Tensor:

@@ -238,7 +238,7 @@ def test_tokens_of_much_energy_do_not_cost_the_others(
             finish(self, record, hidden)
 
         monkeypatch.setattr(Workspace, "finish_layer", keep)
-        config = dataclasses.replace(CONFIG, head="int8")
+        config = QuantConfig(CONFIG.default, head="int8")
         run(checkpoint, tmp_path / f"out{power}", config, effort=Effort(token_power=power))
         monkeypatch.undo()
 
