@@ -60,9 +60,6 @@ class Effort:
     sweeps        coordinate descent sweeps
     correction    share of the residual stream's error so far that the linears which add to it are
                   fitted to take back
-    token_power   in these, where activations have one coded stage, the squared error of a token
-                  counts by the energy of the residual stream to this power, inverted: 0 is the
-                  absolute error, 1 the relative one
     """
 
     damping: float = 0.01
@@ -71,7 +68,6 @@ class Effort:
     sweeps: int = 3
     row_scale: bool = True
     correction: float = 1.0
-    token_power: float = 0.5
 
 
 def searches(config: LutConfig, effort: Effort) -> int:

@@ -26,7 +26,7 @@ from lutllm.artifact import (
     write_json,
 )
 from lutllm.checkpoint import Checkpoint
-from lutllm.config import LutConfig, QuantConfig
+from lutllm.config import QuantConfig
 from lutllm.hub_files import hub_config, write_hub_module
 from lutllm.lut_linear import LutLinear, stored_bytes
 from lutllm.model_config import LinearShape
@@ -201,7 +201,6 @@ def _quantize_layer(
     weights = decoder.layer(index)
     lacking = (streams.exact - streams.quantized).flatten(0, 1)
     streams.exact, inputs = decoder.run_with_inputs(streams.exact, weights)
-    token_weights = _token_weights(streams.exact, effort.token_power)
     done: list[LutLinear] = []
     errors: list[dict[str, Any]] = []
 
@@ -219,7 +218,6 @@ def _quantize_layer(
             linear_config,
             effort,
             seed,
-            token_weights=token_weights if adds and _coded_coarsely(linear_config) else None,
             lacking=effort.correction * lacking if adds and effort.correction else None,
         )
         if engine is None:
@@ -234,22 +232,6 @@ def _quantize_layer(
 
     streams.quantized = decoder.run_layer(streams.quantized, weights, apply)
     return done, errors
-
-
-def _coded_coarsely(config: LutConfig) -> bool:
-    """Whether errors of an activation are in proportion to it, and much of it.
-
-    Then a few tokens a hundred times the size of others lack most, and a linear that is to take
-    that back serves them alone. Measured: finer codes lose a little by weights of tokens.
-    """
-    return config.scheme == "co" and config.act_stages == 1
-
-
-def _token_weights(hidden: torch.Tensor, power: float) -> torch.Tensor:
-    """Energy of tokens to the power -`power`, of mean 1. hidden: f32[N, ctx, hidden] -> f32[T]."""
-    energy = hidden.flatten(0, 1).pow(2).mean(1).clamp(min=1e-20)
-    weights = energy.pow(-power)
-    return weights / weights.mean()
 
 
 def _layer_error(
