@@ -103,6 +103,15 @@ def column_norms(weight: torch.Tensor) -> np.ndarray:
     return np.maximum(norm, 1e-4 * max(float(norm.mean()), 1e-20)).astype(np.float32)
 
 
+def sample_tokens(tokens: int, limit: int, seed: int) -> np.ndarray:
+    """Which of `tokens` to look at where `limit` are enough: i64[at most limit], ascending.
+
+    Drawn at random: a regular step would meet the first token of every window, and those are
+    like no other.
+    """
+    return np.sort(np.random.default_rng(seed).permutation(tokens)[:limit])
+
+
 def fit_input(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -120,14 +129,14 @@ def fit_input(
     importance = (token_weights @ x.pow(2)).numpy() * norm**2
     perm = slot_order(importance, config.vec_len)
     slot_norm = np.where(perm < 0, 0, norm[np.maximum(perm, 0)]).astype(np.float32)
-    stride = max(1, len(x) // FIT_TOKENS)
-    y = gather_slots(x[::stride], perm, slot_norm).numpy()
+    drawn = torch.from_numpy(sample_tokens(len(x), FIT_TOKENS, seed))
+    y = gather_slots(x[drawn], perm, slot_norm).numpy()
     length = lengths(x.shape[1], config.rotation)[np.maximum(perm, 0)]
     if config.scheme == "weight":
         shared = config.codebook_positions > 1
         rho = _common_rho(y) if shared else _token_scaled_rho(y)
         return InputCode(perm, slot_norm, rho.reshape(-1, config.vec_len), length, None)
-    points, weights = y.reshape(-1, config.vec_len, y.shape[1]), token_weights[::stride].numpy()
+    points, weights = y.reshape(-1, config.vec_len, y.shape[1]), token_weights[drawn].numpy()
     unit = None
     if config.token_scale:
         unit = CENTROID_LIMIT / _reach(points)

@@ -21,6 +21,7 @@ from quant.activation import (
     gather_slots,
     input_codes,
     round_input,
+    sample_tokens,
 )
 from quant.codebook import searched_sums
 from quant.error_feedback import (
@@ -377,12 +378,8 @@ def _coded_uses(
 def _rounded_use(
     code: InputCode, config: LutConfig, x: torch.Tensor, weights: np.ndarray, seed: int
 ) -> list[TableUse]:
-    """A sample of the rounded activations x f32[T, D], scheme "weight", weights f32[T].
-
-    Drawn at random: a regular step would meet the first token of every window, and those are
-    like no other.
-    """
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(x))[:RANGE_TOKENS])
+    """A sample of the rounded activations x f32[T, D], scheme "weight", weights f32[T]."""
+    drawn = sample_tokens(len(x), RANGE_TOKENS, seed)
     scale = code.column_norm * code.rho.reshape(-1)
     z = gather_slots(x[torch.from_numpy(drawn)], code.perm, scale).numpy()
     x_int = np.rint(z * (127.0 / np.maximum(np.abs(z).max(axis=0), 1e-30)))

@@ -32,6 +32,7 @@ from lutllm.lut_linear import LutLinear, stored_bytes
 from lutllm.model_config import LinearShape
 from lutllm.progress import Progress
 from lutllm.version import __version__
+from quant.activation import sample_tokens
 from quant.baseline import relative_error, round_to_nearest
 from quant.engine import TableEngine
 from quant.head import head_bytes, quantize_head, stored_tensors, stored_values
@@ -227,7 +228,7 @@ def _quantize_layer(
         if adds:
             lacking.add_(weights.apply(shape, x_float)).sub_(output)
         done.append(result.linear)
-        errors.append(_layer_error(shape, weights, x_float, x, result.linear, output))
+        errors.append(_layer_error(shape, weights, x_float, x, result.linear, output, seed))
         return output
 
     streams.quantized = decoder.run_layer(streams.quantized, weights, apply)
@@ -241,14 +242,15 @@ def _layer_error(
     x_quant: torch.Tensor,
     linear: LutLinear,
     output: torch.Tensor,
+    seed: int,
 ) -> dict[str, Any]:
     """Distance to the float model's output, beside round-to-nearest of the weights at like bits.
 
     Both see the inputs behind the quantized prefix, on a sample of the tokens.
     """
-    stride = max(1, len(x_quant) // _ERROR_TOKENS)
-    exact = weights.apply(shape, x_float[::stride])
-    sample, found = x_quant[::stride], output[::stride]
+    drawn = torch.from_numpy(sample_tokens(len(x_quant), _ERROR_TOKENS, seed))
+    exact = weights.apply(shape, x_float[drawn])
+    sample, found = x_quant[drawn], output[drawn]
     bits = max(2, round(linear.config.index_bits_per_weight))
     rounded = sample @ round_to_nearest(weights.weight[shape.name], bits).t()
     bias = weights.bias[shape.name]

@@ -20,6 +20,7 @@ from quant.activation import (
     gather_slots,
     input_codes,
     round_input,
+    sample_tokens,
     slot_order,
     take_centroids,
 )
@@ -53,6 +54,16 @@ CONFIGS = [
     SHARED,
     dataclasses.replace(SHARED, codebook_positions=7, weight_stages=1),
 ]
+
+
+def test_a_sample_meets_the_first_tokens_of_windows_as_often_as_they_are() -> None:
+    """One in 512, where a step of four would meet them once in 128."""
+    drawn = sample_tokens(1 << 16, 1 << 14, seed=3)
+    assert len(drawn) == 1 << 14
+    assert (np.diff(drawn) > 0).all()
+    assert drawn[-1] < 1 << 16
+    assert 12 <= (drawn % 512 == 0).sum() <= 52  # of 32 expected, four standard deviations
+    np.testing.assert_array_equal(sample_tokens(7, 16, seed=3), np.arange(7))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
