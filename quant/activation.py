@@ -112,6 +112,29 @@ def sample_tokens(tokens: int, limit: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(tokens)[:limit])
 
 
+def sample_by_energy(energy: np.ndarray, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Some `limit` tokens for sums that a few tokens may dominate: what is drawn, and its weights.
+
+    energy: f[T] -> i64[n] ascending, f32[n]. A token is drawn with a probability, at most 1, half
+    of which is the same for all and half in proportion to its energy; it counts by the inverse, so
+    that weighted sums are on average those over all tokens. All are taken where there are no more.
+    """
+    tokens = len(energy)
+    if tokens <= limit:
+        return np.arange(tokens), np.ones(tokens, np.float32)
+    share = 0.5 + 0.5 * energy.astype(np.float64) / max(float(energy.mean(dtype=np.float64)), 1e-30)
+    certain = np.zeros(tokens, bool)
+    while True:
+        scale = (limit - certain.sum()) / share[~certain].sum()
+        more = ~certain & (scale * share >= 1)
+        if not more.any():
+            break
+        certain |= more
+    probability = np.where(certain, 1.0, scale * share)
+    drawn = np.flatnonzero(np.random.default_rng(seed).random(tokens) < probability)
+    return drawn, (1 / probability[drawn]).astype(np.float32)
+
+
 def fit_input(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -126,20 +149,25 @@ def fit_input(
     if token_weights is None:
         token_weights = torch.ones(len(x))
     norm = column_norms(weight)
-    importance = (token_weights @ x.pow(2)).numpy() * norm**2
+    squares = x.pow(2)
+    importance = (token_weights @ squares).numpy() * norm**2
     perm = slot_order(importance, config.vec_len)
     slot_norm = np.where(perm < 0, 0, norm[np.maximum(perm, 0)]).astype(np.float32)
-    drawn = torch.from_numpy(sample_tokens(len(x), FIT_TOKENS, seed))
-    y = gather_slots(x[drawn], perm, slot_norm).numpy()
     length = lengths(x.shape[1], config.rotation)[np.maximum(perm, 0)]
     if config.scheme == "weight":
+        drawn = sample_tokens(len(x), FIT_TOKENS, seed)
+        y = gather_slots(x[torch.from_numpy(drawn)], perm, slot_norm).numpy()
         shared = config.codebook_positions > 1
         rho = _common_rho(y) if shared else _token_scaled_rho(y)
         return InputCode(perm, slot_norm, rho.reshape(-1, config.vec_len), length, None)
-    points, weights = y.reshape(-1, config.vec_len, y.shape[1]), token_weights[drawn].numpy()
+    energy = token_weights * (squares @ torch.from_numpy(norm**2))
+    drawn, weights = sample_by_energy(energy.numpy(), FIT_TOKENS, seed)
+    y = gather_slots(x[torch.from_numpy(drawn)], perm, slot_norm).numpy()
+    points = y.reshape(-1, config.vec_len, len(drawn))
+    weights = weights * token_weights[drawn].numpy()
     unit = None
     if config.token_scale:
-        unit = CENTROID_LIMIT / _reach(points)
+        unit = CENTROID_LIMIT / _reach(points, weights)
         points = points * unit[:, None, None]
         token_unit = _token_unit(points)
         points, weights = points / token_unit, weights * np.square(token_unit)
@@ -148,8 +176,8 @@ def fit_input(
     return InputCode(perm, slot_norm, rho, length, codebook)
 
 
-def _reach(points: np.ndarray) -> np.ndarray:
-    """What brings positions to a common range: f32[P, v, n] -> f32[P].
+def _reach(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """What brings positions to a common range: f32[P, v, n], f32[n] -> f32[P].
 
     The geometric mean of root mean square and maximum of the position's stronger channel. With
     the former alone positions of heavy tails would set the scale of most tokens, with the latter
@@ -157,7 +185,7 @@ def _reach(points: np.ndarray) -> np.ndarray:
     hardly used must not set the scale of other text: it gets the range of the strongest position.
     """
     top = np.abs(points).max(axis=2)
-    rms = np.sqrt(np.square(points).mean(axis=2))
+    rms = np.sqrt(np.square(points) @ (weights / weights.sum()))
     reach = np.sqrt(top * rms).max(axis=1)
     largest = max(float(reach.max()), 1e-20)
     return np.where(reach > 1e-4 * largest, reach, largest).astype(np.float32)

@@ -14,7 +14,6 @@ from sklearn.cluster import kmeans_plusplus
 
 #: From this many coordinates per codebook on, faiss is faster than the compiled loop.
 FAISS_COORDINATES = 1024
-_SEED_SAMPLE = 1024
 _CHUNK = 512
 
 
@@ -172,26 +171,26 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.float32:
 def seed_one(
     points: np.ndarray, weights: np.ndarray, centroids: np.ndarray, state: np.ndarray
 ) -> None:
-    """k-means++ seeding on an evenly spaced sample. weights: f32[n]; centroids: f32[K, v] out."""
+    """k-means++ seeding. points: f32[v, n]; weights: f32[n]; centroids: f32[K, v] out.
+
+    All points are candidates: in a sample the few of great weight may be missing, and Lloyd
+    iterations do not move a centroid to them from far away.
+    """
     v, n = points.shape
-    step = max(1, n // _SEED_SAMPLE)
-    sample = np.ascontiguousarray(points[:, ::step])
-    mass = np.ascontiguousarray(weights[::step])
-    m = sample.shape[1]
-    gap = np.ones(m, np.float32)
-    dist = np.empty(m, np.float32)
+    gap = np.ones(n, np.float32)
+    dist = np.empty(n, np.float32)
     for k in range(centroids.shape[0]):
-        target = _next_random(state) * _dot(mass, gap)
-        chosen, running = m - 1, 0.0
-        for i in range(m):
-            running += mass[i] * gap[i]
+        target = _next_random(state) * _dot(weights, gap)
+        chosen, running = n - 1, 0.0
+        for i in range(n):
+            running += weights[i] * gap[i]
             if running > target:
                 chosen = i
                 break
         for j in range(v):
-            centroids[k, j] = sample[j, chosen]
-        _distances(sample, centroids[k], dist)
-        for i in range(m):
+            centroids[k, j] = points[j, chosen]
+        _distances(points, centroids[k], dist)
+        for i in range(n):
             gap[i] = dist[i] if k == 0 else min(gap[i], dist[i])
 
 

@@ -81,3 +81,16 @@ def test_chebyshev_centroids_are_the_means_of_their_points() -> None:
     for k in range(6):
         mean = points[0][:, codes == k].mean(1)
         assert np.allclose(mean, centroids[0, k], atol=1e-5)
+
+
+def test_few_points_of_great_weight_find_centroids() -> None:
+    """First tokens of windows: one in 512, far away and spread out there."""
+    rng = np.random.default_rng(4)
+    points = 0.01 * rng.standard_normal((1, 2, 8192)).astype(np.float32)
+    weights = np.ones(8192, np.float32)
+    heavy = np.arange(5, 8192, 512)
+    points[0, :, heavy] = np.stack([50 + np.arange(16), rng.random(16)], 1)
+    weights[heavy] = 1e4
+    (centroids,) = kmeans(points, 32, 15, 0, weights)
+    gaps = points[0][:, heavy].T[:, None] - centroids[None]
+    assert (gaps**2).sum(-1).min(1).max() < 0.3

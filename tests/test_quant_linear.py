@@ -20,6 +20,7 @@ from quant.activation import (
     gather_slots,
     input_codes,
     round_input,
+    sample_by_energy,
     sample_tokens,
     slot_order,
     take_centroids,
@@ -64,6 +65,26 @@ def test_a_sample_meets_the_first_tokens_of_windows_as_often_as_they_are() -> No
     assert drawn[-1] < 1 << 16
     assert 12 <= (drawn % 512 == 0).sum() <= 52  # of 32 expected, four standard deviations
     np.testing.assert_array_equal(sample_tokens(7, 16, seed=3), np.arange(7))
+
+
+def test_a_sample_by_energy_keeps_the_tokens_that_hold_it() -> None:
+    rng = np.random.default_rng(0)
+    energy = rng.random(1 << 15).astype(np.float32)
+    energy[::512] = 1e5
+    drawn, weights = sample_by_energy(energy, 1 << 12, seed=1)
+    assert abs(len(drawn) - (1 << 12)) < 250  # four standard deviations
+    assert np.isin(np.arange(0, 1 << 15, 512), drawn).all()
+    np.testing.assert_array_equal(weights[drawn % 512 == 0], 1)
+    # sums over the others, of numbers and of energy, are what they are over all
+    others = drawn % 512 != 0
+    mask = np.arange(1 << 15) % 512 != 0
+    np.testing.assert_allclose(weights[others].sum(), mask.sum(), rtol=0.07)
+    np.testing.assert_allclose(
+        weights[others] @ energy[drawn[others]], energy[mask].sum(), rtol=0.07
+    )
+    everyone, alike = sample_by_energy(energy, 1 << 15, seed=1)
+    np.testing.assert_array_equal(everyone, np.arange(1 << 15))
+    np.testing.assert_array_equal(alike, 1)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
