@@ -15,9 +15,10 @@ from calib.text import default_text
 from lutllm.artifact import Artifact, artifact_hash, read_json
 from lutllm.cli import main
 from lutllm.errors import ArtifactError, ConfigError, ResourceError
+from lutllm.recipes import RECIPES
 from quant import distill as training
 from quant import resources
-from quant.refine import Schedule
+from quant.refine import Schedule, usual_step
 from tests.embedded import MODEL, SAMPLE, embedded_artifact
 from tests.test_tied_head import untied
 
@@ -121,13 +122,23 @@ def test_the_command(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert found["distillation"]["steps"] >= 1
     assert 1 < found["perplexity_before"] < found["perplexity_after"]
     words.remove("--json")
-    more = [*words, "-o", str(tmp_path / "more"), "--steps", "1", "--learning-rate", "0.002"]
+    more = [*words, "-o", str(tmp_path / "more"), "--steps", "1", "--learning-rate", "0.003"]
     assert main(more) == 0
-    assert found["distillation"]["learning_rate"] == 0.003
-    assert read_json(tmp_path / "more" / "report.json")["distillation"]["learning_rate"] == 0.002
+    assert found["distillation"]["learning_rate"] == 0.002
+    assert found["distillation"]["windows_per_step"] == 1
+    assert read_json(tmp_path / "more" / "report.json")["distillation"]["learning_rate"] == 0.003
     shown = capsys.readouterr().out
     assert "divergence" in shown
     assert "perplexity after" in shown
+
+
+@pytest.mark.parametrize(
+    ("recipe", "step"),
+    [("paper", (2e-3, 1)), ("tiny", (2e-3, 1)), ("balanced", (1.5e-3, 2)), ("accurate", (6e-4, 2))],
+)
+def test_coarse_codes_take_more_and_smaller_steps(recipe: str, step: tuple[float, int]) -> None:
+    names = [f"model.layers.0.mlp.{name}" for name in ("gate_up_proj", "down_proj")]
+    assert usual_step(RECIPES[recipe].quant(), names) == step
 
 
 def test_refusals_come_before_any_work(text: Path, tmp_path: Path) -> None:

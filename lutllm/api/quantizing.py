@@ -195,9 +195,10 @@ def distill(
 
     reference    the checkpoint that the artifact was made of; it has to fit in memory
     minutes      about how long to train codebooks, scales and norms, or
-    steps        how often, 1,024 tokens each: the same bytes on a machine of any speed
+    steps        how often, 512 tokens each up to 2.5 index bits, else 1,024: the same bytes on a
+                 machine of any speed
     learning_rate  the largest of the run, relative to the size of a codebook, at most 0.1; None
-                 for one that helps at the artifact's index bits: 0.003 up to 2.5, 0.0015 up to 3.5,
+                 for one that helps at the artifact's index bits: 0.002 up to 2.5, 0.0015 up to 3.5,
                  else 0.0006
     calib        text to train on, all of it; None takes the one that ships with lutllm
     eval_text, eval_tokens  as for `quantize`

@@ -46,14 +46,15 @@ def add_parser(commands: Any) -> None:
         type=positive,
         default=0,
         metavar="N",
-        help="how many steps of 1,024 tokens: the same bytes on a machine of any speed",
+        help="how many steps of 1,024 tokens, or 512 up to 2.5 index bits: the same bytes on a "
+        "machine of any speed",
     )
     parser.add_argument(
         "--learning-rate",
         type=non_negative_number,
         metavar="X",
         help="largest rate of the run; less suits an artifact that is trained already (default: "
-        "by index bits, 0.003 at 2, 0.0006 at 4)",
+        "by index bits, 0.002 at 2, 0.0006 at 4)",
     )
     add_texts(parser)
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
