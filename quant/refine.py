@@ -67,8 +67,8 @@ class Schedule:
 def usual_step(config: QuantConfig, linears: list[str]) -> tuple[float, int]:
     """A rate that helps at the model's index bits, and windows of a step.
 
-    Measured: coarse codes gain most from large steps, and from twice as many of half the tokens;
-    at 4 bits a rate of 2e-3 does harm.
+    Measured: coarse codes gain most from large steps, and `paper` sooner from twice as many of half
+    the tokens; at 4 bits a rate of 2e-3 does harm.
     """
     bits = _index_bits(config, linears)
     if bits <= 2.5:
