@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ _HELD_OUT = 4
 _CTX = 512
 #: Upper limit of steps when only a time is given; the time decides.
 _MANY_STEPS = 100_000
-#: Far beyond every rate that has helped (`usual_step`).
+#: Far beyond every rate that has helped (`usual_training`).
 _MAX_RATE = 0.1
 
 
@@ -40,7 +41,7 @@ class Schedule:
     minutes        about how long, or
     steps          exactly how often, the same bytes on a machine of any speed; the other is 0
     learning_rate  the largest of the run, relative to the size of a codebook; None for one that
-                   helps at the model's index bits (`usual_step`)
+                   helps at the model's index bits (`usual_training`)
     """
 
     minutes: float = 0
@@ -64,16 +65,18 @@ class Schedule:
         return begun + 60 * self.minutes if self.minutes else None
 
 
-def usual_step(config: QuantConfig, linears: list[str]) -> tuple[float, int]:
-    """A rate that helps at the model's index bits, and windows of a step.
+def usual_training(config: QuantConfig, linears: list[str]) -> DistillConfig:
+    """Rates, windows of a step and loss that help at the model's index bits; steps are not set.
 
     Measured: coarse codes gain most from large steps, and `paper` sooner from twice as many of half
-    the tokens; at 4 bits a rate of 2e-3 does harm.
+    the tokens that see hidden states too; at 4 bits a rate of 2e-3 does harm.
     """
     bits = _index_bits(config, linears)
     if bits <= 2.5:
-        return 2e-3, 1
-    return (1.5e-3, 2) if bits <= 3.5 else (6e-4, 2)
+        return DistillConfig(
+            windows=1, learning_rate=2e-3, scale_rate=1, act_rate=1, layer_weight=8, memory=0.99
+        )
+    return DistillConfig(learning_rate=1.5e-3 if bits <= 3.5 else 6e-4)
 
 
 def multiply_dtype(config: QuantConfig, linears: list[str]) -> torch.dtype | None:
@@ -146,9 +149,12 @@ def estimate_training_rss(model: ModelConfig, config: QuantConfig) -> int:
         codes += stages * positions * shape.out_features
         books += stages * positions * int(np.prod(book_shape))
         kept += wide * shape.in_features + 4 * shape.out_features
-    tokens = usual_step(config, names)[1] * _CTX
+    usual = usual_training(config, names)
+    tokens = usual.windows * _CTX
+    # both models' hidden states behind every layer, and what their error keeps for its gradient
+    states = 16 * model.hidden_size * model.num_hidden_layers if usual.layer_weight else 0
     floats = wide * (weights + 2 * rows) + 20 * books
-    return (700 << 20) + floats + codes + int(2.5 * tokens * kept)
+    return (700 << 20) + floats + codes + int(tokens * (2.5 * kept + states))
 
 
 def _train(
@@ -164,11 +170,11 @@ def _train(
     begun = time.monotonic()
     kept = (2 * np.arange(_HELD_OUT) + 1) * len(windows) // (2 * _HELD_OUT)
     names = [s.name for s in artifact.model.linears()]
-    rate, count = usual_step(artifact.quant, names)
-    settings = DistillConfig(
+    usual = usual_training(artifact.quant, names)
+    settings = dataclasses.replace(
+        usual,
         steps=schedule.steps or _MANY_STEPS,
-        windows=count,
-        learning_rate=schedule.learning_rate or rate,
+        learning_rate=schedule.learning_rate or usual.learning_rate,
         seed=artifact.quant.seed,
         dtype=multiply_dtype(artifact.quant, names),
     )
