@@ -7,8 +7,7 @@ weights, captures their inputs, or runs quantized ones.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,11 +26,6 @@ if TYPE_CHECKING:
 ApplyLinear = Callable[[LinearShape, torch.Tensor], torch.Tensor]
 #: Windows that run through a layer at once where there are many.
 _WINDOWS = 4
-
-
-def last(states: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The last of a sequence, none of the others kept."""
-    return deque(states, maxlen=1).pop()
 
 
 @dataclass
@@ -182,24 +176,12 @@ class ResidentDecoder:
         self.head = head.to(dtype)
 
     @torch.no_grad()
-    def states(self, ids: np.ndarray) -> Iterator[torch.Tensor]:
-        """Hidden states of the embedding and behind each layer, f32[N, ctx, hidden].
-
-        ids: i64[N, ctx].
-        """
-        hidden = self.decoder.embed(ids)
-        yield hidden
-        for weights in self.layers:
-            hidden = self.decoder.run_layer(hidden, weights, weights.apply)
-            yield hidden
-
-    def normalised(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the head multiplies, from the hidden states behind the last layer."""
-        return rms_norm(hidden, self.norm, self.decoder.config.rms_norm_eps)
-
     def hidden(self, ids: np.ndarray) -> torch.Tensor:
         """Normalised last hidden states f32[N, ctx, hidden]. ids: i64[N, ctx]."""
-        return self.normalised(last(self.states(ids)))
+        hidden = self.decoder.embed(ids)
+        for weights in self.layers:
+            hidden = self.decoder.run_layer(hidden, weights, weights.apply)
+        return rms_norm(hidden, self.norm, self.decoder.config.rms_norm_eps)
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """ids: i64[T] -> f32[T, vocab]."""

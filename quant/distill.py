@@ -1,17 +1,14 @@
 """Distillation: codebooks, output scales and norms trained towards the float model's predictions.
 
 The loss is the Kullback-Leibler divergence from the float model to the quantized one over the whole
-vocabulary and, where the two are far apart, the error of hidden states behind every layer. Codes
-stay as they are; codebooks and, given an engine, table entries are rounded in every forward pass,
-so what is trained is what will run.
+vocabulary. Codes stay as they are; codebooks and, given an engine, table entries are rounded in
+every forward pass, so what is trained is what will run.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from calib.decoder import FloatDecoder, LayerWeights, ResidentDecoder, last
+from calib.decoder import FloatDecoder, LayerWeights, ResidentDecoder
 from calib.matmul import fast_dtype
 from calib.operators import rms_norm
 from lutllm.artifact import Artifact
@@ -32,7 +29,6 @@ from lutllm.progress import Progress
 from quant.divergence import divergence
 from quant.engine import TableEngine
 from quant.head import stored_values
-from quant.layer_error import layer_error
 from quant.state import load_arrays, save_arrays
 from quant.student import StudentLinear
 
@@ -52,12 +48,6 @@ class DistillConfig:
 
     Norm weights and output scales learn at `scale_rate` times that rate, activation codebooks at
     `act_rate` times it.
-
-    layer_weight: of the error of hidden states behind all layers beside the divergence, see
-    `quant.layer_error`, at first; it falls as the rate does.
-
-    memory: of Adam for squares of gradients. Where all learns at the full rate, a short one lets a
-    step go far astray behind some small gradients.
     """
 
     steps: int = 100
@@ -65,8 +55,6 @@ class DistillConfig:
     learning_rate: float = 1e-3
     scale_rate: float = 0.3
     act_rate: float = 0.3
-    layer_weight: float = 0.0
-    memory: float = 0.95
     warmup: float = 0.05
     seed: int = 0
     dtype: torch.dtype | None = None
@@ -77,13 +65,10 @@ class DistillConfig:
                 raise ConfigError(f"distillation: {name} is {getattr(self, name)}; at least 1")
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then as `fade`."""
+        """Learning rate of a step: linear warm-up, then a cosine to 2 per cent."""
         warm = min(1.0, (step + 1) / max(1.0, self.warmup * self.steps))
-        return self.learning_rate * warm * self.fade(step)
-
-    def fade(self, step: int) -> float:
-        """A cosine from 1 to 2 per cent."""
-        return 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.steps)) + 0.02
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.learning_rate * warm * (0.98 * cosine + 0.02)
 
 
 @dataclass
@@ -140,13 +125,9 @@ class Student:
         head = torch.from_numpy(artifact.float32(artifact.head_name)).to(dtype)
         return cls(decoder, artifact.quant, layers, linears, final, head, norms)
 
-    def states(self, ids: np.ndarray) -> Iterator[torch.Tensor]:
-        """Hidden states of the embedding and behind each layer, f32[N, ctx, hidden].
-
-        ids: i64[N, ctx].
-        """
+    def hidden(self, ids: np.ndarray) -> torch.Tensor:
+        """Normalised last hidden states f32[N, ctx, hidden]. ids: i64[N, ctx]."""
         hidden = stored_values(self.decoder.embed(ids), self.config)
-        yield hidden
         for weights, linears in zip(self.layers, self.linears, strict=True):
 
             def apply(
@@ -157,15 +138,7 @@ class Student:
                 return linears[shape.name].apply(x)
 
             hidden = self.decoder.run_layer(hidden, weights, apply)
-            yield hidden
-
-    def normalised(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the head multiplies, from the hidden states behind the last layer."""
         return rms_norm(hidden, self.final_norm, self.decoder.config.rms_norm_eps)
-
-    def hidden(self, ids: np.ndarray) -> torch.Tensor:
-        """Normalised last hidden states f32[N, ctx, hidden]. ids: i64[N, ctx]."""
-        return self.normalised(last(self.states(ids)))
 
     def groups(self, config: DistillConfig) -> list[dict[str, Any]]:
         """Adam parameter groups; `factor` scales the rate to the size of the parameter."""
@@ -212,9 +185,7 @@ def distill(
     decoder = FloatDecoder(checkpoint, dtype)
     teacher = ResidentDecoder(decoder, dtype)
     student = Student.from_artifact(artifact, decoder, dtype, engine)
-    optimizer = torch.optim.Adam(
-        student.groups(config), lr=1.0, betas=(0.9, config.memory), fused=True
-    )
+    optimizer = torch.optim.Adam(student.groups(config), lr=1.0, betas=(0.9, 0.95), fused=True)
     order = np.random.default_rng(config.seed).permutation(len(windows))
     record: dict[str, Any] = {"steps": config.steps, "curve": [], "held_out_curve": []}
     first = _restore(state_path, student, optimizer, record)
@@ -229,7 +200,7 @@ def distill(
             chosen = order[
                 np.arange(step * config.windows, (step + 1) * config.windows) % len(order)
             ]
-            loss = _train_step(student, teacher, windows[chosen], optimizer, config, step)
+            loss = _train_step(student, teacher, windows[chosen], optimizer, config.rate(step))
             record["curve"].append(round(loss, 5))
             step += 1
             done = step - first
@@ -273,24 +244,16 @@ def _train_step(
     teacher: ResidentDecoder,
     ids: np.ndarray,
     optimizer: torch.optim.Optimizer,
-    config: DistillConfig,
-    step: int,
+    rate: float,
 ) -> float:
-    """One Adam step; returns the divergence before it."""
-    keep = None if config.layer_weight else 1
-    theirs, ours = deque(teacher.states(ids), keep), deque(student.states(ids), keep)
-    target = teacher.normalised(theirs[-1]).flatten(0, 1)
-    hidden = student.normalised(ours[-1]).flatten(0, 1)
+    """One Adam step; returns the loss before it."""
+    target = teacher.hidden(ids).flatten(0, 1)
+    hidden = student.hidden(ids).flatten(0, 1)
     loss, gradient = divergence(hidden, target, (student.head, teacher.head), gradient=True)
-    ends, gradients = [hidden], [gradient]
-    if config.layer_weight:
-        weight = config.layer_weight * config.fade(step)
-        ends.append(weight * layer_error(list(ours)[1:], list(theirs)[1:]))
-        gradients.append(None)
     optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(ends, gradients)
+    hidden.backward(gradient)
     for group in optimizer.param_groups:
-        group["lr"] = config.rate(step) * group["factor"]
+        group["lr"] = rate * group["factor"]
     optimizer.step()
     return loss
 

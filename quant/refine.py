@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ _HELD_OUT = 4
 _CTX = 512
 #: Upper limit of steps when only a time is given; the time decides.
 _MANY_STEPS = 100_000
-#: Far beyond every rate that has helped (`usual_training`).
+#: Far beyond every rate that has helped (`usual_step`).
 _MAX_RATE = 0.1
 
 
@@ -41,7 +40,7 @@ class Schedule:
     minutes        about how long, or
     steps          exactly how often, the same bytes on a machine of any speed; the other is 0
     learning_rate  the largest of the run, relative to the size of a codebook; None for one that
-                   helps at the model's index bits (`usual_training`)
+                   helps at the model's index bits (`usual_step`)
     """
 
     minutes: float = 0
@@ -65,18 +64,16 @@ class Schedule:
         return begun + 60 * self.minutes if self.minutes else None
 
 
-def usual_training(config: QuantConfig, linears: list[str]) -> DistillConfig:
-    """Rates, windows of a step and loss that help at the model's index bits; steps are not set.
+def usual_step(config: QuantConfig, linears: list[str]) -> tuple[float, int]:
+    """A rate that helps at the model's index bits, and windows of a step.
 
-    Measured: coarse codes gain most from large steps, and `paper` sooner from twice as many of half
-    the tokens that see hidden states too; at 4 bits a rate of 2e-3 does harm.
+    Measured: coarse codes gain most from large steps, and from twice as many of half the tokens;
+    at 4 bits a rate of 2e-3 does harm.
     """
     bits = _index_bits(config, linears)
     if bits <= 2.5:
-        return DistillConfig(
-            windows=1, learning_rate=2e-3, scale_rate=1, act_rate=1, layer_weight=8, memory=0.99
-        )
-    return DistillConfig(learning_rate=1.5e-3 if bits <= 3.5 else 6e-4)
+        return 2e-3, 1
+    return (1.5e-3, 2) if bits <= 3.5 else (6e-4, 2)
 
 
 def multiply_dtype(config: QuantConfig, linears: list[str]) -> torch.dtype | None:
@@ -149,12 +146,9 @@ def estimate_training_rss(model: ModelConfig, config: QuantConfig) -> int:
         codes += stages * positions * shape.out_features
         books += stages * positions * int(np.prod(book_shape))
         kept += wide * shape.in_features + 4 * shape.out_features
-    usual = usual_training(config, names)
-    tokens = usual.windows * _CTX
-    # both models' hidden states behind every layer, and what their error keeps for its gradient
-    states = 16 * model.hidden_size * model.num_hidden_layers if usual.layer_weight else 0
+    tokens = usual_step(config, names)[1] * _CTX
     floats = wide * (weights + 2 * rows) + 20 * books
-    return (700 << 20) + floats + codes + int(tokens * (2.5 * kept + states))
+    return (700 << 20) + floats + codes + int(2.5 * tokens * kept)
 
 
 def _train(
@@ -170,11 +164,11 @@ def _train(
     begun = time.monotonic()
     kept = (2 * np.arange(_HELD_OUT) + 1) * len(windows) // (2 * _HELD_OUT)
     names = [s.name for s in artifact.model.linears()]
-    usual = usual_training(artifact.quant, names)
-    settings = dataclasses.replace(
-        usual,
+    rate, count = usual_step(artifact.quant, names)
+    settings = DistillConfig(
         steps=schedule.steps or _MANY_STEPS,
-        learning_rate=schedule.learning_rate or usual.learning_rate,
+        windows=count,
+        learning_rate=schedule.learning_rate or rate,
         seed=artifact.quant.seed,
         dtype=multiply_dtype(artifact.quant, names),
     )

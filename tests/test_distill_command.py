@@ -18,7 +18,7 @@ from lutllm.errors import ArtifactError, ConfigError, ResourceError
 from lutllm.recipes import RECIPES
 from quant import distill as training
 from quant import resources
-from quant.refine import Schedule, usual_training
+from quant.refine import Schedule, usual_step
 from tests.embedded import MODEL, SAMPLE, embedded_artifact
 from tests.test_tied_head import untied
 
@@ -133,22 +133,12 @@ def test_the_command(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    ("recipe", "rate", "windows", "layer_weight"),
-    [
-        ("paper", 2e-3, 1, 8),
-        ("tiny", 2e-3, 1, 8),
-        ("balanced", 1.5e-3, 2, 0),
-        ("accurate", 6e-4, 2, 0),
-    ],
+    ("recipe", "step"),
+    [("paper", (2e-3, 1)), ("tiny", (2e-3, 1)), ("balanced", (1.5e-3, 2)), ("accurate", (6e-4, 2))],
 )
-def test_coarse_codes_take_more_and_smaller_steps(
-    recipe: str, rate: float, windows: int, layer_weight: float
-) -> None:
+def test_coarse_codes_take_more_and_smaller_steps(recipe: str, step: tuple[float, int]) -> None:
     names = [f"model.layers.0.mlp.{name}" for name in ("gate_up_proj", "down_proj")]
-    usual = usual_training(RECIPES[recipe].quant(), names)
-    assert usual.learning_rate == rate
-    assert usual.windows == windows
-    assert usual.layer_weight == layer_weight
+    assert usual_step(RECIPES[recipe].quant(), names) == step
 
 
 def test_refusals_come_before_any_work(text: Path, tmp_path: Path) -> None:
