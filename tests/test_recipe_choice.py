@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from lutllm.accuracy import records
 from lutllm.cli import main
 from lutllm.errors import ConfigError
 from lutllm.recipes import RECIPES, recipe
+from quant import recipe_choice
 from tests.embedded import MODEL
 
 RATIOS = records()[0].ratios
@@ -44,7 +46,8 @@ def test_the_most_accurate_that_fits(plans, quantity):
 
 
 def test_both_limits_hold(plans):
-    best, second = ORDER[:2]
+    best = ORDER[0]
+    second = next(n for n in ORDER if all(plans[n][q] < plans[best][q] for q in LIMITS))
     bits, size = (plans[second][q] / unit for q, (_, unit) in LIMITS.items())
     both = lutllm.choose_recipe(MODEL, max_bits=1.001 * bits, max_mb=1000)
     assert both["recipe"] == second
@@ -58,8 +61,16 @@ def test_the_reason_names_what_was_passed_over():
     reason = lutllm.choose_recipe(MODEL, max_bits=0.999 * bits)["reason"]
     assert f"{ORDER[0]} takes {bits:.2f} bits" in reason
     assert records()[0].model in reason
-    for name in set(RECIPES) - set(RATIOS):
-        assert name in reason.split("not considered")[1]
+
+
+def test_recipes_without_a_record_are_named(monkeypatch):
+    measured = {name: ratio for name, ratio in RATIOS.items() if name != "lossless"}
+    record = dataclasses.replace(records()[0], ratios=measured)
+    monkeypatch.setattr(recipe_choice, "records", lambda: [record])
+    chosen = lutllm.choose_recipe(MODEL, max_bits=100)
+    assert chosen["recipe"] == min(measured, key=lambda name: measured[name])
+    passed_over = chosen["reason"].split("; not considered, since not measured: ")[1].split(", ")
+    assert set(passed_over) == set(RECIPES) - set(measured)
 
 
 def test_head_counts():
